@@ -1,0 +1,23 @@
+//! The vocabulary of Highwater: names, offsets, schemas, envelopes, canonical bytes, and the traits
+//! through which the rest of the program meets time and chance.
+//!
+//! Nothing here does I/O and nothing here knows how events are stored or served. Every other room
+//! may import this one; this one imports none.
+
+pub mod canonical;
+pub mod clock;
+pub mod columns;
+pub mod identity;
+pub mod name;
+pub mod random;
+pub mod reaction;
+pub mod schema;
+pub mod time;
+
+pub use canonical::{Digest128, canonical_json};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use identity::Principal;
+pub use name::{NameError, Offset, Partition, StreamName, StreamPartition};
+pub use random::{Randomness, SeededRandomness, SystemRandomness};
+pub use reaction::Reaction;
+pub use schema::{Column, SchemaError, StreamOptions, StreamSchema};

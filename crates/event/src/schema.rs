@@ -1,0 +1,229 @@
+//! What a stream looks like: its columns and the roles that some of them play.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use crate::columns;
+use crate::name::StreamName;
+
+/// A declared column.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    /// Lower-case name.
+    pub name: String,
+    /// Arrow type; nested types are structs and lists.
+    pub data_type: DataType,
+    /// False for `NOT NULL`.
+    pub nullable: bool,
+    /// Declared (or inherited) as SENSITIVE: readers see the mask.
+    pub sensitive: bool,
+    /// Text that must hold a JSON value.
+    pub json: bool,
+}
+
+/// The `WITH (…)` of a stream.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StreamOptions {
+    /// Columns that together identify an event for deduplication; empty: every event is new.
+    pub event_id: Vec<String>,
+    /// Column with the event's own time; absent: the time it is recorded.
+    pub event_time: Option<String>,
+    /// Column whose value chooses the partition.
+    pub key: Option<String>,
+    /// How many partitions, at least 1.
+    pub partitions: u32,
+    /// Keep the stream in the lake.
+    pub lake: bool,
+    /// Names under which the page reader also knows a column (alias → column).
+    pub aliases: BTreeMap<String, String>,
+    /// Columns that a reader gets only by name.
+    pub hidden: Vec<String>,
+}
+
+/// A stream's name, columns and options.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamSchema {
+    /// The stream.
+    pub name: StreamName,
+    /// Declared columns in order.
+    pub columns: Vec<Column>,
+    /// Roles and storage.
+    pub options: StreamOptions,
+    /// True when events come in through a door; false when a statement derives them.
+    pub raw: bool,
+}
+
+/// Why a declaration is not a schema.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum SchemaError {
+    /// Two columns with one name.
+    #[error("column \"{0}\" is declared twice")]
+    Twice(String),
+    /// An underscore name.
+    #[error("column \"{0}\" starts with an underscore, which is kept for the engine's own columns")]
+    Reserved(String),
+    /// An option names a column that is not there.
+    #[error("{option} names column \"{column}\", which is not declared")]
+    NoSuchColumn {
+        /// The option.
+        option: &'static str,
+        /// The column it names.
+        column: String,
+    },
+    /// An option names a column of the wrong type.
+    #[error("{option} names column \"{column}\", which is not {wanted}")]
+    WrongType {
+        /// The option.
+        option: &'static str,
+        /// The column it names.
+        column: String,
+        /// What it would have to be.
+        wanted: &'static str,
+    },
+    /// No columns at all.
+    #[error("a stream needs at least one column")]
+    Empty,
+    /// Too many or no partitions.
+    #[error("partitions must be between 1 and 1024")]
+    Partitions,
+}
+
+impl StreamSchema {
+    /// Checks a declaration.
+    pub fn new(
+        name: StreamName,
+        columns: Vec<Column>,
+        mut options: StreamOptions,
+        raw: bool,
+    ) -> Result<Self, SchemaError> {
+        if columns.is_empty() {
+            return Err(SchemaError::Empty);
+        }
+        let mut seen = std::collections::HashSet::new();
+        for column in &columns {
+            if column.name.starts_with('_') && !name.is_system() {
+                return Err(SchemaError::Reserved(column.name.clone()));
+            }
+            if !seen.insert(column.name.as_str()) {
+                return Err(SchemaError::Twice(column.name.clone()));
+            }
+        }
+        if options.partitions == 0 {
+            options.partitions = 1;
+        }
+        if options.partitions > 1024 {
+            return Err(SchemaError::Partitions);
+        }
+        let schema = Self { name, columns, options, raw };
+        for column in &schema.options.event_id {
+            let data_type = &schema.role("event_id", column)?.data_type;
+            if matches!(data_type, DataType::Struct(_) | DataType::List(_)) {
+                return Err(SchemaError::WrongType {
+                    option: "event_id",
+                    column: column.clone(),
+                    wanted: "a plain value",
+                });
+            }
+        }
+        if let Some(column) = &schema.options.event_time
+            && schema.role("event_time", column)?.data_type != columns::timestamp_type()
+        {
+            return Err(SchemaError::WrongType {
+                option: "event_time",
+                column: column.clone(),
+                wanted: "a TIMESTAMP",
+            });
+        }
+        if let Some(column) = &schema.options.key {
+            schema.role("key", column)?;
+        }
+        for column in schema.options.aliases.values() {
+            schema.role("aliases", column)?;
+        }
+        for column in &schema.options.hidden {
+            schema.role("hidden", column)?;
+        }
+        Ok(schema)
+    }
+
+    fn role(&self, option: &'static str, column: &str) -> Result<&Column, SchemaError> {
+        self.column(column).ok_or_else(|| SchemaError::NoSuchColumn { option, column: column.to_owned() })
+    }
+
+    /// The declared column of that (lower-case) name.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The declared columns as Arrow fields.
+    pub fn fields(&self) -> Vec<Field> {
+        self.columns
+            .iter()
+            .map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable))
+            .collect()
+    }
+
+    /// What the log holds: declared columns, `_extra` when raw, `_event_time`, and what the dedupe
+    /// index is rebuilt from when raw.
+    pub fn stored_schema(&self) -> SchemaRef {
+        let mut fields = self.fields();
+        if self.raw {
+            fields.push(Field::new(columns::EXTRA, DataType::Utf8, true));
+        }
+        fields.push(columns::event_time_field());
+        if self.raw {
+            fields.push(Field::new(columns::EVENT_KEY, DataType::FixedSizeBinary(16), true));
+            fields.push(Field::new(columns::PAYLOAD_HASH, DataType::Int64, true));
+        }
+        Arc::new(Schema::new(fields))
+    }
+
+    /// What a reader and the lake see: declared columns, `_extra` when raw, then
+    /// [`columns::position_fields`].
+    pub fn reader_schema(&self) -> SchemaRef {
+        let mut fields = self.fields();
+        if self.raw {
+            fields.push(Field::new(columns::EXTRA, DataType::Utf8, true));
+        }
+        fields.extend(columns::position_fields());
+        Arc::new(Schema::new(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, data_type: DataType) -> Column {
+        Column { name: name.into(), data_type, nullable: true, sensitive: false, json: false }
+    }
+
+    #[test]
+    fn roles_must_name_fitting_columns() {
+        let name = StreamName::new("s").unwrap();
+        let columns = || vec![column("id", DataType::Utf8), column("at", columns::timestamp_type())];
+        let good = StreamOptions { event_id: vec!["id".into()], event_time: Some("at".into()), ..Default::default() };
+        assert!(StreamSchema::new(name.clone(), columns(), good, true).is_ok());
+        let wrong = StreamOptions { event_time: Some("id".into()), ..Default::default() };
+        assert!(matches!(
+            StreamSchema::new(name.clone(), columns(), wrong, true),
+            Err(SchemaError::WrongType { option: "event_time", .. })
+        ));
+        let missing = StreamOptions { key: Some("nope".into()), ..Default::default() };
+        assert!(matches!(
+            StreamSchema::new(name.clone(), columns(), missing, true),
+            Err(SchemaError::NoSuchColumn { option: "key", .. })
+        ));
+        assert_eq!(
+            StreamSchema::new(name.clone(), vec![column("_x", DataType::Utf8)], StreamOptions::default(), true),
+            Err(SchemaError::Reserved("_x".into()))
+        );
+        let twice = vec![column("a", DataType::Utf8), column("a", DataType::Int64)];
+        assert_eq!(
+            StreamSchema::new(name, twice, StreamOptions::default(), true),
+            Err(SchemaError::Twice("a".into()))
+        );
+    }
+}

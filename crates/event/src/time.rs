@@ -1,0 +1,66 @@
+//! Times as users write them and as we show them.
+
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+
+/// Reads a time: RFC 3339, a date, a date and time without zone (taken as UTC), or epoch seconds or
+/// milliseconds. Answers microseconds since the epoch; `None` when it is none of these.
+pub fn parse_micros(text: &str) -> Option<i64> {
+    let text = text.trim();
+    if let Ok(number) = text.parse::<i64>() {
+        return epoch_micros(number);
+    }
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Some(time.timestamp_micros());
+    }
+    for format in ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M"] {
+        if let Ok(time) = NaiveDateTime::parse_from_str(text, format) {
+            return Some(time.and_utc().timestamp_micros());
+        }
+    }
+    let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?;
+    Some(day.and_hms_opt(0, 0, 0)?.and_utc().timestamp_micros())
+}
+
+/// Epoch seconds or milliseconds, told apart by size: below 10^11 it is seconds (until the year 5138).
+pub fn epoch_micros(number: i64) -> Option<i64> {
+    let scale = if number.unsigned_abs() < 100_000_000_000 { 1_000_000 } else { 1_000 };
+    number.checked_mul(scale).filter(|micros| Utc.timestamp_micros(*micros).single().is_some())
+}
+
+/// A time as RFC 3339 in UTC with microseconds and `Z`.
+pub fn show_micros(micros: i64) -> String {
+    match Utc.timestamp_micros(micros).single() {
+        Some(time) => time.to_rfc3339_opts(SecondsFormat::Micros, true),
+        None => format!("{micros}us"),
+    }
+}
+
+/// The UTC day of a time as (year, month, day), zero-padded as the lake's folders write it.
+pub fn day_parts(micros: i64) -> (String, String, String) {
+    let time = Utc.timestamp_micros(micros).single().unwrap_or_default();
+    (time.format("%Y").to_string(), time.format("%m").to_string(), time.format("%d").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_documented_form() {
+        let noon = 1_767_268_800_000_000;
+        for text in
+            ["2026-01-01T12:00:00Z", "2026-01-01T13:00:00.000+01:00", "2026-01-01 12:00:00", "1767268800", "1767268800000"]
+        {
+            assert_eq!(parse_micros(text), Some(noon), "{text}");
+        }
+        assert_eq!(parse_micros("2026-01-01"), Some(noon - 43_200_000_000));
+        for bad in ["", "yesterday", "2026-13-01", "9223372036854775807"] {
+            assert_eq!(parse_micros(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn shows_microseconds() {
+        assert_eq!(show_micros(1_767_268_800_000_001), "2026-01-01T12:00:00.000001Z");
+    }
+}

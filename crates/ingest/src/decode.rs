@@ -1,0 +1,680 @@
+//! JSON to rows: each event is parsed once, straight into typed cells, with a verdict of its own.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, FixedSizeBinaryBuilder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder};
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use highwater_event::{Digest128, Principal, StreamSchema, canonical_json, columns, time};
+use jiter::{Jiter, JiterError, NumberAny, NumberInt, Peek};
+
+use crate::cell::{Cell, Kind, Member, parse_decimal};
+use crate::column::ColumnBuilder;
+
+/// How a body holds its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object, or an array of them.
+    Json,
+    /// One JSON object a line.
+    NdJson,
+}
+
+/// Why a row is refused. The path says where in the row, in the style `location.city`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowError {
+    /// Short stable name.
+    pub code: &'static str,
+    /// Member at fault; empty for the row itself.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub detail: String,
+}
+
+impl RowError {
+    fn new(code: &'static str, detail: impl Into<String>) -> Self {
+        Self { code, path: String::new(), detail: detail.into() }
+    }
+
+    fn at(mut self, name: &str) -> Self {
+        if self.path.is_empty() {
+            self.path = name.to_owned();
+        } else {
+            self.path = format!("{name}.{}", self.path);
+        }
+        self
+    }
+}
+
+/// A body that is not JSON at all; nothing of it was taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Not JSON.
+    #[error("the body is not valid JSON: {detail} (line {line}, column {column})")]
+    Malformed {
+        /// What the parser says.
+        detail: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column in bytes, from 1.
+        column: usize,
+    },
+    /// More events than one request may bring.
+    #[error("the body holds more than {limit} events; send it in parts")]
+    TooManyRows {
+        /// The cap.
+        limit: usize,
+    },
+    /// No event in it.
+    #[error("the body is empty; send a JSON object, an array of objects, or one object a line")]
+    Empty,
+}
+
+/// The plan by which a stream's events are decoded.
+#[derive(Debug)]
+pub struct Decoder {
+    stream: Arc<StreamSchema>,
+    members: Vec<Member>,
+    stored: SchemaRef,
+    /// Positions of the event id's members.
+    id: Vec<usize>,
+    /// Position of the event time.
+    time: Option<usize>,
+    /// Position of the partition key.
+    key: Option<usize>,
+}
+
+/// A decoded row before it is in a column.
+#[derive(Debug, Default)]
+pub struct Row {
+    cells: Vec<Cell>,
+    /// Undeclared members as the inside of a JSON object.
+    extra: String,
+    text: String,
+    scratch: Vec<u8>,
+    tape: Vec<u8>,
+}
+
+/// What the door needs to know of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowIdentity {
+    /// Hash of stream, principal and event id; `None` when every event of the stream is new.
+    pub key: Option<Digest128>,
+    /// The event id as a text.
+    pub event_id: Option<String>,
+    /// Hash of everything the event says.
+    pub payload: i64,
+    /// Event time, microseconds UTC.
+    pub event_time: i64,
+    /// Where it goes.
+    pub partition: u32,
+}
+
+impl Decoder {
+    /// A plan for a stream; an error names the column that events can't bring.
+    pub fn new(stream: Arc<StreamSchema>) -> Result<Self, String> {
+        let members = stream
+            .columns
+            .iter()
+            .map(|column| {
+                Member::of_column(column)
+                    .ok_or_else(|| format!("column \"{}\" has type {}, which events can't bring", column.name, column.data_type))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let position = |name: &String| stream.columns.iter().position(|column| column.name == *name);
+        Ok(Self {
+            members,
+            stored: stream.stored_schema(),
+            id: stream.options.event_id.iter().filter_map(position).collect(),
+            time: stream.options.event_time.as_ref().and_then(position),
+            key: stream.options.key.as_ref().and_then(position),
+            stream,
+        })
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<StreamSchema> {
+        &self.stream
+    }
+
+    /// Calls `each` with every event of a body: its bytes, and the row or why it is refused. Stops with
+    /// an error when the body as a whole is not what it says; the caller then forgets the rows it got.
+    pub fn decode<'b>(
+        &self,
+        body: &'b [u8],
+        format: Format,
+        limit: usize,
+        row: &mut Row,
+        each: &mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>),
+    ) -> Result<usize, BodyError> {
+        match format {
+            Format::Json => self.decode_json(body, limit, row, each),
+            Format::NdJson => self.decode_lines(body, limit, row, each),
+        }
+    }
+
+    fn decode_lines<'b>(
+        &self,
+        body: &'b [u8],
+        limit: usize,
+        row: &mut Row,
+        each: &mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>),
+    ) -> Result<usize, BodyError> {
+        let mut count = 0;
+        for line in body.split(|byte| *byte == b'\n') {
+            let line = line.trim_ascii();
+            if line.is_empty() {
+                continue;
+            }
+            count += 1;
+            if count > limit {
+                return Err(BodyError::TooManyRows { limit });
+            }
+            let mut parser = Jiter::with_tape(line, std::mem::take(&mut row.tape));
+            let outcome = self.decode_row(&mut parser, row).and_then(|()| {
+                parser.finish().map_err(|error| syntax(&parser, &error))
+            });
+            row.tape = parser.into_tape();
+            each(line, outcome.map(|()| &mut *row));
+        }
+        if count == 0 { Err(BodyError::Empty) } else { Ok(count) }
+    }
+
+    fn decode_json<'b>(
+        &self,
+        body: &'b [u8],
+        limit: usize,
+        row: &mut Row,
+        each: &mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>),
+    ) -> Result<usize, BodyError> {
+        let malformed = |at: usize, error: &JiterError| malformed(body, at + error.index, error);
+        let mut base = 0;
+        let mut parser = Jiter::with_tape(body, std::mem::take(&mut row.tape));
+        let mut next = match parser.peek() {
+            Ok(Peek::Array) => parser.known_array().map_err(|error| malformed(base, &error))?,
+            Ok(peek) => Some(peek),
+            Err(_) if body.trim_ascii().is_empty() => return Err(BodyError::Empty),
+            Err(error) => return Err(malformed(base, &error)),
+        };
+        let single = body.trim_ascii_start().first() != Some(&b'[');
+        let mut count = 0;
+        while next.is_some() {
+            count += 1;
+            if count > limit {
+                return Err(BodyError::TooManyRows { limit });
+            }
+            let start = parser.current_index();
+            match self.decode_row(&mut parser, row) {
+                Ok(()) => {
+                    let end = parser.current_index();
+                    each(&body[base + start..base + end], Ok(&mut *row));
+                }
+                Err(refused) => {
+                    // The parser stands inside the refused value; a fresh one finds its end.
+                    let mut skipper = Jiter::new(&body[base + start..]);
+                    skipper.next_skip().map_err(|error| malformed(base + start, &error))?;
+                    let end = base + start + skipper.current_index();
+                    each(body[base + start..end].trim_ascii(), Err(refused));
+                    base = end;
+                    let tape = parser.into_tape();
+                    parser = Jiter::with_tape(&body[base..], tape);
+                }
+            }
+            next = if single { None } else { parser.array_step().map_err(|error| malformed(base, &error))? };
+        }
+        parser.finish().map_err(|error| malformed(base, &error))?;
+        row.tape = parser.into_tape();
+        if count == 0 { Err(BodyError::Empty) } else { Ok(count) }
+    }
+
+    /// Decodes the object that comes next.
+    fn decode_row(&self, parser: &mut Jiter<'_>, row: &mut Row) -> Result<(), RowError> {
+        row.text.clear();
+        row.extra.clear();
+        let mut cells = std::mem::take(&mut row.cells);
+        let peek = parser.peek().map_err(|error| syntax(parser, &error))?;
+        let outcome = if peek == Peek::Object {
+            let mut extra = Some(std::mem::take(&mut row.extra));
+            let outcome = decode_members(parser, &self.members, &mut cells, &mut row.text, &mut extra);
+            row.extra = extra.unwrap_or_default();
+            outcome
+        } else {
+            Err(RowError::new("not_an_object", format!("an event is a JSON object, this is {}", shape(peek))))
+        };
+        row.cells = cells;
+        outcome
+    }
+
+    /// Who this row is. Fills in a derived id when the event brought none and may.
+    pub fn identify(&self, row: &mut Row, principal: &Principal, now: i64, sequence: u64) -> Result<RowIdentity, RowError> {
+        let event_time = match self.time.map(|at| &row.cells[at]) {
+            Some(Cell::Int(micros)) => Some(*micros),
+            _ => None,
+        };
+        row.scratch.clear();
+        for (cell, member) in row.cells.iter().zip(&self.members) {
+            hash_cell(cell, &member.kind, &row.text, &mut row.scratch);
+        }
+        if !row.extra.is_empty() {
+            hash_json(&format!("{{{}}}", row.extra), &mut row.scratch);
+        }
+        let payload = blake3::hash(&row.scratch);
+        let mut word = [0; 8];
+        word.copy_from_slice(&payload.as_bytes()[..8]);
+        let mut identity = RowIdentity {
+            key: None,
+            event_id: None,
+            payload: i64::from_le_bytes(word),
+            event_time: event_time.unwrap_or(now),
+            partition: 0,
+        };
+        if !self.id.is_empty() {
+            let id = match self.id_text(row) {
+                Some(id) => id,
+                None => self.derive_id(row, principal, event_time, now, sequence, &payload)?,
+            };
+            let name = self.stream.name.as_str().as_bytes();
+            identity.key = Some(Digest128::of_parts(&[name, principal.name.as_bytes(), id.as_bytes()]));
+            identity.event_id = Some(id);
+        }
+        if self.stream.options.partitions > 1 {
+            row.scratch.clear();
+            match self.key {
+                Some(at) => hash_cell(&row.cells[at], &self.members[at].kind, &row.text, &mut row.scratch),
+                None => row.scratch.extend_from_slice(payload.as_bytes()),
+            }
+            identity.partition = crc32c::crc32c(&row.scratch) % self.stream.options.partitions;
+        }
+        Ok(identity)
+    }
+
+    fn id_text(&self, row: &Row) -> Option<String> {
+        let mut id = String::new();
+        for (number, at) in self.id.iter().enumerate() {
+            if number > 0 {
+                id.push('|');
+            }
+            match &row.cells[*at] {
+                Cell::Text(start, end) => id.push_str(&row.text[*start as usize..*end as usize]),
+                Cell::Int(micros) if self.members[*at].kind == Kind::Timestamp => id.push_str(&time::show_micros(*micros)),
+                Cell::Int(value) => id.push_str(&value.to_string()),
+                Cell::Bool(value) => id.push_str(&value.to_string()),
+                Cell::Float(value) => id.push_str(&value.to_string()),
+                Cell::Decimal(value) => id.push_str(&value.to_string()),
+                _ => return None,
+            }
+        }
+        Some(id)
+    }
+
+    /// An id from what the event says; an event without a time of its own is always new.
+    fn derive_id(
+        &self,
+        row: &mut Row,
+        principal: &Principal,
+        event_time: Option<i64>,
+        now: i64,
+        sequence: u64,
+        payload: &blake3::Hash,
+    ) -> Result<String, RowError> {
+        let [at] = self.id.as_slice() else {
+            return Err(RowError::new("missing_event_id", "the members that make up the event id must be present"));
+        };
+        if self.members[*at].kind != Kind::Text {
+            return Err(RowError::new("missing_event_id", "the event id is missing").at(&self.members[*at].name));
+        }
+        let salt = if event_time.is_some() { Vec::new() } else { [now.to_le_bytes(), sequence.to_le_bytes()].concat() };
+        let id = Digest128::of_parts(&[principal.name.as_bytes(), payload.as_bytes(), &salt]).to_string();
+        let start = row.text.len() as u32;
+        row.text.push_str(&id);
+        row.cells[*at] = Cell::Text(start, row.text.len() as u32);
+        Ok(id)
+    }
+}
+
+/// Rows of one stream on their way into an Arrow batch.
+pub struct RowBatch {
+    schema: SchemaRef,
+    columns: Vec<ColumnBuilder>,
+    extra: StringBuilder,
+    event_time: TimestampMicrosecondBuilder,
+    key: FixedSizeBinaryBuilder,
+    payload: Int64Builder,
+    rows: usize,
+}
+
+impl RowBatch {
+    /// An empty batch.
+    pub fn new(decoder: &Decoder) -> Result<Self, ArrowError> {
+        Ok(Self {
+            schema: decoder.stored.clone(),
+            columns: decoder
+                .stream
+                .columns
+                .iter()
+                .map(|column| ColumnBuilder::new(&column.data_type))
+                .collect::<Result<_, _>>()?,
+            extra: StringBuilder::new(),
+            event_time: TimestampMicrosecondBuilder::new().with_data_type(columns::timestamp_type()),
+            key: FixedSizeBinaryBuilder::new(16),
+            payload: Int64Builder::new(),
+            rows: 0,
+        })
+    }
+
+    /// Rows so far.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Takes a row.
+    pub fn push(&mut self, row: &Row, identity: &RowIdentity) -> Result<(), ArrowError> {
+        for (column, cell) in self.columns.iter_mut().zip(&row.cells) {
+            column.append(cell, &row.text);
+        }
+        if row.extra.is_empty() {
+            self.extra.append_null();
+        } else {
+            self.extra.append_value(format!("{{{}}}", row.extra));
+        }
+        self.event_time.append_value(identity.event_time);
+        match identity.key {
+            Some(key) => self.key.append_value(key.0)?,
+            None => self.key.append_null(),
+        }
+        self.payload.append_value(identity.payload);
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// The rows as a batch in the stream's stored schema.
+    pub fn finish(&mut self) -> Result<RecordBatch, ArrowError> {
+        let mut columns = self.columns.iter_mut().map(ColumnBuilder::finish).collect::<Result<Vec<ArrayRef>, _>>()?;
+        columns.push(Arc::new(self.extra.finish()));
+        columns.push(Arc::new(self.event_time.finish()));
+        columns.push(Arc::new(self.key.finish()));
+        columns.push(Arc::new(self.payload.finish()));
+        self.rows = 0;
+        RecordBatch::try_new(self.schema.clone(), columns)
+    }
+}
+
+/// Decodes the members of the object that comes next into `cells`. Undeclared members are collected in
+/// `extra` at the top level and refused inside structs, where there is no place for them.
+fn decode_members(
+    parser: &mut Jiter<'_>,
+    members: &[Member],
+    cells: &mut Vec<Cell>,
+    text: &mut String,
+    extra: &mut Option<String>,
+) -> Result<(), RowError> {
+    cells.clear();
+    cells.resize(members.len(), Cell::Absent);
+    let mut expected = 0;
+    let mut unknown: Option<String> = None;
+    let mut key = parser.known_object().map(|key| key.map(|key| find(members, expected, key, &mut unknown)));
+    loop {
+        match key {
+            Ok(None) => break,
+            Ok(Some(Some(at))) => {
+                if !matches!(cells[at], Cell::Absent) {
+                    return Err(RowError::new("duplicate_member", "the member occurs twice").at(&members[at].name));
+                }
+                cells[at] =
+                    decode_value(parser, &members[at].kind, text).map_err(|error| error.at(&members[at].name))?;
+                expected = at + 1;
+            }
+            Ok(Some(None)) => keep_unknown(parser, &unknown.take().unwrap_or_default(), extra)?,
+            Err(error) => return Err(syntax(parser, &error)),
+        }
+        key = parser.next_key().map(|key| key.map(|key| find(members, expected, key, &mut unknown)));
+    }
+    for (cell, member) in cells.iter().zip(members) {
+        if !member.nullable && cell.is_missing() {
+            let state = if *cell == Cell::Null { "null" } else { "missing" };
+            return Err(RowError::new("missing_member", format!("the member is {state} but declared NOT NULL")).at(&member.name));
+        }
+    }
+    Ok(())
+}
+
+/// The member of that name: most events bring their members in the declared order.
+fn find(members: &[Member], expected: usize, key: &str, unknown: &mut Option<String>) -> Option<usize> {
+    if members.get(expected).is_some_and(|member| member.name == key) {
+        return Some(expected);
+    }
+    let found = members
+        .iter()
+        .position(|member| member.name == key)
+        .or_else(|| members.iter().position(|member| member.name.eq_ignore_ascii_case(key)));
+    if found.is_none() {
+        *unknown = Some(key.to_owned());
+    }
+    found
+}
+
+fn keep_unknown(parser: &mut Jiter<'_>, name: &str, extra: &mut Option<String>) -> Result<(), RowError> {
+    let raw = raw_value(parser)?;
+    let Some(extra) = extra else {
+        return Err(RowError::new("unknown_member", "the struct has no such member").at(name));
+    };
+    if !extra.is_empty() {
+        extra.push(',');
+    }
+    extra.push_str(&serde_json::Value::from(name).to_string());
+    extra.push(':');
+    extra.push_str(raw);
+    Ok(())
+}
+
+fn raw_value<'j>(parser: &mut Jiter<'j>) -> Result<&'j str, RowError> {
+    let peek = parser.peek().map_err(|error| syntax(parser, &error))?;
+    let start = parser.current_index();
+    parser.known_skip(peek).map_err(|error| syntax(parser, &error))?;
+    std::str::from_utf8(parser.slice_to_current(start))
+        .map_err(|_| RowError::new("malformed_json", "the text is not UTF-8"))
+}
+
+fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Result<Cell, RowError> {
+    let peek = parser.peek().map_err(|error| syntax(parser, &error))?;
+    if peek == Peek::Null {
+        parser.known_null().map_err(|error| syntax(parser, &error))?;
+        return Ok(Cell::Null);
+    }
+    let wrong = |wanted: &str| RowError::new("wrong_type", format!("expected {wanted}, found {}", shape(peek)));
+    match kind {
+        Kind::Text if peek == Peek::String => {
+            let value = match parser.known_str() {
+                Ok(value) => value,
+                Err(error) => return Err(RowError::new("malformed_json", error.to_string())),
+            };
+            let start = text.len() as u32;
+            text.push_str(value);
+            Ok(Cell::Text(start, text.len() as u32))
+        }
+        Kind::Text => Err(wrong("a string")),
+        Kind::Json => {
+            let raw = raw_value(parser)?;
+            let start = text.len() as u32;
+            text.push_str(raw);
+            Ok(Cell::Text(start, text.len() as u32))
+        }
+        Kind::Bool if matches!(peek, Peek::True | Peek::False) => {
+            parser.known_bool(peek).map(Cell::Bool).map_err(|error| syntax(parser, &error))
+        }
+        Kind::Bool => Err(wrong("true or false")),
+        Kind::Int { min, max, name } => {
+            if !peek.is_num() {
+                return Err(wrong("an integer"));
+            }
+            let value = integer(parser, peek)?;
+            if value < *min || value > *max {
+                return Err(RowError::new("out_of_range", format!("{value} does not fit {name} ({min} to {max})")));
+            }
+            Ok(Cell::Int(value))
+        }
+        Kind::Float if peek.is_num() => {
+            let value = parser.known_float(peek).map_err(|error| syntax(parser, &error))?;
+            if !value.is_finite() {
+                return Err(RowError::new("out_of_range", "the number is too large for DOUBLE"));
+            }
+            Ok(Cell::Float(value))
+        }
+        Kind::Float => Err(wrong("a number")),
+        Kind::Decimal { precision, scale } => {
+            let bytes = if peek.is_num() {
+                parser.known_number_bytes(peek)
+            } else if peek == Peek::String {
+                parser.known_bytes()
+            } else {
+                return Err(wrong("a number, or a string that holds one"));
+            };
+            let bytes = match bytes {
+                Ok(bytes) => bytes,
+                Err(error) => return Err(RowError::new("malformed_json", error.to_string())),
+            };
+            parse_decimal(bytes, *precision, *scale).map(Cell::Decimal).map_err(|detail| RowError::new("out_of_range", detail))
+        }
+        Kind::Timestamp | Kind::Date => {
+            let wanted = if *kind == Kind::Timestamp { "a time" } else { "a date" };
+            let micros = if peek == Peek::String {
+                match parser.known_str() {
+                    Ok(value) => time::parse_micros(value)
+                        .ok_or_else(|| RowError::new("bad_time", format!("\"{}\" is not {wanted}: write RFC 3339, a date, or epoch seconds or milliseconds", clip(value)))),
+                    Err(error) => Err(RowError::new("malformed_json", error.to_string())),
+                }?
+            } else if peek.is_num() {
+                let number = integer(parser, peek)?;
+                time::epoch_micros(number).ok_or_else(|| RowError::new("bad_time", format!("{number} is not {wanted}")))?
+            } else {
+                return Err(wrong(wanted));
+            };
+            Ok(Cell::Int(if *kind == Kind::Timestamp { micros } else { micros.div_euclid(86_400_000_000) }))
+        }
+        Kind::Struct(members) if peek == Peek::Object => {
+            let mut cells = Vec::with_capacity(members.len());
+            decode_members(parser, members, &mut cells, text, &mut None)?;
+            Ok(Cell::Struct(cells))
+        }
+        Kind::Struct(_) => Err(wrong("an object")),
+        Kind::List(element) if peek == Peek::Array => {
+            let mut cells = Vec::new();
+            let mut next = parser.known_array().map_err(|error| syntax(parser, &error))?;
+            while next.is_some() {
+                let cell = decode_value(parser, &element.kind, text).map_err(|error| error.at(&cells.len().to_string()))?;
+                if !element.nullable && cell.is_missing() {
+                    return Err(RowError::new("missing_member", "null is not allowed in this array"));
+                }
+                cells.push(cell);
+                next = parser.array_step().map_err(|error| syntax(parser, &error))?;
+            }
+            Ok(Cell::List(cells))
+        }
+        Kind::List(_) => Err(wrong("an array")),
+    }
+}
+
+fn integer(parser: &mut Jiter<'_>, peek: Peek) -> Result<i64, RowError> {
+    match parser.known_number(peek) {
+        Ok(NumberAny::Int(NumberInt::Int(value))) => Ok(value),
+        Ok(NumberAny::Float(value)) if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 => Ok(value as i64),
+        Ok(NumberAny::Float(value)) => Err(RowError::new("wrong_type", format!("expected an integer, found {value}"))),
+        Err(error) => Err(RowError::new("out_of_range", error.to_string())),
+    }
+}
+
+fn shape(peek: Peek) -> &'static str {
+    match peek {
+        Peek::Null => "null",
+        Peek::True | Peek::False => "a boolean",
+        Peek::String => "a string",
+        Peek::Array => "an array",
+        Peek::Object => "an object",
+        peek if peek.is_num() => "a number",
+        _ => "something that is not JSON",
+    }
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+/// Bytes that are equal exactly when two values mean the same.
+fn hash_cell(cell: &Cell, kind: &Kind, text: &str, out: &mut Vec<u8>) {
+    match cell {
+        Cell::Absent | Cell::Null => out.push(0),
+        Cell::Bool(value) => out.extend_from_slice(&[1, u8::from(*value)]),
+        Cell::Int(value) => {
+            out.push(2);
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        Cell::Float(value) => {
+            out.push(3);
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        Cell::Decimal(value) => {
+            out.push(4);
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        Cell::Text(start, end) => {
+            let value = &text[*start as usize..*end as usize];
+            if *kind == Kind::Json {
+                return hash_json(value, out);
+            }
+            out.push(5);
+            out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+            out.extend_from_slice(value.as_bytes());
+        }
+        Cell::Struct(cells) => {
+            out.push(6);
+            if let Kind::Struct(members) = kind {
+                for (cell, member) in cells.iter().zip(members) {
+                    hash_cell(cell, &member.kind, text, out);
+                }
+            }
+        }
+        Cell::List(cells) => {
+            out.push(7);
+            out.extend_from_slice(&(cells.len() as u32).to_le_bytes());
+            if let Kind::List(element) = kind {
+                cells.iter().for_each(|cell| hash_cell(cell, &element.kind, text, out));
+            }
+        }
+    }
+}
+
+fn hash_json(text: &str, out: &mut Vec<u8>) {
+    let canonical = serde_json::from_str::<serde_json::Value>(text).ok().and_then(|value| canonical_json(&value).ok());
+    let bytes = canonical.as_deref().unwrap_or(text.as_bytes());
+    out.push(8);
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// Checks that the whole body is one JSON value. Needed before [`Decoder::decode`] where rows can't be
+/// taken back when the end of the body turns out to be broken.
+pub fn check_json(body: &[u8]) -> Result<(), BodyError> {
+    if body.trim_ascii().is_empty() {
+        return Err(BodyError::Empty);
+    }
+    let mut parser = Jiter::new(body);
+    parser
+        .next_skip()
+        .and_then(|()| parser.finish())
+        .map_err(|error| malformed(body, error.index, &error))
+}
+
+fn malformed(body: &[u8], index: usize, error: &JiterError) -> BodyError {
+    let position = jiter::LinePosition::find(body, index.min(body.len()));
+    BodyError::Malformed { detail: error.error_type.to_string(), line: position.line, column: position.column }
+}
+
+fn syntax(parser: &Jiter<'_>, error: &JiterError) -> RowError {
+    let position = error.get_position(parser);
+    RowError::new("malformed_json", format!("{} at line {}, column {}", error.error_type, position.line, position.column))
+}

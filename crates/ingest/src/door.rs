@@ -1,0 +1,553 @@
+//! The one owner of "check, then append".
+//!
+//! Requests queue up; one thread takes all that wait, checks each row against the dedupe index and
+//! against the rows before it, appends what is new in one commit together with the dead letters, waits
+//! until that is durable, notes the ids and answers. Because nothing else appends to a raw stream, no
+//! two equal events can pass. Large bodies are decoded by their callers, in parallel; small ones by the
+//! owner, many into one batch.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
+use arrow::compute::{filter_record_batch, take_record_batch};
+use bytes::Bytes;
+use highwater_event::{Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition};
+use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
+use highwater_log::keyed::StoreError;
+use highwater_log::{Append, AppendError, Commit, Log};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::decode::{BodyError, Decoder, Format, Row, RowBatch, RowError, RowIdentity, check_json};
+use crate::dedupe::{DedupeIndex, Known};
+
+/// Limits of the door.
+#[derive(Debug, Clone, Copy)]
+pub struct DoorOptions {
+    /// Bytes of bodies that may wait; beyond that the door is busy.
+    pub waiting_bytes: usize,
+    /// Events in one request.
+    pub rows_per_request: usize,
+    /// Bodies up to this size are decoded by the owner, many at a time.
+    pub small_body: usize,
+}
+
+impl Default for DoorOptions {
+    fn default() -> Self {
+        Self { waiting_bytes: 64 << 20, rows_per_request: 100_000, small_body: 16 << 10 }
+    }
+}
+
+/// A request for the door.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Where the events go.
+    pub stream: StreamName,
+    /// The body.
+    pub body: Bytes,
+    /// How it holds them.
+    pub format: Format,
+    /// Who sends them; ids are unique per principal.
+    pub principal: Principal,
+}
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its id, where the stream has ids and the event could be read.
+    pub event_id: Option<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the log, durably.
+    Accepted {
+        /// Partition of the stream.
+        partition: Partition,
+        /// Offset in it.
+        offset: Offset,
+    },
+    /// It was there before; names the original.
+    Duplicate {
+        /// Partition of the original.
+        partition: Partition,
+        /// Offset of the original.
+        offset: Offset,
+    },
+    /// The id was used before for something else.
+    Conflict {
+        /// Partition of the original.
+        partition: Partition,
+        /// Offset of the original.
+        offset: Offset,
+    },
+    /// It is not what the stream declares; kept as a dead letter.
+    Rejected(RowError),
+}
+
+/// The request as a whole was not taken; nothing of it is in the stream.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DoorError {
+    /// No such raw stream.
+    #[error("no stream \"{0}\" takes events")]
+    UnknownStream(StreamName),
+    /// The body is not what it says.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// Too much waits already.
+    #[error("too many events are waiting to be written; send again in a moment")]
+    Busy,
+    /// The log refused.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The dedupe index could not be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A fault of the program.
+    #[error("the events could not be put into columns: {0}")]
+    Internal(String),
+}
+
+impl DoorError {
+    /// What to do about it.
+    pub fn reaction(&self) -> Reaction {
+        match self {
+            Self::UnknownStream(_) => Reaction::NotFound,
+            Self::Body(_) => Reaction::FixRequest,
+            Self::Busy => Reaction::Retry,
+            Self::Append(error) => error.reaction(),
+            Self::Store(error) => error.reaction(),
+            Self::Internal(_) => Reaction::CallOperator,
+        }
+    }
+}
+
+impl From<arrow::error::ArrowError> for DoorError {
+    fn from(error: arrow::error::ArrowError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+/// A stream that takes events.
+struct Entrance {
+    decoder: Decoder,
+    index: Option<Arc<DedupeIndex>>,
+}
+
+/// The door.
+pub struct Door {
+    entrances: RwLock<HashMap<StreamName, Arc<Entrance>>>,
+    queue: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+    options: DoorOptions,
+    clock: Arc<dyn Clock>,
+}
+
+/// A request on its way to the owner.
+struct Waiting {
+    entrance: Arc<Entrance>,
+    principal: Principal,
+    load: Load,
+    answer: oneshot::Sender<Result<Vec<Verdict>, DoorError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+enum Load {
+    Small(Bytes, Format),
+    Large(Decoded),
+}
+
+/// A body that its caller has decoded.
+struct Decoded {
+    rows: RecordBatch,
+    identities: Vec<RowIdentity>,
+    /// For each event of the body: its row, or its fault and bytes.
+    items: Vec<Result<usize, (RowError, Vec<u8>)>>,
+}
+
+impl Door {
+    /// Opens the door. The owner's thread ends when the door is dropped.
+    pub fn open(log: Arc<dyn Log>, clock: Arc<dyn Clock>, options: DoorOptions) -> std::io::Result<Self> {
+        let (queue, waiting) = mpsc::channel(4096);
+        let owner = Owner { log, clock: clock.clone(), options, sequence: 0, row: Row::default() };
+        std::thread::Builder::new().name("door".into()).spawn(move || owner.run(waiting))?;
+        let room = Arc::new(Semaphore::new(options.waiting_bytes.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { entrances: RwLock::default(), queue, room, options, clock })
+    }
+
+    /// Lets events into a stream. `index` is its dedupe index, already at the head of the log.
+    pub fn admit(&self, decoder: Decoder, index: Option<Arc<DedupeIndex>>) {
+        let name = decoder.stream().name.clone();
+        let mut entrances = self.entrances.write().unwrap_or_else(PoisonError::into_inner);
+        entrances.insert(name, Arc::new(Entrance { decoder, index }));
+    }
+
+    /// Takes a request; answers when every accepted event of it is durable.
+    pub async fn submit(&self, submission: Submission) -> Result<Vec<Verdict>, DoorError> {
+        let entrance = self
+            .entrances
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&submission.stream)
+            .cloned()
+            .ok_or_else(|| DoorError::UnknownStream(submission.stream.clone()))?;
+        let bytes = submission.body.len().clamp(1, self.options.waiting_bytes) as u32;
+        let room = self.room.clone().try_acquire_many_owned(bytes).map_err(|_| DoorError::Busy)?;
+        let load = if submission.body.len() <= self.options.small_body {
+            Load::Small(submission.body, submission.format)
+        } else {
+            let (entrance, principal) = (entrance.clone(), submission.principal.clone());
+            let (limit, now) = (self.options.rows_per_request, self.clock.now_micros());
+            let decoded = tokio::task::spawn_blocking(move || {
+                decode_large(&entrance.decoder, &submission.body, submission.format, &principal, limit, now)
+            });
+            Load::Large(decoded.await.map_err(|error| DoorError::Internal(error.to_string()))??)
+        };
+        let (answer, answered) = oneshot::channel();
+        let waiting = Waiting { entrance, principal: submission.principal, load, answer, _room: room };
+        self.queue.send(waiting).await.map_err(|_| DoorError::Append(AppendError::Closed))?;
+        answered.await.unwrap_or(Err(DoorError::Append(AppendError::Closed)))
+    }
+}
+
+fn decode_large(
+    decoder: &Decoder,
+    body: &[u8],
+    format: Format,
+    principal: &Principal,
+    limit: usize,
+    now: i64,
+) -> Result<Decoded, DoorError> {
+    let mut batch = RowBatch::new(decoder)?;
+    let mut identities: Vec<RowIdentity> = Vec::new();
+    let mut items = Vec::new();
+    let mut failed = None;
+    let mut row = Row::default();
+    decoder.decode(body, format, limit, &mut row, &mut |bytes, outcome| {
+        let identified = outcome.and_then(|row| {
+            let identity = decoder.identify(row, principal, now, items.len() as u64)?;
+            Ok((row, identity))
+        });
+        match identified {
+            Ok((row, identity)) => {
+                if let Err(error) = batch.push(row, &identity) {
+                    failed.get_or_insert(error);
+                }
+                items.push(Ok(identities.len()));
+                identities.push(identity);
+            }
+            Err(error) => items.push(Err((error, bytes.to_vec()))),
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(Decoded { rows: batch.finish()?, identities, items }),
+    }
+}
+
+/// Bodies that the owner takes together.
+const GROUP_REQUESTS: usize = 2048;
+const GROUP_ROWS: usize = 64 * 1024;
+
+struct Owner {
+    log: Arc<dyn Log>,
+    clock: Arc<dyn Clock>,
+    options: DoorOptions,
+    /// Sets apart derived ids of one microsecond.
+    sequence: u64,
+    row: Row,
+}
+
+/// A row of this group: which part of the commit, and where in it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    append: usize,
+    row: usize,
+    partition: Partition,
+    payload: i64,
+}
+
+/// What is known of an event before the commit.
+enum Draft {
+    New(Place),
+    Repeat(Place),
+    RepeatConflict(Place),
+    Known(Known),
+    KnownConflict(Known),
+    Rejected(RowError),
+}
+
+/// Everything of one group of requests.
+#[derive(Default)]
+struct Group {
+    appends: Vec<Append>,
+    letters: Vec<DeadLetter>,
+    /// Small rows by stream and partition, turned into appends at the end.
+    small: BTreeMap<(StreamName, Partition), (usize, Arc<Entrance>, SmallRows)>,
+    /// Keys that are new in this group.
+    fresh: HashMap<Digest128, (Arc<DedupeIndex>, Place)>,
+    answers: Vec<(oneshot::Sender<Result<Vec<Verdict>, DoorError>>, Vec<(Option<String>, Draft)>, OwnedSemaphorePermit)>,
+}
+
+struct SmallRows(RowBatch);
+
+impl Owner {
+    fn run(mut self, mut queue: mpsc::Receiver<Waiting>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut rows = first.rows();
+            let mut waiting = vec![first];
+            while waiting.len() < GROUP_REQUESTS
+                && rows < GROUP_ROWS
+                && let Ok(next) = queue.try_recv()
+            {
+                rows += next.rows();
+                waiting.push(next);
+            }
+            self.serve(waiting);
+        }
+    }
+
+    fn serve(&mut self, waiting: Vec<Waiting>) {
+        let mut group = Group::default();
+        for Waiting { entrance, principal, load, answer, _room } in waiting {
+            let drafts = match load {
+                Load::Small(body, format) => self.draft_small(&mut group, &entrance, &principal, &body, format),
+                Load::Large(decoded) => self.draft_large(&mut group, &entrance, &principal, decoded),
+            };
+            match drafts {
+                Ok(drafts) => group.answers.push((answer, drafts, _room)),
+                Err(error) => reply(answer, Err(error)),
+            }
+        }
+        let outcome = self.commit(&mut group);
+        match outcome {
+            Ok(bases) => {
+                group.note(&bases);
+                for (answer, drafts, _room) in group.answers {
+                    reply(answer, Ok(drafts.into_iter().map(|draft| verdict(draft, &bases)).collect()));
+                }
+            }
+            Err(error) => {
+                for (answer, _, _room) in group.answers {
+                    reply(answer, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn draft_small(
+        &mut self,
+        group: &mut Group,
+        entrance: &Arc<Entrance>,
+        principal: &Principal,
+        body: &[u8],
+        format: Format,
+    ) -> Result<Vec<(Option<String>, Draft)>, DoorError> {
+        if format == Format::Json {
+            check_json(body)?;
+        }
+        let now = self.clock.now_micros();
+        let mut drafts = Vec::new();
+        let mut failed: Option<DoorError> = None;
+        let mut row = std::mem::take(&mut self.row);
+        let sequence = &mut self.sequence;
+        let outcome = entrance.decoder.decode(body, format, self.options.rows_per_request, &mut row, &mut |bytes, outcome| {
+            let identified = outcome.and_then(|row| {
+                *sequence += 1;
+                entrance.decoder.identify(row, principal, now, *sequence).map(|identity| (row, identity))
+            });
+            match identified {
+                Ok((row, identity)) => match group.draft(entrance, &identity, Some(row)) {
+                    Ok(draft) => drafts.push((identity.event_id, draft)),
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                    }
+                },
+                Err(error) => drafts.push((None, group.reject(entrance, principal, error, bytes))),
+            }
+        });
+        self.row = row;
+        // A line that is too many leaves the lines before it accepted: their rows are in the group, and
+        // an answer of "too many" would be untrue. JSON was checked and counted above.
+        match (outcome, failed) {
+            (_, Some(error)) => Err(error),
+            (Err(error), None) if drafts.is_empty() => Err(error.into()),
+            _ => Ok(drafts),
+        }
+    }
+
+    fn draft_large(
+        &mut self,
+        group: &mut Group,
+        entrance: &Arc<Entrance>,
+        principal: &Principal,
+        decoded: Decoded,
+    ) -> Result<Vec<(Option<String>, Draft)>, DoorError> {
+        let Decoded { rows, identities, items } = decoded;
+        // One append per partition; the rows that are new are picked after all are judged.
+        let mut picked: BTreeMap<Partition, (usize, Vec<u32>)> = BTreeMap::new();
+        let mut drafts = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                Ok(number) => {
+                    let identity = &identities[number];
+                    let (append, picks) = picked.entry(identity.partition).or_insert_with(|| {
+                        let to = StreamPartition::new(entrance.decoder.stream().name.clone(), identity.partition);
+                        group.appends.push(Append { to, rows: RecordBatch::new_empty(rows.schema()) });
+                        (group.appends.len() - 1, Vec::new())
+                    });
+                    let place =
+                        Place { append: *append, row: picks.len(), partition: identity.partition, payload: identity.payload };
+                    let draft = group.judge(entrance, identity, place)?;
+                    if matches!(draft, Draft::New(_)) {
+                        picks.push(number as u32);
+                    }
+                    drafts.push((identity.event_id.clone(), draft));
+                }
+                Err((error, bytes)) => drafts.push((None, group.reject(entrance, principal, error, &bytes))),
+            }
+        }
+        for (append, picks) in picked.into_values() {
+            group.appends[append].rows = pick(&rows, picks)?;
+        }
+        Ok(drafts)
+    }
+
+    fn commit(&mut self, group: &mut Group) -> Result<Vec<Offset>, DoorError> {
+        for (append, _, rows) in std::mem::take(&mut group.small).into_values() {
+            let SmallRows(mut batch) = rows;
+            group.appends[append].rows = batch.finish()?;
+        }
+        if !group.letters.is_empty() {
+            group.appends.push(dead_letter::append(DEAD_LETTERS, &group.letters, self.clock.now_micros())?);
+        }
+        if group.appends.iter().all(|append| append.rows.num_rows() == 0) {
+            return Ok(vec![0; group.appends.len()]);
+        }
+        let commit = Commit { appends: std::mem::take(&mut group.appends), advances: Vec::new() };
+        let receipt = futures_block_on(self.log.append(commit))?;
+        Ok(receipt.bases)
+    }
+}
+
+/// The owner is a thread of its own, so it may wait for the log in place.
+fn futures_block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+impl Waiting {
+    fn rows(&self) -> usize {
+        match &self.load {
+            Load::Small(..) => 1,
+            Load::Large(decoded) => decoded.items.len(),
+        }
+    }
+}
+
+impl Group {
+    /// Judges a small row and takes it into its stream's batch when it is new.
+    fn draft(&mut self, entrance: &Arc<Entrance>, identity: &RowIdentity, row: Option<&mut Row>) -> Result<Draft, DoorError> {
+        let name = entrance.decoder.stream().name.clone();
+        let slot = (name.clone(), identity.partition);
+        if !self.small.contains_key(&slot) {
+            let batch = RowBatch::new(&entrance.decoder)?;
+            let schema = entrance.decoder.stream().stored_schema();
+            self.appends.push(Append {
+                to: StreamPartition::new(name, identity.partition),
+                rows: RecordBatch::new_empty(schema),
+            });
+            self.small.insert(slot.clone(), (self.appends.len() - 1, entrance.clone(), SmallRows(batch)));
+        }
+        let (append, next) = self.small.get(&slot).map_or((0, 0), |(append, _, rows)| (*append, rows.0.len()));
+        let place = Place { append, row: next, partition: identity.partition, payload: identity.payload };
+        let draft = self.judge(entrance, identity, place)?;
+        if let (Draft::New(_), Some(row), Some((_, _, rows))) = (&draft, row, self.small.get_mut(&slot)) {
+            rows.0.push(row, identity)?;
+        }
+        Ok(draft)
+    }
+
+    /// Tells whether an event is new; a new one is noted as standing at `place`.
+    fn judge(&mut self, entrance: &Entrance, identity: &RowIdentity, place: Place) -> Result<Draft, DoorError> {
+        let (Some(index), Some(key)) = (&entrance.index, identity.key) else { return Ok(Draft::New(place)) };
+        if let Some((_, first)) = self.fresh.get(&key) {
+            return Ok(if first.payload == identity.payload { Draft::Repeat(*first) } else { Draft::RepeatConflict(*first) });
+        }
+        if let Some(known) = index.find(&key)? {
+            return Ok(if known.payload == identity.payload { Draft::Known(known) } else { Draft::KnownConflict(known) });
+        }
+        self.fresh.insert(key, (index.clone(), place));
+        Ok(Draft::New(place))
+    }
+
+    fn reject(&mut self, entrance: &Entrance, principal: &Principal, error: RowError, bytes: &[u8]) -> Draft {
+        let detail = if error.path.is_empty() { error.detail.clone() } else { format!("{}: {}", error.path, error.detail) };
+        self.letters.push(DeadLetter {
+            source: "door".into(),
+            stream: entrance.decoder.stream().name.clone(),
+            position: None,
+            code: error.code.into(),
+            detail,
+            principal: principal.name.to_string(),
+            body: bytes.to_vec(),
+        });
+        Draft::Rejected(error)
+    }
+
+    /// Tells the indexes what became durable.
+    fn note(&mut self, bases: &[Offset]) {
+        for (key, (index, place)) in self.fresh.drain() {
+            let offset = bases[place.append] + place.row as Offset;
+            let known = Known { partition: place.partition, offset, payload: place.payload };
+            index.insert([(key, known)], &[(place.partition, offset + 1)]);
+        }
+    }
+}
+
+fn pick(rows: &RecordBatch, picks: Vec<u32>) -> Result<RecordBatch, DoorError> {
+    if picks.len() == rows.num_rows() {
+        return Ok(rows.clone());
+    }
+    if picks.len() * 2 > rows.num_rows() {
+        let mut keep = vec![false; rows.num_rows()];
+        picks.iter().for_each(|row| keep[*row as usize] = true);
+        return Ok(filter_record_batch(rows, &BooleanArray::from(keep))?);
+    }
+    Ok(take_record_batch(rows, &UInt32Array::from(picks))?)
+}
+
+fn verdict((event_id, draft): (Option<String>, Draft), bases: &[Offset]) -> Verdict {
+    let offset = |place: &Place| bases[place.append] + place.row as Offset;
+    let outcome = match draft {
+        Draft::New(place) => Outcome::Accepted { partition: place.partition, offset: offset(&place) },
+        Draft::Repeat(place) => Outcome::Duplicate { partition: place.partition, offset: offset(&place) },
+        Draft::RepeatConflict(place) => Outcome::Conflict { partition: place.partition, offset: offset(&place) },
+        Draft::Known(known) => Outcome::Duplicate { partition: known.partition, offset: known.offset },
+        Draft::KnownConflict(known) => Outcome::Conflict { partition: known.partition, offset: known.offset },
+        Draft::Rejected(error) => Outcome::Rejected(error),
+    };
+    Verdict { event_id, outcome }
+}
+
+fn reply(answer: oneshot::Sender<Result<Vec<Verdict>, DoorError>>, outcome: Result<Vec<Verdict>, DoorError>) {
+    if answer.send(outcome).is_err() {
+        tracing::debug!("events became durable after their sender had gone");
+    }
+}

@@ -1,0 +1,101 @@
+//! Rows that could not be processed, as rows of the system streams `_dead_letters` and `_late_events`:
+//! nothing that came in is ever dropped on the floor.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{BinaryBuilder, Int32Builder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder};
+use arrow::datatypes::DataType;
+use highwater_event::{Column, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
+
+use crate::commit::Append;
+
+/// What could not be processed.
+pub const DEAD_LETTERS: &str = "_dead_letters";
+/// What came after its window had closed.
+pub const LATE_EVENTS: &str = "_late_events";
+
+/// A row that was set apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Where it happened: `door` or the name of a view.
+    pub source: String,
+    /// The stream that it was sent to or read from.
+    pub stream: StreamName,
+    /// Partition and offset in that stream; absent for what never became an event.
+    pub position: Option<(u32, u64)>,
+    /// Short stable name of the reason.
+    pub code: String,
+    /// The reason in words.
+    pub detail: String,
+    /// On whose behalf it came.
+    pub principal: String,
+    /// The original bytes.
+    pub body: Vec<u8>,
+}
+
+/// The schema of both streams.
+pub fn schema(name: &'static str) -> StreamSchema {
+    let column = |name: &str, data_type: DataType, nullable: bool| Column {
+        name: name.into(),
+        data_type,
+        nullable,
+        sensitive: false,
+        json: false,
+    };
+    StreamSchema {
+        name: StreamName::system(name),
+        columns: vec![
+            column("source", DataType::Utf8, false),
+            column("stream", DataType::Utf8, false),
+            column("source_partition", DataType::Int32, true),
+            column("source_offset", DataType::Int64, true),
+            column("code", DataType::Utf8, false),
+            column("detail", DataType::Utf8, false),
+            column("principal", DataType::Utf8, false),
+            column("body", DataType::Binary, false),
+        ],
+        options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
+        raw: false,
+    }
+}
+
+static STORED: LazyLock<arrow::datatypes::SchemaRef> = LazyLock::new(|| schema(DEAD_LETTERS).stored_schema());
+
+/// The rows as an append to `stream`, one of the two streams. `now` is their event time.
+pub fn append(stream: &'static str, letters: &[DeadLetter], now: i64) -> Result<Append, arrow::error::ArrowError> {
+    let mut source = StringBuilder::new();
+    let mut from = StringBuilder::new();
+    let mut partition = Int32Builder::new();
+    let mut offset = Int64Builder::new();
+    let mut code = StringBuilder::new();
+    let mut detail = StringBuilder::new();
+    let mut principal = StringBuilder::new();
+    let mut body = BinaryBuilder::new();
+    let mut time = TimestampMicrosecondBuilder::new().with_data_type(columns::timestamp_type());
+    for letter in letters {
+        source.append_value(&letter.source);
+        from.append_value(letter.stream.as_str());
+        partition.append_option(letter.position.map(|(partition, _)| partition as i32));
+        offset.append_option(letter.position.map(|(_, offset)| offset as i64));
+        code.append_value(&letter.code);
+        detail.append_value(&letter.detail);
+        principal.append_value(&letter.principal);
+        body.append_value(&letter.body);
+        time.append_value(now);
+    }
+    let rows = RecordBatch::try_new(
+        STORED.clone(),
+        vec![
+            Arc::new(source.finish()),
+            Arc::new(from.finish()),
+            Arc::new(partition.finish()),
+            Arc::new(offset.finish()),
+            Arc::new(code.finish()),
+            Arc::new(detail.finish()),
+            Arc::new(principal.finish()),
+            Arc::new(body.finish()),
+            Arc::new(time.finish()),
+        ],
+    )?;
+    Ok(Append { to: StreamPartition::new(StreamName::system(stream), 0), rows })
+}

@@ -1,0 +1,73 @@
+//! What a keyed, incremental view is made of, told apart from where its states are kept: a
+//! [`Program`] folds rows into states, something that implements [`States`] keeps them.
+
+use std::sync::Arc;
+
+use highwater_event::StreamName;
+
+use crate::commit::LogBatch;
+use crate::keyed::{Mark, StoreError};
+
+/// A value that can be stored under a key.
+pub trait Stored: Sized + Clone + Send + Sync + 'static {
+    /// Appends its bytes.
+    fn encode(&self, out: &mut Vec<u8>);
+    /// Reads them back; `None` when they are not such a value.
+    fn decode(bytes: &[u8]) -> Option<Self>;
+    /// About how many bytes it takes in memory.
+    fn weight(&self) -> usize;
+}
+
+/// The states of one view, by key.
+pub trait States<S> {
+    /// The state of a key, loaded when it is cold and made by `new` when there is none. The caller
+    /// changes it in place; it counts as changed.
+    fn state(&mut self, key: &[u8], new: &dyn Fn() -> S) -> Result<&mut S, StoreError>;
+}
+
+/// Something that folds rows into states.
+pub trait Program: Send + Sync + 'static {
+    /// What is kept under each key.
+    type State: Stored;
+
+    /// The view's name, which is its table's too.
+    fn name(&self) -> &Arc<str>;
+
+    /// The stream it reads.
+    fn source(&self) -> &StreamName;
+
+    /// Folds rows of one partition in order. Must not fail half-way for a reason that lies in a row:
+    /// such rows are answered as refused and the rest is folded.
+    fn fold(
+        &self,
+        batches: &[LogBatch],
+        mark: &mut Mark,
+        states: &mut dyn States<Self::State>,
+    ) -> Result<Folded, StoreError>;
+}
+
+/// What became of the rows of one fold.
+#[derive(Debug, Default)]
+pub struct Folded {
+    /// Rows that changed a state.
+    pub folded: u64,
+    /// Rows that a WHERE left out.
+    pub filtered: u64,
+    /// Rows that came too late.
+    pub late: Vec<Refused>,
+    /// Rows that could not be computed.
+    pub dead: Vec<Refused>,
+}
+
+/// A row that a view did not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Its offset in the source.
+    pub offset: u64,
+    /// Short stable name of the reason.
+    pub code: &'static str,
+    /// The reason in words.
+    pub detail: String,
+    /// The row as JSON.
+    pub row: String,
+}

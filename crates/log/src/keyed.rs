@@ -1,0 +1,149 @@
+//! Keyed storage as views see it: puts of many views and their marks in one atomic batch.
+//!
+//! A keyed view folds in memory and is written back from time to time; [`WriteBack`] collects what all
+//! of them changed, together with their marks, into one batch. After a crash every view is at the mark
+//! of the last batch and reads the log again from there.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use highwater_event::{Offset, Partition, Reaction};
+use serde::{Deserialize, Serialize};
+
+/// The store did not do what it was asked. Nothing of a failed batch is visible.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The disk or server did not answer, or is full.
+    #[error("the keyed store did not answer: {0}")]
+    Unavailable(String),
+    /// Stored bytes can't be read.
+    #[error("the keyed store holds bytes that can't be read ({0}); rebuild the view")]
+    Damaged(String),
+}
+
+impl StoreError {
+    /// What to do about it.
+    pub fn reaction(&self) -> Reaction {
+        match self {
+            Self::Unavailable(_) => Reaction::Retry,
+            Self::Damaged(_) => Reaction::Integrity,
+        }
+    }
+}
+
+/// How far a view has applied one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The next offset to apply.
+    pub offset: Offset,
+    /// The highest event time seen so far, microseconds UTC: what lateness is measured against.
+    pub event_time_high: i64,
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self { offset: 0, event_time_high: i64::MIN }
+    }
+}
+
+/// Changes that become visible together.
+#[derive(Debug, Default)]
+pub struct KeyedBatch {
+    /// Key and value by table; no value removes the key.
+    pub puts: Vec<(Arc<str>, Vec<u8>, Option<Vec<u8>>)>,
+    /// Marks by view and partition.
+    pub marks: BTreeMap<(Arc<str>, Partition), Mark>,
+}
+
+impl KeyedBatch {
+    /// True when there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.marks.is_empty()
+    }
+}
+
+/// Called by [`KeyedStore::scan`] for each key and value, in order of the keys; `false` ends the scan.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
+
+/// A store of named tables of keys and values.
+pub trait KeyedStore: Send + Sync {
+    /// The value of a key.
+    fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Visits the keys that start with `prefix`, in order, as of one moment.
+    fn scan(&self, table: &str, prefix: &[u8], visit: Visit<'_>) -> Result<(), StoreError>;
+    /// Applies a batch: all of it or nothing, also across a crash. Need not be durable on return:
+    /// batches become durable in order.
+    fn write(&self, batch: KeyedBatch) -> Result<(), StoreError>;
+    /// The marks of a view.
+    fn marks(&self, view: &str) -> Result<BTreeMap<Partition, Mark>, StoreError>;
+    /// Empties a table and forgets its view's marks.
+    fn clear(&self, table: &str) -> Result<(), StoreError>;
+    /// Bytes on disk.
+    fn bytes_on_disk(&self) -> u64;
+}
+
+/// A view whose changes wait in memory.
+pub trait Dirty: Send + Sync {
+    /// Adds what changed since the last call, and the marks that belong to it.
+    fn collect(&self, batch: &mut KeyedBatch);
+    /// Tells whether the collected changes were written; if not, they stay dirty.
+    fn written(&self, success: bool);
+    /// Number of changed keys.
+    fn dirty_keys(&self) -> usize;
+}
+
+/// Writes back all keyed views of one store together.
+pub struct WriteBack {
+    store: Arc<dyn KeyedStore>,
+    views: Mutex<Vec<Arc<dyn Dirty>>>,
+    /// One flush at a time: two would interleave marks.
+    flushing: Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl WriteBack {
+    /// Writes to `store`.
+    pub fn new(store: Arc<dyn KeyedStore>) -> Self {
+        Self { store, views: Mutex::new(Vec::new()), flushing: Mutex::new(()) }
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<dyn KeyedStore> {
+        &self.store
+    }
+
+    /// Takes a view in.
+    pub fn register(&self, view: Arc<dyn Dirty>) {
+        lock(&self.views).push(view);
+    }
+
+    /// Writes everything that changed in one batch; answers the number of keys.
+    pub fn flush(&self) -> Result<usize, StoreError> {
+        let _one_at_a_time = lock(&self.flushing);
+        let views = lock(&self.views).clone();
+        let mut batch = KeyedBatch::default();
+        for view in &views {
+            view.collect(&mut batch);
+        }
+        let keys = batch.puts.len();
+        let outcome = if batch.is_empty() { Ok(()) } else { self.store.write(batch) };
+        for view in &views {
+            view.written(outcome.is_ok());
+        }
+        outcome.map(|()| keys)
+    }
+
+    /// Runs something while no flush is under way, such as clearing a table.
+    pub fn exclusively<T>(&self, act: impl FnOnce() -> T) -> T {
+        let _one_at_a_time = lock(&self.flushing);
+        act()
+    }
+
+    /// Number of keys that wait.
+    pub fn dirty_keys(&self) -> usize {
+        lock(&self.views).iter().map(|view| view.dirty_keys()).sum()
+    }
+}

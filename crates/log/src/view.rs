@@ -1,0 +1,474 @@
+//! Views and the driver that keeps them going.
+//!
+//! A view reads one stream in order and keeps *its output and its mark in one atomic commit of its
+//! own*. The driver reads the log for it, hands it rows, retries what may pass, sets a failing view
+//! aside without stopping the others, and rebuilds a view from offset 0 on request. It keeps no state
+//! that matters: after a crash each view tells where it stands.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use highwater_event::{Clock, Offset, Partition, StreamName, StreamPartition};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::commit::LogBatch;
+use crate::error::{AppendError, ReadError};
+use crate::keyed::StoreError;
+use crate::Log;
+
+/// Why a view could not apply rows.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ViewError {
+    /// It may work later: a disk is full, a server is away.
+    #[error("{0}")]
+    Retry(String),
+    /// It will not work until someone acts.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl From<StoreError> for ViewError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Retry(error.to_string()),
+            StoreError::Damaged(_) => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl From<AppendError> for ViewError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::DiskFull | AppendError::Write(_) | AppendError::Fenced { .. } => Self::Retry(error.to_string()),
+            AppendError::Poisoned(_) | AppendError::Encode(_) | AppendError::Closed => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for ViewError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged { .. } => Self::Broken(error.to_string()),
+            ReadError::Io(_) => Self::Retry(error.to_string()),
+        }
+    }
+}
+
+/// When the driver hands rows to a view.
+#[derive(Debug, Clone, Copy)]
+pub struct Gather {
+    /// At once when this many rows wait, and never more than about this many at a time.
+    pub rows: usize,
+    /// Otherwise when the first of them has waited this long.
+    pub wait: Duration,
+}
+
+/// What became of rows that a view applied: `taken = out + filtered + late + dead`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// Rows read from the source.
+    pub taken: u64,
+    /// Rows that became output or changed a state.
+    pub out: u64,
+    /// Rows left out by a condition.
+    pub filtered: u64,
+    /// Rows that came too late.
+    pub late: u64,
+    /// Rows that could not be processed and went to the dead letters.
+    pub dead: u64,
+}
+
+impl Applied {
+    fn add(&mut self, other: Applied) {
+        self.taken += other.taken;
+        self.out += other.out;
+        self.filtered += other.filtered;
+        self.late += other.late;
+        self.dead += other.dead;
+    }
+}
+
+/// Something derived from the log.
+#[async_trait]
+pub trait View: Send {
+    /// Unique name.
+    fn name(&self) -> &str;
+    /// "stream", "table", "lake", "dedupe": for lists.
+    fn kind(&self) -> &'static str;
+    /// The stream it reads.
+    fn source(&self) -> &StreamName;
+    /// When it wants rows.
+    fn gather(&self) -> Gather;
+    /// The next offset that it needs of a partition, from its own store.
+    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError>;
+    /// Applies rows of one partition, the first of which is at the mark, and moves the mark, in one
+    /// atomic commit. On an error nothing may have changed.
+    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError>;
+    /// Drops the output and the marks. `Err` when the view can't be rebuilt, with the reason.
+    async fn reset(&mut self) -> Result<(), ViewError>;
+}
+
+/// What a view is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ViewState {
+    /// Reading the log as it grows.
+    Running,
+    /// Stopped by an operator.
+    Paused,
+    /// Failed and will be tried again.
+    Retrying,
+    /// Set aside: needs an operator.
+    Failed,
+}
+
+/// A view as lists show it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ViewStatus {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: &'static str,
+    /// The stream it reads.
+    pub source: StreamName,
+    /// What it is doing.
+    pub state: ViewState,
+    /// Next offset by partition.
+    pub marks: BTreeMap<Partition, Offset>,
+    /// Rows of the source that it has not applied.
+    pub lag: u64,
+    /// Rows per second, smoothed over some seconds.
+    pub rate: f64,
+    /// Totals since the process started.
+    pub applied: Applied,
+    /// The last failure, kept until the view works again.
+    pub last_error: Option<String>,
+    /// When it last applied rows, microseconds UTC.
+    pub last_applied_at: Option<i64>,
+}
+
+enum Control {
+    Pause(oneshot::Sender<()>),
+    Resume(oneshot::Sender<()>),
+    Rebuild(oneshot::Sender<Result<(), ViewError>>),
+}
+
+/// A request to a view that does not exist or no longer runs.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ControlError {
+    /// No such view.
+    #[error("no view \"{0}\"")]
+    Unknown(String),
+    /// The view refused.
+    #[error("{0}")]
+    Refused(#[from] ViewError),
+    /// The driver is stopping.
+    #[error("the views are being stopped")]
+    Stopped,
+}
+
+struct Running {
+    status: Arc<Mutex<ViewStatus>>,
+    control: mpsc::Sender<Control>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Keeps views going.
+pub struct Driver {
+    log: Arc<dyn Log>,
+    clock: Arc<dyn Clock>,
+    runtime: tokio::runtime::Handle,
+    running: Mutex<BTreeMap<String, Running>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Driver {
+    /// A driver that runs its views on `runtime`.
+    pub fn new(log: Arc<dyn Log>, clock: Arc<dyn Clock>, runtime: tokio::runtime::Handle) -> Self {
+        Self { log, clock, runtime, running: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Starts a view. A running view of the same name is stopped first.
+    pub fn start(&self, view: Box<dyn View>) {
+        let name = view.name().to_owned();
+        let status = Arc::new(Mutex::new(ViewStatus {
+            name: name.clone(),
+            kind: view.kind(),
+            source: view.source().clone(),
+            state: ViewState::Running,
+            marks: BTreeMap::new(),
+            lag: 0,
+            rate: 0.0,
+            applied: Applied::default(),
+            last_error: None,
+            last_applied_at: None,
+        }));
+        let (control, controls) = mpsc::channel(8);
+        let task = Task {
+            durable: self.log.durable(),
+            log: self.log.clone(),
+            clock: self.clock.clone(),
+            view,
+            status: status.clone(),
+            controls,
+            marks: BTreeMap::new(),
+            waiting_since: None,
+            failures: 0,
+        };
+        let task = self.runtime.spawn(task.run());
+        if let Some(previous) = lock(&self.running).insert(name, Running { status, control, task }) {
+            previous.task.abort();
+        }
+    }
+
+    /// All views by name.
+    pub fn statuses(&self) -> Vec<ViewStatus> {
+        let running = lock(&self.running);
+        running.values().map(|running| self.fresh(&running.status)).collect()
+    }
+
+    /// One view.
+    pub fn status(&self, name: &str) -> Option<ViewStatus> {
+        lock(&self.running).get(name).map(|running| self.fresh(&running.status))
+    }
+
+    /// The status with a lag as of now rather than as of the last apply.
+    fn fresh(&self, status: &Mutex<ViewStatus>) -> ViewStatus {
+        let mut status = lock(status).clone();
+        status.lag = lag(self.log.as_ref(), &status.source, &status.marks);
+        status
+    }
+
+    /// Stops applying until [`Driver::resume`].
+    pub async fn pause(&self, name: &str) -> Result<(), ControlError> {
+        self.ask(name, Control::Pause).await
+    }
+
+    /// Goes on after a pause or a failure.
+    pub async fn resume(&self, name: &str) -> Result<(), ControlError> {
+        self.ask(name, Control::Resume).await
+    }
+
+    /// Drops the view's output and derives it again from offset 0.
+    pub async fn rebuild(&self, name: &str) -> Result<(), ControlError> {
+        Ok(self.ask(name, Control::Rebuild).await??)
+    }
+
+    async fn ask<T>(&self, name: &str, control: impl FnOnce(oneshot::Sender<T>) -> Control) -> Result<T, ControlError> {
+        let sender = lock(&self.running)
+            .get(name)
+            .map(|running| running.control.clone())
+            .ok_or_else(|| ControlError::Unknown(name.to_owned()))?;
+        let (answer, answered) = oneshot::channel();
+        sender.send(control(answer)).await.map_err(|_| ControlError::Stopped)?;
+        answered.await.map_err(|_| ControlError::Stopped)
+    }
+
+    /// Stops every view where it stands.
+    pub async fn stop(&self) {
+        let running = std::mem::take(&mut *lock(&self.running));
+        for view in running.into_values() {
+            drop(view.control);
+            if let Err(error) = view.task.await
+                && !error.is_cancelled()
+            {
+                tracing::error!(%error, "a view ended in a panic");
+            }
+        }
+    }
+}
+
+fn lag(log: &dyn Log, source: &StreamName, marks: &BTreeMap<Partition, Offset>) -> u64 {
+    log.partitions(source)
+        .into_iter()
+        .map(|partition| {
+            let end = log.end(&StreamPartition::new(source.clone(), partition));
+            end.saturating_sub(marks.get(&partition).copied().unwrap_or(0))
+        })
+        .sum()
+}
+
+struct Task {
+    log: Arc<dyn Log>,
+    clock: Arc<dyn Clock>,
+    durable: tokio::sync::watch::Receiver<u64>,
+    view: Box<dyn View>,
+    status: Arc<Mutex<ViewStatus>>,
+    controls: mpsc::Receiver<Control>,
+    marks: BTreeMap<Partition, Offset>,
+    waiting_since: Option<Instant>,
+    failures: u32,
+}
+
+/// First wait after a failure; doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// How often rates are worked out while nothing happens.
+const IDLE_TICK: Duration = Duration::from_secs(2);
+
+/// Why a task woke up.
+enum Wake {
+    Log,
+    Timer,
+    Control(Option<Control>),
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut sleep = Duration::ZERO;
+        loop {
+            let paused = matches!(lock(&self.status).state, ViewState::Paused | ViewState::Failed);
+            match self.wait(sleep, paused).await {
+                Wake::Control(None) => return,
+                Wake::Control(Some(control)) => self.control(control).await,
+                Wake::Log | Wake::Timer => {}
+            }
+            if matches!(lock(&self.status).state, ViewState::Paused | ViewState::Failed) {
+                sleep = IDLE_TICK;
+                continue;
+            }
+            sleep = match self.step().await {
+                Ok(sleep) => sleep,
+                Err(error) => self.failed(&error),
+            };
+        }
+    }
+
+    async fn wait(&mut self, sleep: Duration, paused: bool) -> Wake {
+        // While rows are being gathered, or a failure is waited out, growth of the log is no reason to wake.
+        let gathering = paused || self.waiting_since.is_some() || self.failures > 0;
+        tokio::select! {
+            biased;
+            control = self.controls.recv() => Wake::Control(control),
+            changed = self.durable.changed(), if !gathering && !sleep.is_zero() => match changed {
+                Ok(()) => Wake::Log,
+                Err(_) => Wake::Control(None),
+            },
+            () = tokio::time::sleep(sleep) => Wake::Timer,
+        }
+    }
+
+    /// Applies what is due; answers how long to sleep when nothing more is.
+    async fn step(&mut self) -> Result<Duration, ViewError> {
+        self.durable.mark_unchanged();
+        self.durable.borrow_and_update();
+        let gather = self.view.gather();
+        let source = self.view.source().clone();
+        for partition in self.log.partitions(&source) {
+            if let std::collections::btree_map::Entry::Vacant(slot) = self.marks.entry(partition) {
+                slot.insert(self.view.mark(partition).await?);
+            }
+        }
+        let waiting = lag(self.log.as_ref(), &source, &self.marks);
+        if waiting == 0 {
+            self.waiting_since = None;
+            self.recovered();
+            return Ok(IDLE_TICK);
+        }
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let waited = since.elapsed();
+        if waiting < gather.rows as u64 && waited < gather.wait {
+            return Ok((gather.wait - waited).min(IDLE_TICK));
+        }
+        let partitions: Vec<Partition> = self.marks.keys().copied().collect();
+        for partition in partitions {
+            self.apply(&source, partition, gather.rows).await?;
+        }
+        self.waiting_since = None;
+        self.recovered();
+        Ok(Duration::ZERO)
+    }
+
+    async fn apply(&mut self, source: &StreamName, partition: Partition, rows: usize) -> Result<(), ViewError> {
+        let at = StreamPartition::new(source.clone(), partition);
+        let mark = self.marks.get(&partition).copied().unwrap_or(0);
+        let batches: Vec<LogBatch> =
+            self.log.read(&at, mark, rows)?.into_iter().filter_map(|batch| batch.from_offset(mark)).collect();
+        let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
+        let started = Instant::now();
+        let outcome = self.view.apply(partition, batches).await;
+        if outcome.is_err() {
+            // Whoever moved the mark (a second owner, a half-known commit) is believed, not us.
+            self.marks.remove(&partition);
+        }
+        let applied = outcome?;
+        self.marks.insert(partition, end);
+        let mut status = lock(&self.status);
+        status.applied.add(applied);
+        status.marks.insert(partition, end);
+        status.last_applied_at = Some(self.clock.now_micros());
+        let rate = applied.taken as f64 / started.elapsed().as_secs_f64().max(1e-6);
+        status.rate = if status.rate == 0.0 { rate } else { status.rate * 0.9 + rate * 0.1 };
+        Ok(())
+    }
+
+    fn recovered(&mut self) {
+        let mut status = lock(&self.status);
+        if self.failures > 0 {
+            tracing::info!(view = status.name, "works again");
+            self.failures = 0;
+            status.last_error = None;
+        }
+        status.state = ViewState::Running;
+        status.marks.extend(self.marks.iter().map(|(partition, mark)| (*partition, *mark)));
+    }
+
+    fn failed(&mut self, error: &ViewError) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let mut status = lock(&self.status);
+        status.last_error = Some(error.to_string());
+        match error {
+            ViewError::Retry(_) => {
+                status.state = ViewState::Retrying;
+                tracing::warn!(view = status.name, failures = self.failures, %error, "will be tried again");
+                MIN_BACKOFF.saturating_mul(1 << (self.failures - 1).min(16)).min(MAX_BACKOFF)
+            }
+            ViewError::Broken(_) => {
+                status.state = ViewState::Failed;
+                tracing::error!(view = status.name, %error, "set aside; resume or rebuild it when the cause is gone");
+                IDLE_TICK
+            }
+        }
+    }
+
+    async fn control(&mut self, control: Control) {
+        let delivered = match control {
+            Control::Pause(answer) => {
+                lock(&self.status).state = ViewState::Paused;
+                answer.send(()).is_ok()
+            }
+            Control::Resume(answer) => {
+                self.restart();
+                answer.send(()).is_ok()
+            }
+            Control::Rebuild(answer) => {
+                let outcome = self.view.reset().await;
+                if outcome.is_ok() {
+                    self.restart();
+                    lock(&self.status).applied = Applied::default();
+                }
+                answer.send(outcome).is_ok()
+            }
+        };
+        if !delivered {
+            tracing::debug!("a view was controlled by someone who did not wait for the answer");
+        }
+    }
+
+    fn restart(&mut self) {
+        self.marks.clear();
+        self.failures = 0;
+        self.waiting_since = None;
+        let mut status = lock(&self.status);
+        status.state = ViewState::Running;
+        status.last_error = None;
+        status.marks.clear();
+    }
+}
