@@ -1,1 +1,157 @@
-//! Placeholder.
+//! The lake: streams and tables as Delta tables that any engine can read.
+//!
+//! ```text
+//! <root>/streams/NAME/_delta_log/…                              one Delta table a stream
+//! <root>/streams/NAME/year=2026/month=01/day=31/part-….parquet  by the UTC day of event time
+//! <root>/tables/NAME/…                                          the newest snapshot of a table
+//! ```
+//! A stream's lake is a view: rows and the position up to which they were taken are one Delta commit
+//! (the `txn` action, one application id per partition), so it holds every event exactly once. Raw
+//! columns, offset and append time are kept, so that the lake is also the log's cold tier: a reader
+//! takes rows below the lake's mark from here and the rest from the log.
+//!
+//! Files are fsynced before the commit that names them and the commit after; Delta's own writer does
+//! neither. The format stays behind this room's types.
+
+mod stream;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake::kernel::{Action, Add, StructType, Transaction};
+use deltalake::parquet::basic::{Compression, ZstdLevel};
+use deltalake::parquet::file::properties::WriterProperties;
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
+
+pub use stream::{LakeSnapshot, LakeStream, LakeView, Moment};
+pub use table::LakeTable;
+
+/// A lake call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    /// Delta or the disk.
+    #[error("the lake did not answer: {0}")]
+    Delta(#[from] DeltaTableError),
+    /// A file could not be made durable.
+    #[error("a file of the lake could not be made durable: {0}")]
+    Sync(#[from] std::io::Error),
+    /// A batch does not fit.
+    #[error("rows do not fit the lake's table: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// The table can't be read.
+    #[error("the lake can't be read: {0}")]
+    Read(#[from] datafusion::common::DataFusionError),
+    /// A version or time that is not there.
+    #[error("{0}")]
+    NoSuchVersion(String),
+}
+
+/// Columns by which a stream's table is partitioned.
+pub(crate) const DAY_COLUMNS: [&str; 3] = ["year", "month", "day"];
+
+fn writer_properties() -> WriterProperties {
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(128 * 1024))
+        .build()
+}
+
+/// Opens a table, making it when it is not there.
+async fn open_or_create(
+    dir: &Path,
+    name: &str,
+    schema: &arrow::datatypes::Schema,
+    partition_columns: &[&str],
+) -> Result<DeltaTable, LakeError> {
+    let url = ensure_table_uri(dir.to_string_lossy())?;
+    let table = DeltaTable::try_from_url(url).await?;
+    if table.version().is_some() {
+        return Ok(table);
+    }
+    let delta: StructType = schema.try_into_kernel()?;
+    let table = table
+        .create()
+        .with_table_name(name)
+        .with_columns(delta.fields().cloned())
+        .with_partition_columns(partition_columns.iter().copied())
+        .with_save_mode(SaveMode::Ignore)
+        .with_configuration_property(TableProperty::DataSkippingStatsColumns, Some(stats_columns(schema)))
+        .await?;
+    sync_commit(dir.to_owned(), 0).await?;
+    Ok(table)
+}
+
+/// Columns whose minimum and maximum help to skip files. Delta keeps decimals as doubles there, which
+/// would skip wrongly beyond 15 digits.
+fn stats_columns(schema: &arrow::datatypes::Schema) -> String {
+    use arrow::datatypes::DataType;
+    let plain: Vec<&str> = schema
+        .fields()
+        .iter()
+        .filter(|field| match field.data_type() {
+            DataType::Decimal128(precision, _) => *precision <= 15,
+            other => !other.is_nested() && !matches!(other, DataType::Binary),
+        })
+        .map(|field| field.name().as_str())
+        .filter(|name| !DAY_COLUMNS.contains(name))
+        .take(32)
+        .collect();
+    plain.join(",")
+}
+
+/// Commits files that are written but not named yet, with the application's position.
+async fn commit(
+    table: &mut DeltaTable,
+    dir: &Path,
+    adds: Vec<Add>,
+    mut actions: Vec<Action>,
+    mode: SaveMode,
+    partition_columns: &[&str],
+    position: (&str, i64),
+) -> Result<(), LakeError> {
+    sync_files(dir.to_owned(), adds.iter().map(|add| add.path.clone()).collect()).await?;
+    actions.extend(adds.into_iter().map(Action::Add));
+    let properties = CommitProperties::default()
+        .with_application_transaction(Transaction::new(position.0, position.1))
+        .with_cleanup_expired_logs(Some(false));
+    let operation = DeltaOperation::Write {
+        mode,
+        partition_by: (!partition_columns.is_empty())
+            .then(|| partition_columns.iter().map(|column| (*column).to_owned()).collect()),
+        predicate: None,
+    };
+    let done = CommitBuilder::from(properties)
+        .with_actions(actions)
+        .build(Some(table.snapshot()?), table.log_store(), operation)
+        .await?;
+    table.state = Some(done.snapshot());
+    sync_commit(dir.to_owned(), done.version()).await
+}
+
+async fn sync_files(dir: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
+    let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        for path in paths {
+            let file = dir.join(path);
+            std::fs::File::open(&file)?.sync_all()?;
+            let mut parent = file.parent();
+            while let Some(folder) = parent.filter(|folder| folder.starts_with(&dir)) {
+                std::fs::File::open(folder)?.sync_all()?;
+                parent = folder.parent();
+            }
+        }
+        Ok(())
+    });
+    Ok(synced.await.map_err(std::io::Error::other)??)
+}
+
+async fn sync_commit(dir: PathBuf, version: u64) -> Result<(), LakeError> {
+    let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let log = dir.join("_delta_log");
+        std::fs::File::open(log.join(format!("{version:020}.json")))?.sync_all()?;
+        std::fs::File::open(log)?.sync_all()
+    });
+    Ok(synced.await.map_err(std::io::Error::other)??)
+}

@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
-use highwater_event::StreamName;
+use async_trait::async_trait;
+use highwater_event::{Partition, StreamName};
 
 use crate::commit::LogBatch;
 use crate::keyed::{Mark, StoreError};
+use crate::view::ViewError;
 
 /// A value that can be stored under a key.
 pub trait Stored: Sized + Clone + Send + Sync + 'static {
@@ -25,7 +27,16 @@ pub trait States<S> {
     fn state(&mut self, key: &[u8], new: &dyn Fn() -> S) -> Result<&mut S, StoreError>;
 }
 
+/// Reads the states of one view as of one moment.
+pub trait StateReader<S>: Send + Sync {
+    /// Visits the states from key `from` on, in order of their keys; `false` ends it.
+    fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &S) -> bool) -> Result<(), StoreError>;
+    /// The last key.
+    fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError>;
+}
+
 /// Something that folds rows into states.
+#[async_trait]
 pub trait Program: Send + Sync + 'static {
     /// What is kept under each key.
     type State: Stored;
@@ -36,11 +47,17 @@ pub trait Program: Send + Sync + 'static {
     /// The stream it reads.
     fn source(&self) -> &StreamName;
 
-    /// Folds rows of one partition in order. Must not fail half-way for a reason that lies in a row:
-    /// such rows are answered as refused and the rest is folded.
+    /// What has been made of rows before they are folded.
+    type Prepared: Send;
+
+    /// Computes what the fold needs of some rows of one partition: filters, keys, arguments. Rows for
+    /// which that fails are set apart in the result.
+    async fn prepare(&self, partition: Partition, batches: &[LogBatch]) -> Result<Self::Prepared, ViewError>;
+
+    /// Folds prepared rows in order and moves the mark's event time; the offset is the caller's.
     fn fold(
         &self,
-        batches: &[LogBatch],
+        prepared: Self::Prepared,
         mark: &mut Mark,
         states: &mut dyn States<Self::State>,
     ) -> Result<Folded, StoreError>;

@@ -62,15 +62,23 @@ impl KeyedBatch {
     }
 }
 
-/// Called by [`KeyedStore::scan`] for each key and value, in order of the keys; `false` ends the scan.
+/// Called for each key and value, in order of the keys; `false` ends the scan.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> bool;
+
+/// A table as of one moment.
+pub trait KeyedSnapshot: Send {
+    /// Visits the keys from `from` on.
+    fn scan(&self, from: &[u8], visit: Visit<'_>) -> Result<(), StoreError>;
+    /// The last key.
+    fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError>;
+}
 
 /// A store of named tables of keys and values.
 pub trait KeyedStore: Send + Sync {
     /// The value of a key.
     fn get(&self, table: &str, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
-    /// Visits the keys that start with `prefix`, in order, as of one moment.
-    fn scan(&self, table: &str, prefix: &[u8], visit: Visit<'_>) -> Result<(), StoreError>;
+    /// The table as it stands now; later batches do not change what it shows.
+    fn snapshot(&self, table: &str) -> Result<Box<dyn KeyedSnapshot>, StoreError>;
     /// Applies a batch: all of it or nothing, also across a crash. Need not be durable on return:
     /// batches become durable in order.
     fn write(&self, batch: KeyedBatch) -> Result<(), StoreError>;

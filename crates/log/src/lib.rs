@@ -20,6 +20,7 @@ pub mod fold;
 pub mod format;
 pub mod journal;
 pub mod keyed;
+pub mod reader;
 mod recovery;
 mod segment;
 mod tail;

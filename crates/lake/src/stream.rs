@@ -1,0 +1,263 @@
+//! A stream in the lake.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
+use async_trait::async_trait;
+use datafusion::catalog::TableProvider;
+use deltalake::DeltaTable;
+use deltalake::delta_datafusion::{DeltaScanConfig, DeltaScanNext};
+use deltalake::protocol::SaveMode;
+use deltalake::writer::{DeltaWriter, RecordBatchWriter};
+use highwater_event::{Offset, Partition, StreamName, StreamSchema, columns, time};
+use highwater_log::LogBatch;
+use highwater_log::reader::RowReader;
+use highwater_log::view::{Applied, Gather, View, ViewError};
+
+use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, writer_properties};
+
+/// A stream's Delta table, shared by the view that writes it and those who read it.
+pub struct LakeStream {
+    stream: Arc<StreamSchema>,
+    dir: PathBuf,
+    schema: SchemaRef,
+    current: RwLock<Arc<State>>,
+}
+
+struct State {
+    table: DeltaTable,
+    marks: BTreeMap<Partition, Offset>,
+}
+
+/// The lake of a stream at one version.
+pub struct LakeSnapshot {
+    /// Reads its rows; columns of [`StreamSchema::reader_schema`], then year, month and day.
+    pub provider: Arc<dyn TableProvider>,
+    /// The log offsets up to which it holds the stream.
+    pub marks: BTreeMap<Partition, Offset>,
+    /// Delta version.
+    pub version: u64,
+}
+
+/// Which version of a lake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The newest.
+    Now,
+    /// A Delta version.
+    Version(u64),
+    /// The newest at a time, microseconds UTC.
+    Time(i64),
+}
+
+fn application_id(stream: &StreamName, partition: Partition) -> String {
+    format!("highwater/{stream}/{partition}")
+}
+
+impl LakeStream {
+    /// Opens a stream's table under the lake's root, making it when it is not there.
+    pub async fn open(root: &Path, stream: Arc<StreamSchema>) -> Result<Self, LakeError> {
+        let dir = root.join("streams").join(stream.name.shown());
+        let mut fields: Vec<Field> =
+            stream.reader_schema().fields().iter().map(|field| field.as_ref().clone()).collect();
+        fields.extend(DAY_COLUMNS.map(|column| Field::new(column, arrow::datatypes::DataType::Utf8, true)));
+        let schema = Arc::new(Schema::new(fields));
+        let table = open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await?;
+        let lake = Self {
+            current: RwLock::new(Arc::new(State { table: table.clone(), marks: BTreeMap::new() })),
+            stream,
+            dir,
+            schema,
+        };
+        lake.refresh(table).await?;
+        Ok(lake)
+    }
+
+    fn current(&self) -> Arc<State> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put(&self, state: State) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+    }
+
+    /// Reads the newest version and its positions from disk.
+    async fn refresh(&self, mut table: DeltaTable) -> Result<(), LakeError> {
+        table.update_state().await?;
+        let marks = self.marks_of(&table).await?;
+        self.put(State { table, marks });
+        Ok(())
+    }
+
+    async fn marks_of(&self, table: &DeltaTable) -> Result<BTreeMap<Partition, Offset>, LakeError> {
+        let mut marks = BTreeMap::new();
+        for partition in 0..self.stream.options.partitions.max(1) {
+            let id = application_id(&self.stream.name, partition);
+            let position = table.snapshot()?.transaction_version(table.log_store().as_ref(), &id).await?;
+            marks.insert(partition, position.map_or(0, |position| position.max(0) as Offset));
+        }
+        Ok(marks)
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<StreamSchema> {
+        &self.stream
+    }
+
+    /// The lake at a moment.
+    pub async fn snapshot(&self, moment: Moment) -> Result<LakeSnapshot, LakeError> {
+        let state = self.current();
+        let (table, marks) = match moment {
+            Moment::Now => (state.table.clone(), state.marks.clone()),
+            Moment::Version(version) => {
+                let newest = state.table.version().unwrap_or(0);
+                if version > newest {
+                    return Err(LakeError::NoSuchVersion(format!("there is no version {version}; the newest is {newest}")));
+                }
+                let mut table = state.table.clone();
+                table.load_version(version).await?;
+                let marks = self.marks_of(&table).await?;
+                (table, marks)
+            }
+            Moment::Time(micros) => {
+                let mut table = state.table.clone();
+                let moment = chrono::DateTime::from_timestamp_micros(micros)
+                    .ok_or_else(|| LakeError::NoSuchVersion("the time is out of range".into()))?;
+                table.load_with_datetime(moment).await?;
+                let marks = self.marks_of(&table).await?;
+                (table, marks)
+            }
+        };
+        let mut config = DeltaScanConfig::new().with_wrap_partition_values(false).with_parquet_pushdown(true);
+        config.schema_force_view_types = false;
+        let provider = DeltaScanNext::new(table.snapshot()?.snapshot().clone(), config)?;
+        Ok(LakeSnapshot { provider: Arc::new(provider), marks, version: table.version().unwrap_or(0) })
+    }
+
+    /// Files and bytes of the newest version, and its number.
+    pub fn size(&self) -> (usize, u64, u64) {
+        let state = self.current();
+        let Ok(snapshot) = state.table.snapshot() else { return (0, 0, 0) };
+        let (files, bytes) =
+            snapshot.log_data().iter().fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.size() as u64));
+        (files, bytes, state.table.version().unwrap_or(0))
+    }
+
+    /// True when the lake holds rows of that day; parts are zero-padded.
+    pub fn has_day(&self, day: &(String, String, String)) -> bool {
+        let state = self.current();
+        let Ok(snapshot) = state.table.snapshot() else { return false };
+        let wanted = [&day.0, &day.1, &day.2];
+        snapshot.log_data().iter().any(|file| {
+            let values = file.partition_values_map();
+            DAY_COLUMNS.iter().zip(wanted).all(|(column, part)| values.get(*column) == Some(&Some(part.clone())))
+        })
+    }
+
+    async fn append(&self, partition: Partition, batches: &[LogBatch]) -> Result<(), LakeError> {
+        let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
+        let state = self.current();
+        let mut table = state.table.clone();
+        let reader = RowReader::new(&self.stream);
+        let rows = self.with_day(&reader.read_all(partition, batches)?)?;
+        let mut writer = RecordBatchWriter::for_table(&table)?.with_writer_properties(writer_properties());
+        writer.write(rows).await?;
+        let adds = writer.flush().await?;
+        let id = application_id(&self.stream.name, partition);
+        commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, (&id, end as i64)).await?;
+        let mut marks = state.marks.clone();
+        marks.insert(partition, end);
+        self.put(State { table, marks });
+        Ok(())
+    }
+
+    fn with_day(&self, rows: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
+        let at = self.schema.index_of(columns::EVENT_TIME)?;
+        let times = rows.column(at).as_primitive::<TimestampMicrosecondType>();
+        let mut parts: [Vec<String>; 3] = Default::default();
+        let mut last: Option<(i64, (String, String, String))> = None;
+        for time in times.values() {
+            let number = time.div_euclid(86_400_000_000);
+            let day = match &last {
+                Some((same, day)) if *same == number => day.clone(),
+                _ => {
+                    let day = time::day_parts(*time);
+                    last = Some((number, day.clone()));
+                    day
+                }
+            };
+            parts[0].push(day.0);
+            parts[1].push(day.1);
+            parts[2].push(day.2);
+        }
+        let mut arrays: Vec<ArrayRef> = rows.columns().to_vec();
+        arrays.extend(parts.map(|part| Arc::new(StringArray::from(part)) as ArrayRef));
+        RecordBatch::try_new(self.schema.clone(), arrays)
+    }
+}
+
+/// A stream's lake as a view.
+pub struct LakeView {
+    name: String,
+    root: PathBuf,
+    lake: Arc<LakeStream>,
+    gather: Gather,
+}
+
+impl LakeView {
+    /// Writes when `rows` rows wait or the first of them has waited `wait`.
+    pub fn new(root: PathBuf, lake: Arc<LakeStream>, gather: Gather) -> Self {
+        Self { name: format!("lake:{}", lake.stream.name), root, lake, gather }
+    }
+}
+
+fn retry(error: LakeError) -> ViewError {
+    ViewError::Retry(error.to_string())
+}
+
+#[async_trait]
+impl View for LakeView {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "lake"
+    }
+
+    fn source(&self) -> &StreamName {
+        &self.lake.stream.name
+    }
+
+    fn gather(&self) -> Gather {
+        self.gather
+    }
+
+    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError> {
+        // After a failed commit nobody knows whether it landed: the table is asked.
+        let table = self.lake.current().table.clone();
+        self.lake.refresh(table).await.map_err(retry)?;
+        Ok(self.lake.current().marks.get(&partition).copied().unwrap_or(0))
+    }
+
+    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
+        let rows = batches.iter().map(|batch| batch.rows.num_rows() as u64).sum();
+        self.lake.append(partition, &batches).await.map_err(retry)?;
+        Ok(Applied { taken: rows, out: rows, ..Applied::default() })
+    }
+
+    async fn reset(&mut self) -> Result<(), ViewError> {
+        let dir = self.lake.dir.clone();
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
+        removed
+            .map_err(|error| ViewError::Broken(error.to_string()))?
+            .map_err(|error| ViewError::Retry(error.to_string()))?;
+        let fresh = LakeStream::open(&self.root, self.lake.stream.clone()).await.map_err(retry)?;
+        let state = fresh.current();
+        self.lake.put(State { table: state.table.clone(), marks: state.marks.clone() });
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! Endpoints: queries with typed parameters.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use async_trait::async_trait;
+use datafusion::catalog::TableProvider;
+use datafusion::common::ScalarValue;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::sql::sqlparser::ast::Query;
+
+use super::{Limits, QueryResult, Relations, context, plan, query, run};
+use crate::catalog::{Catalog, Endpoint, Parameter};
+use crate::dialect::SqlError;
+use crate::plan::as_statement;
+use crate::session::Engine;
+
+/// Plans an endpoint's query over what is declared, without data; answers its columns.
+pub async fn check_endpoint(
+    engine: &Engine,
+    catalog: &Catalog,
+    parameters: &[Parameter],
+    query: &Query,
+) -> Result<Vec<(String, DataType)>, SqlError> {
+    let shapes = Arc::new(Shapes(catalog.clone()));
+    let context = context(engine, shapes)?;
+    let samples = parameters
+        .iter()
+        .map(|parameter| Ok((parameter.name.clone(), sample(parameter)?)))
+        .collect::<Result<Vec<_>, SqlError>>()?;
+    let statement = as_statement(Box::new(query.clone()));
+    let unbound = context.state().statement_to_plan(statement.clone()).await?;
+    for name in unbound.get_parameter_names()? {
+        let name = name.trim_start_matches('$');
+        if !parameters.iter().any(|parameter| parameter.name == name) {
+            return Err(SqlError::new("unknown_parameter", format!("${name} is not a parameter of this endpoint"))
+                .hint("declare it in the parentheses after the path"));
+        }
+    }
+    let planned = plan(&context, statement, samples).await?;
+    let optimized = context.state().optimize(&planned)?;
+    Ok(optimized.schema().fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect())
+}
+
+/// A value of the parameter's type, for planning.
+fn sample(parameter: &Parameter) -> Result<ScalarValue, SqlError> {
+    match &parameter.default {
+        Some(value) => Ok(value.clone()),
+        None => Ok(ScalarValue::new_one(&parameter.data_type)
+            .or_else(|_| ScalarValue::new_default(&parameter.data_type))?),
+    }
+}
+
+/// The values of an endpoint's parameters from what a caller gave.
+pub async fn endpoint_values(
+    engine: &Engine,
+    endpoint: &Endpoint,
+    given: &HashMap<String, String>,
+) -> Result<Vec<(String, ScalarValue)>, SqlError> {
+    let mut values = Vec::new();
+    for parameter in &endpoint.parameters {
+        let Parameter { name, data_type, default, check } = parameter;
+        let invalid = |detail: String| SqlError::new("invalid_parameter", detail);
+        let value = match (given.get(name), default) {
+            (Some(text), _) => ScalarValue::try_from_string(text.trim().to_owned(), data_type)
+                .ok()
+                .filter(|value| !value.is_null())
+                .ok_or_else(|| invalid(format!("parameter {name} must be {}, not \"{text}\"", type_name(data_type))))?,
+            (None, Some(default)) => default.clone(),
+            (None, None) => return Err(invalid(format!("parameter {name} is required"))),
+        };
+        if let Some(check) = check
+            && !holds(engine, name, check, &value).await?
+        {
+            return Err(invalid(format!("parameter {name} must satisfy {check}")));
+        }
+        values.push((name.clone(), value));
+    }
+    Ok(values)
+}
+
+async fn holds(engine: &Engine, name: &str, check: &str, value: &ScalarValue) -> Result<bool, SqlError> {
+    let sql = format!("SELECT coalesce(({check}), false) FROM (SELECT $value AS {name})");
+    let limits = Limits { time: std::time::Duration::from_secs(5), rows: 1 };
+    let parameters = vec![("value".to_owned(), value.clone())];
+    let result = query(engine, Arc::new(Shapes(Catalog::default())), &sql, parameters, limits).await?;
+    let Some(batch) = result.batches.iter().find(|batch| batch.num_rows() > 0) else { return Ok(false) };
+    Ok(ScalarValue::try_from_array(batch.column(0), 0)? == ScalarValue::Boolean(Some(true)))
+}
+
+fn type_name(data_type: &DataType) -> &'static str {
+    match data_type {
+        DataType::Boolean => "true or false",
+        DataType::Float64 | DataType::Decimal128(..) => "a number",
+        DataType::Timestamp(..) => "a time (RFC 3339)",
+        DataType::Date32 => "a date (YYYY-MM-DD)",
+        other if other.is_integer() => "a whole number",
+        _ => "a text",
+    }
+}
+
+/// Asks an endpoint.
+pub async fn run_endpoint(
+    engine: &Engine,
+    relations: Arc<dyn Relations>,
+    endpoint: &Endpoint,
+    values: Vec<(String, ScalarValue)>,
+    limits: Limits,
+) -> Result<QueryResult, SqlError> {
+    let context = context(engine, relations)?;
+    run(&context, as_statement(endpoint.query.clone()), values, limits).await
+}
+
+/// The relations of a catalog without their rows.
+struct Shapes(Catalog);
+
+impl fmt::Debug for Shapes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shapes")
+    }
+}
+
+#[async_trait]
+impl Relations for Shapes {
+    fn names(&self) -> Vec<String> {
+        let catalog = &self.0;
+        catalog.streams.keys().chain(catalog.tables.keys()).chain(catalog.references.keys()).map(ToString::to_string).collect()
+    }
+
+    async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
+        let bare = name.strip_suffix("$newest").unwrap_or(name);
+        let Ok(name) = highwater_event::StreamName::new(bare) else { return Ok(None) };
+        let schema = if let Some(entry) = self.0.streams.get(&name) {
+            entry.schema.reader_schema()
+        } else if let Some(entry) = self.0.tables.get(&name) {
+            entry.program.schema().clone()
+        } else if let Some(entry) = self.0.references.get(&name) {
+            entry.table.rows.schema()
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(Arc::new(EmptyTable::new(schema))))
+    }
+}

@@ -1,0 +1,148 @@
+//! Rows as JSON. Decimals are exact numbers without useless zeros, times RFC 3339 in UTC, bytes the text
+//! they hold or else hexadecimal.
+
+use std::fmt::Write;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{
+    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, TimestampMicrosecondType,
+};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
+/// Appends each row as a JSON object, calling `between` before all but the first. `names` gives the keys.
+pub fn rows_as_json(batch: &RecordBatch, names: &[String], first: bool, between: &str, out: &mut String) {
+    for row in 0..batch.num_rows() {
+        if !(first && row == 0) {
+            out.push_str(between);
+        }
+        out.push('{');
+        for (at, (column, name)) in batch.columns().iter().zip(names).enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            write_text(name, out);
+            out.push(':');
+            value_as_json(column, row, out);
+        }
+        out.push('}');
+    }
+}
+
+fn write_text(text: &str, out: &mut String) {
+    // Strings always serialise.
+    out.push_str(&serde_json::to_string(text).unwrap_or_default());
+}
+
+fn write_display(value: impl std::fmt::Display, out: &mut String) {
+    if write!(out, "{value}").is_err() {
+        out.push_str("null");
+    }
+}
+
+/// Appends one value as JSON.
+pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
+    if array.is_null(row) {
+        return out.push_str("null");
+    }
+    match array.data_type() {
+        DataType::Null => out.push_str("null"),
+        DataType::Boolean => write_display(array.as_boolean().value(row), out),
+        DataType::Utf8 => write_text(array.as_string::<i32>().value(row), out),
+        DataType::LargeUtf8 => write_text(array.as_string::<i64>().value(row), out),
+        DataType::Utf8View => write_text(array.as_string_view().value(row), out),
+        DataType::Float64 => write_float(array.as_primitive::<Float64Type>().value(row), out),
+        DataType::Float32 => write_float(f64::from(array.as_primitive::<Float32Type>().value(row)), out),
+        DataType::Decimal128(_, scale) => write_decimal(array.as_primitive::<Decimal128Type>().value(row), *scale, out),
+        DataType::Timestamp(..) => match arrow::compute::cast(&array.slice(row, 1), &highwater_event::columns::timestamp_type()) {
+            Ok(micros) => {
+                let micros = micros.as_primitive::<TimestampMicrosecondType>().value(0);
+                write_text(&highwater_event::time::show_micros(micros), out);
+            }
+            Err(_) => out.push_str("null"),
+        },
+        DataType::Date32 => write_text(&crate::reference::show_date(array.as_primitive::<Date32Type>().value(row)), out),
+        DataType::Binary => write_bytes(array.as_binary::<i32>().value(row), out),
+        DataType::BinaryView => write_bytes(array.as_binary_view().value(row), out),
+        DataType::Struct(fields) => {
+            out.push('{');
+            for (at, (column, field)) in array.as_struct().columns().iter().zip(fields).enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                write_text(field.name(), out);
+                out.push(':');
+                value_as_json(column, row, out);
+            }
+            out.push('}');
+        }
+        DataType::List(_) => {
+            let values = array.as_list::<i32>().value(row);
+            out.push('[');
+            for at in 0..values.len() {
+                if at > 0 {
+                    out.push(',');
+                }
+                value_as_json(&values, at, out);
+            }
+            out.push(']');
+        }
+        other if other.is_integer() => match ArrayFormatter::try_new(array, &FormatOptions::default()) {
+            Ok(formatter) => write_display(formatter.value(row), out),
+            Err(_) => out.push_str("null"),
+        },
+        _ => match ArrayFormatter::try_new(array, &FormatOptions::default()) {
+            Ok(formatter) => write_text(&formatter.value(row).to_string(), out),
+            Err(_) => out.push_str("null"),
+        },
+    }
+}
+
+fn write_float(value: f64, out: &mut String) {
+    match serde_json::Number::from_f64(value) {
+        Some(number) => write_display(number, out),
+        None => out.push_str("null"),
+    }
+}
+
+fn write_decimal(value: i128, scale: i8, out: &mut String) {
+    let scale = usize::from(scale.unsigned_abs());
+    let digits = format!("{:0>width$}", value.unsigned_abs(), width = scale + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - scale);
+    let fraction = fraction.trim_end_matches('0');
+    if value < 0 {
+        out.push('-');
+    }
+    out.push_str(whole);
+    if !fraction.is_empty() {
+        out.push('.');
+        out.push_str(fraction);
+    }
+}
+
+fn write_bytes(bytes: &[u8], out: &mut String) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => write_text(text, out),
+        Err(_) => {
+            let mut hexadecimal = String::with_capacity(2 + bytes.len() * 2);
+            hexadecimal.push_str("\\x");
+            bytes.iter().for_each(|byte| write_display(format_args!("{byte:02x}"), &mut hexadecimal));
+            write_text(&hexadecimal, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::write_decimal;
+
+    #[test]
+    fn decimals_are_exact_and_short() {
+        for (value, scale, shown) in
+            [(338_037_500, 6, "338.0375"), (-5, 2, "-0.05"), (1000, 2, "10"), (7, 0, "7"), (0, 4, "0")]
+        {
+            let mut out = String::new();
+            write_decimal(value, scale, &mut out);
+            assert_eq!(out, shown);
+        }
+    }
+}

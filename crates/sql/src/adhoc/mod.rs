@@ -1,0 +1,158 @@
+//! Queries that are asked once: ad-hoc SQL and endpoints.
+//!
+//! They read streams (lake below its mark, log above it, so every event once), tables, reference tables
+//! and system streams. They are read-only and limited in time, rows and memory. What is SENSITIVE is
+//! masked inside the plan, so no projection, filter or sort can tell what a mask hides.
+
+mod endpoint;
+mod json;
+mod relation;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, SchemaProvider, TableProvider};
+use datafusion::common::{DataFusionError, ScalarValue};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::{SQLOptions, SessionContext};
+use datafusion::sql::parser::Statement as DFStatement;
+use futures::StreamExt;
+
+use crate::dialect::SqlError;
+use crate::session::Engine;
+
+pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
+pub use json::{rows_as_json, value_as_json};
+pub use relation::{Day, stream_relation, table_relation};
+
+/// What can be read by name.
+#[async_trait]
+pub trait Relations: Send + Sync + fmt::Debug {
+    /// The names, for messages.
+    fn names(&self) -> Vec<String>;
+    /// A relation as of now; `None` when there is none of that name.
+    async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError>;
+}
+
+/// What a query may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Wall-clock time.
+    pub time: Duration,
+    /// Rows of the result; what is beyond is cut and the answer says so.
+    pub rows: usize,
+}
+
+/// The answer to a query.
+#[derive(Debug)]
+pub struct QueryResult {
+    /// Its columns.
+    pub schema: SchemaRef,
+    /// Its rows.
+    pub batches: Vec<RecordBatch>,
+    /// There were more rows than the limit.
+    pub truncated: bool,
+}
+
+impl QueryResult {
+    /// Number of rows.
+    pub fn row_count(&self) -> usize {
+        self.batches.iter().map(RecordBatch::num_rows).sum()
+    }
+}
+
+/// Asks a question in SQL. Parameters are `$name`.
+pub async fn query(
+    engine: &Engine,
+    relations: Arc<dyn Relations>,
+    sql: &str,
+    parameters: Vec<(String, ScalarValue)>,
+    limits: Limits,
+) -> Result<QueryResult, SqlError> {
+    let context = context(engine, relations)?;
+    let state = context.state();
+    let dialect = datafusion::config::Dialect::Generic;
+    let statement = state.sql_to_statement(sql, &dialect)?;
+    run(&context, statement, parameters, limits).await
+}
+
+/// A session whose relations are resolved when a query names them.
+fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionContext, SqlError> {
+    let state = SessionStateBuilder::new_from_existing(engine.state())
+        .with_catalog_list(Arc::new(datafusion::catalog::MemoryCatalogProviderList::new()))
+        .build();
+    let context = SessionContext::new_with_state(state);
+    let catalog = MemoryCatalogProvider::new();
+    catalog.register_schema("public", Arc::new(Named(relations)))?;
+    context.register_catalog("datafusion", Arc::new(catalog));
+    Ok(context)
+}
+
+/// Plans a read-only statement.
+async fn plan(
+    context: &SessionContext,
+    statement: DFStatement,
+    parameters: Vec<(String, ScalarValue)>,
+) -> Result<LogicalPlan, SqlError> {
+    let plan = context.state().statement_to_plan(statement).await?;
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan).map_err(
+        |_| SqlError::new("read_only", "this call reads only").hint("to declare something use `highwater apply` or POST /api/v1/statements"),
+    )?;
+    Ok(if parameters.is_empty() { plan } else { plan.with_param_values(parameters)? })
+}
+
+async fn run(
+    context: &SessionContext,
+    statement: DFStatement,
+    parameters: Vec<(String, ScalarValue)>,
+    limits: Limits,
+) -> Result<QueryResult, SqlError> {
+    let answer = async {
+        let plan = plan(context, statement, parameters).await?;
+        let physical = context.state().create_physical_plan(&plan).await?;
+        let schema = physical.schema();
+        let mut stream = execute_stream(physical, context.task_ctx())?;
+        let mut batches = Vec::new();
+        let mut rows = 0usize;
+        while let Some(batch) = stream.next().await {
+            let batch = batch?;
+            if rows + batch.num_rows() > limits.rows {
+                batches.push(batch.slice(0, limits.rows - rows));
+                return Ok(QueryResult { schema, batches, truncated: true });
+            }
+            rows += batch.num_rows();
+            batches.push(batch);
+        }
+        Ok(QueryResult { schema, batches, truncated: false })
+    };
+    match tokio::time::timeout(limits.time, answer).await {
+        Ok(result) => result,
+        Err(_) => Err(SqlError::new("query_timeout", format!("the query took longer than {} s and was stopped", limits.time.as_secs()))
+            .hint("read fewer rows, for example by a condition on _event_time")),
+    }
+}
+
+#[derive(Debug)]
+struct Named(Arc<dyn Relations>);
+
+#[async_trait]
+impl SchemaProvider for Named {
+    fn table_names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        self.0.relation(name).await.map_err(|error| DataFusionError::Plan(error.message))
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        let bare = name.split('$').next().unwrap_or(name);
+        self.0.names().iter().any(|known| known.eq_ignore_ascii_case(bare))
+    }
+}

@@ -1,0 +1,102 @@
+//! Streams and tables as relations of a query.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
+use highwater_event::{Partition, Offset, StreamSchema, columns};
+
+use crate::dialect::SqlError;
+use crate::session::Engine;
+
+/// A UTC day: its zero-padded parts and its bounds in microseconds, the second exclusive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Day {
+    /// Year, month, day.
+    pub parts: (String, String, String),
+    /// First microsecond, and the first one after.
+    pub bounds: (i64, i64),
+}
+
+/// A stream as one relation: rows of the lake below its marks, and the rows of the log above them.
+/// `lake_marks` guards against a lake that holds more than it says.
+pub fn stream_relation(
+    engine: &Engine,
+    stream: &StreamSchema,
+    lake: Option<(Arc<dyn TableProvider>, BTreeMap<Partition, Offset>)>,
+    hot: Vec<RecordBatch>,
+    day: Option<&Day>,
+) -> Result<Arc<dyn TableProvider>, SqlError> {
+    let schema = stream.reader_schema();
+    let names: Vec<Expr> = schema.fields().iter().map(|field| ident(field.name())).collect();
+    let hot = MemTable::try_new(schema.clone(), vec![hot])?;
+    let mut plan = LogicalPlanBuilder::scan("log", provider_as_source(Arc::new(hot)), None)?.project(names.clone())?;
+    if let Some(day) = day {
+        plan = plan.filter(within(day))?;
+    }
+    if let Some((lake, _)) = lake {
+        let mut cold = LogicalPlanBuilder::scan("lake", provider_as_source(lake), None)?;
+        if let Some(day) = day {
+            let (year, month, date) = day.parts.clone();
+            cold = cold.filter(ident("year").eq(lit(year)).and(ident("month").eq(lit(month))).and(ident("day").eq(lit(date))))?;
+        }
+        plan = plan.union(cold.project(names)?.build()?)?;
+    }
+    let sensitive: Vec<&str> =
+        stream.columns.iter().filter(|column| column.sensitive).map(|column| column.name.as_str()).collect();
+    let plan = masked(engine, plan.build()?, &schema, &sensitive)?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+fn within(day: &Day) -> Expr {
+    let at = |micros: i64| {
+        lit(datafusion::common::ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
+    };
+    ident(columns::EVENT_TIME).gt_eq(at(day.bounds.0)).and(ident(columns::EVENT_TIME).lt(at(day.bounds.1)))
+}
+
+/// A table's rows as a relation.
+pub fn table_relation(
+    engine: &Engine,
+    schema: SchemaRef,
+    rows: Vec<RecordBatch>,
+    sensitive: &[String],
+) -> Result<Arc<dyn TableProvider>, SqlError> {
+    let table: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(schema.clone(), vec![rows])?);
+    if sensitive.is_empty() {
+        return Ok(table);
+    }
+    let plan = LogicalPlanBuilder::scan("rows", provider_as_source(table), None)?.build()?;
+    let sensitive: Vec<&str> = sensitive.iter().map(String::as_str).collect();
+    Ok(Arc::new(ViewTable::new(masked(engine, plan, &schema, &sensitive)?, None)))
+}
+
+/// Puts a mask over columns, inside the plan.
+fn masked(engine: &Engine, plan: LogicalPlan, schema: &SchemaRef, sensitive: &[&str]) -> Result<LogicalPlan, SqlError> {
+    if sensitive.is_empty() {
+        return Ok(plan);
+    }
+    let state = engine.state();
+    let mask = state
+        .scalar_functions()
+        .get("mask")
+        .cloned()
+        .ok_or_else(|| SqlError::new("internal", "the mask function is missing"))?;
+    let columns: Vec<Expr> = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let column = ident(field.name());
+            if sensitive.contains(&field.name().as_str()) {
+                mask.call(vec![column]).alias(field.name())
+            } else {
+                column
+            }
+        })
+        .collect();
+    Ok(LogicalPlanBuilder::new(plan).project(columns)?.build()?)
+}

@@ -1,0 +1,34 @@
+//! Functions that the language adds to DataFusion's.
+
+mod aggregate;
+mod lookup;
+mod mask;
+mod money;
+mod tokenize;
+
+use std::sync::Arc;
+
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+
+use crate::reference::References;
+
+pub use aggregate::{COLLECT_LIST, LATEST_BY_OFFSET};
+pub use mask::mask_text;
+
+/// Functions that hide what they are given, so that their result is no longer sensitive.
+pub const HIDING: [&str; 6] = ["mask", "mask_left", "mask_right", "mask_keep_left", "mask_keep_right", "tokenize"];
+
+/// All scalar functions.
+pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Vec<Arc<ScalarUDF>> {
+    let mut functions: Vec<Arc<ScalarUDF>> = mask::functions();
+    functions.push(Arc::new(ScalarUDF::from(lookup::Lookup::new(references.clone()))));
+    functions.push(Arc::new(ScalarUDF::from(lookup::InReference::new(references.clone()))));
+    functions.push(Arc::new(ScalarUDF::from(money::Money::new())));
+    functions.push(Arc::new(ScalarUDF::from(tokenize::Tokenize::new(token_key))));
+    functions
+}
+
+/// All aggregate functions.
+pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
+    aggregate::functions()
+}

@@ -1,0 +1,63 @@
+//! From statements to things that run: names are resolved, types checked, plans made, and what can't be
+//! maintained incrementally is refused by name.
+
+mod shape;
+mod table;
+mod transform;
+
+use arrow::datatypes::DataType;
+use datafusion::common::Column;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::sql::parser::Statement as DFStatement;
+use datafusion::sql::sqlparser::ast::{Query, Statement};
+use highwater_event::{StreamSchema, columns};
+
+use crate::dialect::SqlError;
+use crate::functions::HIDING;
+
+pub use shape::source_of;
+pub use table::plan_table;
+pub use transform::plan_transform;
+
+/// A query as DataFusion plans it.
+pub(crate) fn as_statement(query: Box<Query>) -> DFStatement {
+    DFStatement::Statement(Box::new(Statement::Query(query)))
+}
+
+/// True for the columns that the engine adds to every stream.
+fn is_system_column(name: &str) -> bool {
+    matches!(name, columns::EVENT_TIME | columns::RECORDED_AT | columns::PARTITION | columns::OFFSET | columns::EXTRA)
+}
+
+/// A system column of the rows that a plan reads, under whatever alias the query gave them.
+fn system_column(plan: &LogicalPlan, name: &str) -> Result<Expr, SqlError> {
+    plan.schema()
+        .iter()
+        .find(|(_, field)| field.name() == name)
+        .map(|(qualifier, field)| Expr::Column(Column::new(qualifier.cloned(), field.name())))
+        .ok_or_else(|| SqlError::new("internal", format!("the plan lost column {name}")))
+}
+
+/// True when an expression shows what a SENSITIVE column holds. What a hiding function covers is hidden.
+fn shows_sensitive(expression: &Expr, source: &StreamSchema) -> bool {
+    let mut shows = false;
+    // The visitor can't fail.
+    let walked = expression.apply(|node| {
+        Ok(match node {
+            Expr::ScalarFunction(function) if HIDING.contains(&function.name()) => TreeNodeRecursion::Jump,
+            Expr::Column(column) if source.column(&column.name).is_some_and(|column| column.sensitive) => {
+                shows = true;
+                TreeNodeRecursion::Stop
+            }
+            _ => TreeNodeRecursion::Continue,
+        })
+    });
+    shows || walked.is_err()
+}
+
+fn storable(name: &str, data_type: &DataType) -> Result<DataType, SqlError> {
+    crate::dialect::stored_type(data_type).ok_or_else(|| {
+        SqlError::unsupported(format!("column \"{name}\" would have type {data_type}, which can't be stored; CAST it"))
+    })
+}

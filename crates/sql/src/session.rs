@@ -1,0 +1,85 @@
+//! DataFusion sessions as the engine uses them.
+
+use std::sync::Arc;
+
+use datafusion::common::TableReference;
+use datafusion::catalog::TableProvider;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
+use datafusion::prelude::SessionConfig;
+
+use crate::dialect::SqlError;
+use crate::functions;
+use crate::reference::References;
+
+/// Makes sessions that know the language's functions.
+pub struct Engine {
+    template: SessionState,
+    references: Arc<References>,
+}
+
+impl Engine {
+    /// `token_key` is the secret behind TOKENIZE; `query_memory` bounds what all ad-hoc queries together
+    /// may hold, in bytes.
+    pub fn new(token_key: [u8; 32], query_memory: usize) -> Result<Self, SqlError> {
+        let references = Arc::new(References::default());
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(query_memory))).build_arc()?;
+        let template = session(runtime, &references, token_key)?;
+        Ok(Self { template, references })
+    }
+
+    /// The reference tables that plans look into.
+    pub fn references(&self) -> &Arc<References> {
+        &self.references
+    }
+
+    /// A session without relations.
+    pub fn state(&self) -> SessionState {
+        self.template.clone()
+    }
+
+    /// A session that knows one relation.
+    pub fn state_with(&self, name: &str, provider: Arc<dyn TableProvider>) -> Result<SessionState, SqlError> {
+        let state = SessionStateBuilder::new_from_existing(self.template.clone())
+            .with_catalog_list(Arc::new(datafusion::catalog::MemoryCatalogProviderList::new()))
+            .build();
+        let context = datafusion::prelude::SessionContext::new_with_state(state);
+        let catalog = Arc::new(datafusion::catalog::MemoryCatalogProvider::new());
+        let schema = Arc::new(datafusion::catalog::MemorySchemaProvider::new());
+        datafusion::catalog::CatalogProvider::register_schema(catalog.as_ref(), "public", schema)?;
+        context.register_catalog("datafusion", catalog);
+        context.register_table(TableReference::bare(name), provider)?;
+        Ok(context.state())
+    }
+}
+
+fn session(runtime: Arc<RuntimeEnv>, references: &Arc<References>, token_key: [u8; 32]) -> Result<SessionState, SqlError> {
+    let mut config = SessionConfig::new()
+        // One partition keeps rows in order and plans small; parallelism comes from many views.
+        .with_target_partitions(1)
+        .with_round_robin_repartition(false)
+        .with_information_schema(false)
+        .with_collect_statistics(false)
+        // Plans are executed again and again; a filter that a past run left behind would be wrong.
+        .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", false);
+    let options = config.options_mut();
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.sql_parser.collect_spans = true;
+    options.sql_parser.parse_float_as_decimal = true;
+    options.execution.parquet.schema_force_view_types = false;
+    options.execution.parquet.pushdown_filters = true;
+    options.execution.time_zone = Some("UTC".into());
+    let mut state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_default_features()
+        .build();
+    for function in functions::scalar_functions(references, token_key) {
+        state.register_udf(function)?;
+    }
+    for function in functions::aggregate_functions() {
+        state.register_udaf(function)?;
+    }
+    Ok(state)
+}

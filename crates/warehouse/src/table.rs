@@ -1,0 +1,388 @@
+//! One table: its states in memory and in the store.
+//!
+//! Rows are folded into states in memory. A write-back collects what changed since the last one,
+//! together with the mark that belongs to it, and the store takes both in one batch. So the store is
+//! always a whole state of the table at some mark, and after a crash the log is read from there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use highwater_event::{Clock, Offset, Partition, Principal, StreamName, StreamPartition};
+use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
+use highwater_log::fold::{Program, Refused, StateReader, States, Stored};
+use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, Mark, StoreError, WriteBack};
+use highwater_log::view::{Applied, Gather, View, ViewError};
+use highwater_log::{Advance, Commit, Log, LogBatch};
+
+/// A table's states.
+pub struct Table<S: Stored> {
+    name: Arc<str>,
+    store: Arc<dyn KeyedStore>,
+    overlay: Mutex<Overlay<S>>,
+    /// Bytes that clean states may take in memory.
+    capacity: usize,
+}
+
+struct Overlay<S> {
+    slots: HashMap<Vec<u8>, Slot<S>>,
+    marks: BTreeMap<Partition, Mark>,
+    weight: usize,
+    dirty: usize,
+    /// Rows were folded whose late and dead ones are not in the log yet: nothing may be written.
+    held: bool,
+    /// Counts resets: what was collected before one must not be confirmed after it.
+    generation: u64,
+    collected: Option<u64>,
+}
+
+struct Slot<S> {
+    state: S,
+    weight: usize,
+    change: Change,
+    /// Touched since the last eviction passed by.
+    warm: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Clean,
+    /// On its way to the store.
+    Writing,
+    Dirty,
+}
+
+impl<S: Stored> Table<S> {
+    /// Opens a table at the marks of its store.
+    pub fn open(name: Arc<str>, store: Arc<dyn KeyedStore>, capacity: usize) -> Result<Self, StoreError> {
+        let overlay = Overlay {
+            slots: HashMap::new(),
+            marks: store.marks(&name)?,
+            weight: 0,
+            dirty: 0,
+            held: false,
+            generation: 0,
+            collected: None,
+        };
+        Ok(Self { name, store, overlay: Mutex::new(overlay), capacity })
+    }
+
+    fn overlay(&self) -> MutexGuard<'_, Overlay<S>> {
+        self.overlay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what is in memory; the store holds a whole, older state.
+    fn discard(&self) -> Result<(), StoreError> {
+        let marks = self.store.marks(&self.name)?;
+        let mut overlay = self.overlay();
+        let generation = overlay.generation + 1;
+        *overlay = Overlay { slots: HashMap::new(), marks, weight: 0, dirty: 0, held: false, generation, collected: None };
+        Ok(())
+    }
+
+    /// Bytes of states in memory and number of those that are not in the store yet.
+    pub fn memory(&self) -> (usize, usize) {
+        let overlay = self.overlay();
+        (overlay.weight, overlay.dirty)
+    }
+}
+
+impl<S: Stored> Overlay<S> {
+    /// Second chance: a clean state that nobody touched since the last pass goes.
+    fn evict(&mut self, capacity: usize) {
+        for _pass in 0..2 {
+            if self.weight <= capacity {
+                return;
+            }
+            let target = capacity - capacity / 4;
+            let mut weight = self.weight;
+            self.slots.retain(|key, slot| {
+                if weight <= target || slot.change != Change::Clean {
+                    return true;
+                }
+                if std::mem::take(&mut slot.warm) {
+                    return true;
+                }
+                weight -= slot.weight + key.len();
+                false
+            });
+            self.weight = weight;
+        }
+    }
+}
+
+/// The states as a fold sees them.
+struct Folding<'a, S: Stored> {
+    overlay: &'a mut Overlay<S>,
+    store: &'a dyn KeyedStore,
+    table: &'a str,
+}
+
+impl<S: Stored> States<S> for Folding<'_, S> {
+    fn state(&mut self, key: &[u8], new: &dyn Fn() -> S) -> Result<&mut S, StoreError> {
+        if !self.overlay.slots.contains_key(key) {
+            let stored = self.store.get(self.table, key)?;
+            let state = match stored {
+                Some(bytes) => {
+                    S::decode(&bytes).ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table)))?
+                }
+                None => new(),
+            };
+            let weight = state.weight();
+            self.overlay.weight += weight + key.len();
+            let slot = Slot { state, weight, change: Change::Clean, warm: true };
+            self.overlay.slots.insert(key.to_vec(), slot);
+        }
+        let Some(slot) = self.overlay.slots.get_mut(key) else {
+            return Err(StoreError::Unavailable("a state vanished from memory".into()));
+        };
+        if slot.change != Change::Dirty {
+            slot.change = Change::Dirty;
+            self.overlay.dirty += 1;
+        }
+        slot.warm = true;
+        Ok(&mut slot.state)
+    }
+}
+
+impl<S: Stored> Dirty for Table<S> {
+    fn collect(&self, batch: &mut KeyedBatch) {
+        let mut overlay = self.overlay();
+        if overlay.held {
+            return;
+        }
+        let mut weight = 0isize;
+        for (key, slot) in overlay.slots.iter_mut().filter(|(_, slot)| slot.change == Change::Dirty) {
+            let mut bytes = Vec::new();
+            slot.state.encode(&mut bytes);
+            batch.puts.push((self.name.clone(), key.clone(), Some(bytes)));
+            slot.change = Change::Writing;
+            let now = slot.state.weight();
+            weight += now as isize - slot.weight as isize;
+            slot.weight = now;
+        }
+        overlay.weight = overlay.weight.saturating_add_signed(weight);
+        overlay.dirty = 0;
+        overlay.collected = Some(overlay.generation);
+        for (partition, mark) in &overlay.marks {
+            batch.marks.insert((self.name.clone(), *partition), *mark);
+        }
+    }
+
+    fn written(&self, success: bool) {
+        let mut overlay = self.overlay();
+        let Some(generation) = overlay.collected.take() else { return };
+        if generation != overlay.generation {
+            return;
+        }
+        let mut dirty = overlay.dirty;
+        for slot in overlay.slots.values_mut().filter(|slot| slot.change == Change::Writing) {
+            slot.change = if success { Change::Clean } else { Change::Dirty };
+            dirty += usize::from(!success);
+        }
+        overlay.dirty = dirty;
+        overlay.evict(self.capacity);
+    }
+
+    fn dirty_keys(&self) -> usize {
+        self.overlay().dirty
+    }
+}
+
+impl<S: Stored> StateReader<S> for Table<S> {
+    fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &S) -> bool) -> Result<(), StoreError> {
+        // What is not in the store yet, and the store as of the same moment.
+        let (fresh, snapshot) = {
+            let overlay = self.overlay();
+            let fresh: BTreeMap<Vec<u8>, S> = overlay
+                .slots
+                .iter()
+                .filter(|(key, slot)| slot.change != Change::Clean && key.as_slice() >= from)
+                .map(|(key, slot)| (key.clone(), slot.state.clone()))
+                .collect();
+            (fresh, self.store.snapshot(&self.name)?)
+        };
+        let mut fresh = fresh.into_iter().peekable();
+        let mut damaged = false;
+        let mut going = true;
+        snapshot.scan(from, &mut |key, bytes| {
+            while going && let Some((before, state)) = fresh.next_if(|(before, _)| before.as_slice() < key) {
+                going = visit(&before, &state);
+            }
+            if going {
+                going = match fresh.next_if(|(same, _)| same.as_slice() == key) {
+                    Some((same, state)) => visit(&same, &state),
+                    None => match S::decode(bytes) {
+                        Some(state) => visit(key, &state),
+                        None => {
+                            damaged = true;
+                            false
+                        }
+                    },
+                };
+            }
+            going
+        })?;
+        if damaged {
+            return Err(StoreError::Damaged(format!("a state of {}", self.name)));
+        }
+        for (key, state) in fresh {
+            going = going && visit(&key, &state);
+        }
+        Ok(())
+    }
+
+    fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let (fresh, snapshot) = {
+            let overlay = self.overlay();
+            let fresh = overlay.slots.iter().filter(|(_, slot)| slot.change != Change::Clean).map(|(key, _)| key).max().cloned();
+            (fresh, self.store.snapshot(&self.name)?)
+        };
+        Ok(fresh.max(snapshot.last_key()?))
+    }
+}
+
+/// A table as a view.
+pub struct TableView<P: Program> {
+    program: Arc<P>,
+    table: Arc<Table<P::State>>,
+    write_back: Arc<WriteBack>,
+    log: Arc<dyn Log>,
+    clock: Arc<dyn Clock>,
+    /// Keys that may wait before a write-back is made in the middle of a backlog.
+    dirty_limit: usize,
+}
+
+impl<P: Program> TableView<P> {
+    /// Runs a program over the log.
+    pub fn new(
+        program: Arc<P>,
+        table: Arc<Table<P::State>>,
+        write_back: Arc<WriteBack>,
+        log: Arc<dyn Log>,
+        clock: Arc<dyn Clock>,
+        dirty_limit: usize,
+    ) -> Self {
+        Self { program, table, write_back, log, clock, dirty_limit }
+    }
+
+    fn at(&self, partition: Partition) -> StreamPartition {
+        StreamPartition::new(self.program.source().clone(), partition)
+    }
+
+    /// Puts late and dead rows into the log, once: rows that an earlier run put there are left out.
+    async fn set_apart(&self, partition: Partition, to: Offset, late: Vec<Refused>, dead: Vec<Refused>) -> Result<(), ViewError> {
+        let writer = self.program.name().to_string();
+        let from = self.log.advanced(&writer, &self.at(partition));
+        let mut commit = Commit::default();
+        for (stream, refused) in [(LATE_EVENTS, late), (DEAD_LETTERS, dead)] {
+            let letters: Vec<DeadLetter> = refused
+                .into_iter()
+                .filter(|refused| refused.offset >= from)
+                .map(|refused| DeadLetter {
+                    source: writer.clone(),
+                    stream: self.program.source().clone(),
+                    position: Some((partition, refused.offset)),
+                    code: refused.code.into(),
+                    detail: refused.detail,
+                    principal: Principal::engine().name.to_string(),
+                    body: refused.row.into_bytes(),
+                })
+                .collect();
+            if !letters.is_empty() {
+                let append = dead_letter::append(stream, &letters, self.clock.now_micros());
+                commit.appends.push(append.map_err(|error| ViewError::Broken(error.to_string()))?);
+            }
+        }
+        if commit.appends.is_empty() {
+            return Ok(());
+        }
+        commit.advances.push(Advance { writer, source: self.at(partition), from, to });
+        self.log.append(commit).await?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl<P: Program> View for TableView<P> {
+    fn name(&self) -> &str {
+        self.program.name()
+    }
+
+    fn kind(&self) -> &'static str {
+        "table"
+    }
+
+    fn source(&self) -> &StreamName {
+        self.program.source()
+    }
+
+    fn gather(&self) -> Gather {
+        Gather { rows: 64 * 1024, wait: Duration::from_millis(20) }
+    }
+
+    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError> {
+        Ok(self.table.overlay().marks.get(&partition).map_or(0, |mark| mark.offset))
+    }
+
+    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(Applied::default()) };
+        let (from, to) = (first.base, last.end());
+        let prepared = self.program.prepare(partition, &batches).await?;
+        let folded = {
+            let mut overlay = self.table.overlay();
+            let mut mark = overlay.marks.get(&partition).copied().unwrap_or_default();
+            if mark.offset != from {
+                return Err(ViewError::Retry(format!("the table stands at {} and was given rows from {from}", mark.offset)));
+            }
+            let mut states = Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
+            let folded = self.program.fold(prepared, &mut mark, &mut states);
+            mark.offset = to;
+            overlay.marks.insert(partition, mark);
+            overlay.held = true;
+            folded
+        };
+        let outcome = match folded {
+            Ok(folded) => {
+                let applied = Applied {
+                    taken: to - from,
+                    out: folded.folded,
+                    filtered: folded.filtered,
+                    late: folded.late.len() as u64,
+                    dead: folded.dead.len() as u64,
+                };
+                self.set_apart(partition, to, folded.late, folded.dead).await.map(|()| applied)
+            }
+            Err(error) => Err(error.into()),
+        };
+        match outcome {
+            Ok(applied) => {
+                let dirty = {
+                    let mut overlay = self.table.overlay();
+                    overlay.held = false;
+                    overlay.dirty
+                };
+                if dirty > self.dirty_limit {
+                    let write_back = self.write_back.clone();
+                    let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
+                    flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
+                }
+                Ok(applied)
+            }
+            Err(error) => {
+                // States in memory hold half of these rows; the store holds a whole, older state.
+                self.write_back.exclusively(|| self.table.discard())?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn reset(&mut self) -> Result<(), ViewError> {
+        self.write_back.exclusively(|| {
+            self.table.store.clear(&self.table.name)?;
+            self.table.discard()
+        })?;
+        Ok(())
+    }
+}
