@@ -40,6 +40,8 @@ pub struct StreamOptions {
     pub aliases: BTreeMap<String, String>,
     /// Columns that a reader gets only by name.
     pub hidden: Vec<String>,
+    /// Members of struct columns that are SENSITIVE, as `column.member`.
+    pub sensitive: Vec<String>,
 }
 
 /// A stream's name, columns and options.
@@ -145,6 +147,20 @@ impl StreamSchema {
         for column in &schema.options.hidden {
             schema.role("hidden", column)?;
         }
+        for path in &schema.options.sensitive {
+            let (column, member) = path.split_once('.').unwrap_or((path, ""));
+            let known = match &schema.role("sensitive", column)?.data_type {
+                DataType::Struct(members) => members.iter().any(|known| known.name() == member),
+                _ => false,
+            };
+            if !known {
+                return Err(SchemaError::WrongType {
+                    option: "sensitive",
+                    column: path.clone(),
+                    wanted: "a member of a STRUCT column, written column.member; for a whole column write SENSITIVE behind its type",
+                });
+            }
+        }
         Ok(schema)
     }
 
@@ -155,6 +171,18 @@ impl StreamSchema {
     /// The declared column of that (lower-case) name.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// True when a reader must not see the column as it is: it, or a member of it, is SENSITIVE.
+    pub fn is_sensitive(&self, column: &str) -> bool {
+        self.column(column).is_some_and(|column| column.sensitive)
+            || self.options.sensitive.iter().any(|path| path.split('.').next() == Some(column))
+    }
+
+    /// True when a member of a struct column is SENSITIVE, by itself or with the whole column.
+    pub fn is_sensitive_member(&self, column: &str, member: &str) -> bool {
+        self.column(column).is_some_and(|column| column.sensitive)
+            || self.options.sensitive.iter().any(|path| path.split_once('.') == Some((column, member)))
     }
 
     /// The declared columns as Arrow fields.

@@ -46,8 +46,12 @@ pub fn stream_relation(
         }
         plan = plan.union(cold.project(names)?.build()?)?;
     }
-    let sensitive: Vec<&str> =
-        stream.columns.iter().filter(|column| column.sensitive).map(|column| column.name.as_str()).collect();
+    let columns = stream.columns.iter().map(|column| column.name.as_str());
+    let mut sensitive: Vec<&str> = columns.filter(|column| stream.is_sensitive(column)).collect();
+    if !sensitive.is_empty() {
+        // What an event says beyond its declared members may be as secret as they are.
+        sensitive.push(columns::EXTRA);
+    }
     let plan = masked(engine, plan.build()?, &schema, &sensitive)?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }

@@ -178,7 +178,7 @@ impl Words {
 
     fn stream_options(&mut self, raw: bool) -> Result<StreamOptions, SqlError> {
         let known: &[&str] = if raw {
-            &["event_id", "event_time", "key", "partitions", "lake", "aliases", "hidden"]
+            &["event_id", "event_time", "key", "partitions", "lake", "aliases", "hidden", "sensitive"]
         } else {
             &["lake", "aliases", "hidden"]
         };
@@ -190,6 +190,7 @@ impl Words {
                 "event_time" => options.event_time = Some(text_value(&name, &value)?.to_ascii_lowercase()),
                 "key" => options.key = Some(text_value(&name, &value)?.to_ascii_lowercase()),
                 "hidden" => options.hidden = list(&text_value(&name, &value)?),
+                "sensitive" => options.sensitive = list(&text_value(&name, &value)?),
                 "partitions" => options.partitions = number_value(&name, &value)?,
                 "lake" => options.lake = bool_value(&name, &value)?,
                 _ => {

@@ -46,7 +46,15 @@ fn shows_sensitive(expression: &Expr, source: &StreamSchema) -> bool {
     let walked = expression.apply(|node| {
         Ok(match node {
             Expr::ScalarFunction(function) if HIDING.contains(&function.name()) => TreeNodeRecursion::Jump,
-            Expr::Column(column) if source.column(&column.name).is_some_and(|column| column.sensitive) => {
+            Expr::ScalarFunction(function) if function.name() == "get_field" => match function.args.as_slice() {
+                [Expr::Column(column), Expr::Literal(member, _), ..] => {
+                    let member = member.try_as_str().flatten().unwrap_or_default();
+                    shows |= source.is_sensitive_member(&column.name, member);
+                    TreeNodeRecursion::Jump
+                }
+                _ => TreeNodeRecursion::Continue,
+            },
+            Expr::Column(column) if source.is_sensitive(&column.name) => {
                 shows = true;
                 TreeNodeRecursion::Stop
             }

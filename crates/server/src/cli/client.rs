@@ -1,0 +1,169 @@
+//! Talking to a node.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Target;
+
+/// A command failed; what to print and how to exit.
+#[derive(Debug)]
+pub struct Failure {
+    /// Stable name.
+    pub code: String,
+    /// What went wrong.
+    pub message: String,
+    /// What would help.
+    pub hint: Option<String>,
+    /// The server's id of the call.
+    pub request_id: Option<String>,
+    /// Exit code of the process.
+    pub exit_code: u8,
+}
+
+impl Failure {
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), hint: None, request_id: None, exit_code: 1 }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn exit(mut self, exit_code: u8) -> Self {
+        self.exit_code = exit_code;
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = std::env::var_os("NO_COLOR").is_some() || !std::io::stderr().is_terminal();
+        let (red, off) = if plain { ("", "") } else { ("\x1b[31m", "\x1b[0m") };
+        write!(f, "{red}error[{}]{off}: {}", self.code, self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        if let Some(id) = &self.request_id {
+            write!(f, "\nrequest: {id}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new("failed", format!("{error:#}"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new("io", error.to_string())
+    }
+}
+
+/// A node and the credential for it.
+pub struct Client {
+    agent: ureq::Agent,
+    url: String,
+    token: String,
+}
+
+impl Client {
+    pub fn new(target: &Target) -> Result<Self, Failure> {
+        let folder = target.data.clone().or_else(default_folder);
+        let url = match (&target.url, &folder) {
+            (Some(url), _) => url.trim_end_matches('/').to_owned(),
+            (None, Some(folder)) => listening(folder)?,
+            (None, None) => {
+                return Err(Failure::new("no_node", "there is no data folder here (./highwater-demo or ./highwater-data)")
+                    .hint("name it with --data, or start a node with `highwater demo` or `highwater serve`")
+                    .exit(2));
+            }
+        };
+        let file = target.token_file.clone().or_else(|| folder.map(|folder| folder.join("operator.token")));
+        let Some(file) = file else {
+            return Err(Failure::new("no_token", "there is no token to sign in with").hint("name its file with --token-file").exit(4));
+        };
+        let token = std::fs::read_to_string(&file).map_err(|error| {
+            Failure::new("no_token", format!("the token in {} can't be read: {error}", file.display())).exit(4)
+        })?;
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            .proxy(None)
+            .build()
+            .into();
+        Ok(Self { agent, url, token: token.trim().to_owned() })
+    }
+
+    pub fn get(&self, path: &str) -> Result<String, Failure> {
+        let request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        self.answer(request.call())
+    }
+
+    pub fn post(&self, path: &str, content_type: &str, accept: &str, body: &[u8]) -> Result<String, Failure> {
+        let request = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", content_type)
+            .header("accept", accept);
+        self.answer(request.send(body))
+    }
+
+    fn answer(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<String, Failure> {
+        let unreachable = |error: ureq::Error| {
+            Failure::new("unreachable", format!("no node answers at {}: {error}", self.url))
+                .hint("is it running? `highwater serve` or `highwater demo` starts one")
+        };
+        let mut response = response.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(1 << 30).read_to_string().map_err(unreachable)?;
+        if status < 400 {
+            return Ok(body);
+        }
+        let problem: Value = serde_json::from_str(&body).unwrap_or_default();
+        let text = |name: &str| problem[name].as_str().map(str::to_owned);
+        if status == 422 && problem.get("results").is_some() {
+            return Ok(body);
+        }
+        let detail = text("rendered").or_else(|| text("detail")).unwrap_or_else(|| format!("the node answered {status}"));
+        Err(Failure {
+            code: text("code").unwrap_or_else(|| format!("http_{status}")),
+            message: detail,
+            hint: text("hint").filter(|_| problem.get("rendered").is_none()),
+            request_id: text("request_id"),
+            exit_code: match status {
+                401 => 4,
+                403 => 5,
+                404 => 6,
+                409 => 7,
+                _ => 1,
+            },
+        })
+    }
+}
+
+fn default_folder() -> Option<PathBuf> {
+    let folders = ["highwater-demo", "highwater-data"].map(PathBuf::from);
+    let running = folders.iter().find(|folder| folder.join(LISTENING).exists());
+    running.or_else(|| folders.iter().find(|folder| folder.exists())).cloned()
+}
+
+/// File that says where the node of a data folder listens.
+pub const LISTENING: &str = "server.json";
+
+fn listening(folder: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(folder.join(LISTENING)).map_err(|_| {
+        Failure::new("not_running", format!("no node runs on {}", folder.display()))
+            .hint(format!("start one with `highwater serve --data {}`", folder.display()))
+    })?;
+    let file: Value = serde_json::from_str(&text).unwrap_or_default();
+    file["url"].as_str().map(str::to_owned).ok_or_else(|| Failure::new("not_running", format!("{}/{LISTENING} does not say where the node listens", folder.display())))
+}

@@ -1,0 +1,290 @@
+//! The command line. Data goes to standard output, everything else to standard error.
+//!
+//! Exit codes: 0 ok · 1 failed · 2 usage · 3 partial · 4 sign in · 5 forbidden · 6 not found ·
+//! 7 conflict · 8 integrity failure · 130 interrupted.
+
+mod apply;
+mod client;
+mod generate;
+mod output;
+mod read;
+mod serve;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use client::Failure;
+
+/// Live analytics, governed data and a provable audit trail in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "highwater", version, arg_required_else_help = true, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node on a data folder.
+    Serve(ServeArgs),
+    /// Run a node with the transaction pack, thirty days of history and live events.
+    Demo(DemoArgs),
+    /// Make events, one JSON object a line.
+    #[command(subcommand)]
+    Generate(GenerateCommand),
+    /// Declare what the SQL files of a folder (or one file) say.
+    Apply(ApplyArgs),
+    /// Ask a question in SQL.
+    Sql(SqlArgs),
+    /// Follow a stream as events come.
+    Tail(TailArgs),
+    /// Streams.
+    #[command(subcommand)]
+    Stream(ListCommand),
+    /// Tables.
+    #[command(subcommand)]
+    Table(ListCommand),
+    /// Declared endpoints.
+    #[command(subcommand)]
+    Endpoint(ListCommand),
+    /// Views: marks, lag, state.
+    #[command(subcommand)]
+    View(ViewCommand),
+}
+
+/// Which node to talk to.
+#[derive(Debug, Clone, Args)]
+struct Target {
+    /// Address of the node; by default the one that runs on the data folder.
+    #[arg(long, env = "HIGHWATER_URL")]
+    url: Option<String>,
+    /// Data folder of the node, for its address and the operator's token; by default ./highwater-demo or ./highwater-data.
+    #[arg(long, env = "HIGHWATER_DATA")]
+    data: Option<PathBuf>,
+    /// File with the token, when the data folder is elsewhere.
+    #[arg(long, env = "HIGHWATER_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// Aligned columns; tab-separated in a pipe.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// Comma-separated values.
+    Csv,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Output {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Data folder; made when it is not there.
+    #[arg(long, env = "HIGHWATER_DATA", default_value = "./highwater-data")]
+    data: PathBuf,
+    /// Address and port to listen on.
+    #[arg(long, env = "HIGHWATER_LISTEN", default_value = "127.0.0.1:7700")]
+    listen: SocketAddr,
+    /// Folder of SQL files to declare at the start; may be given several times.
+    #[arg(long)]
+    pack: Vec<PathBuf>,
+    /// Seconds that rows may wait before they are written to the lake.
+    #[arg(long, default_value_t = 5.0)]
+    lake_wait: f64,
+    /// Seconds between two snapshots of changed tables in the lake.
+    #[arg(long, default_value_t = 60.0)]
+    snapshot_every: f64,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Data folder; delete it to start again.
+    #[arg(long, default_value = "./highwater-demo")]
+    data: PathBuf,
+    /// Address and port to listen on.
+    #[arg(long, default_value = "127.0.0.1:7700")]
+    listen: SocketAddr,
+    /// Seed of the events.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Live events per second; 0 makes history only.
+    #[arg(long, default_value_t = 120.0)]
+    rate: f64,
+    /// Days of history.
+    #[arg(long, default_value_t = 30)]
+    days: u32,
+    /// Events of history per day.
+    #[arg(long, default_value_t = 14_400)]
+    per_day: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum GenerateCommand {
+    /// Transactions of the transaction-analytics pack.
+    Transactions(GenerateArgs),
+}
+
+#[derive(Debug, Args)]
+struct GenerateArgs {
+    /// How many events.
+    #[arg(long, default_value_t = 1000)]
+    count: u64,
+    /// Seed: the same seed gives the same events.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Time of the first event (RFC 3339, date or epoch); by default now minus the span.
+    #[arg(long)]
+    start: Option<String>,
+    /// Hours over which the events are spread.
+    #[arg(long, default_value_t = 24.0)]
+    hours: f64,
+    /// Share of bad events.
+    #[arg(long, default_value_t = 0.01)]
+    bad: f64,
+    /// Share of repeated events.
+    #[arg(long, default_value_t = 0.005)]
+    duplicate: f64,
+    /// Share of late events.
+    #[arg(long, default_value_t = 0.005)]
+    late: f64,
+    /// Events per second; 0 prints as fast as it can.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
+    /// Send to the stream transaction_log instead of printing.
+    #[arg(long)]
+    send: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Args)]
+struct ApplyArgs {
+    /// Folder or file.
+    #[arg(short, long)]
+    file: PathBuf,
+    /// Check only.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct SqlArgs {
+    /// The question; `-` reads it from standard input.
+    query: String,
+    /// Value of a parameter, `name=value`.
+    #[arg(short, long = "param")]
+    params: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct TailArgs {
+    /// The stream.
+    stream: String,
+    /// Offset to start at; by default the newest events.
+    #[arg(long)]
+    from: Option<u64>,
+    /// Stop after so many events.
+    #[arg(short = 'n', long)]
+    lines: Option<u64>,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum ListCommand {
+    /// All of them.
+    List {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// One of them.
+    Show {
+        /// Its name or path.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ViewCommand {
+    /// All of them.
+    List {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// One of them.
+    Show {
+        /// Its name, such as table:total_by_type.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Drop the view's output and derive it again from the log.
+    Rebuild {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Stop the view until it is resumed.
+    Pause {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Let a paused or failed view go on.
+    Resume {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(arguments) => serve::serve(arguments),
+        Command::Demo(arguments) => serve::demo(arguments),
+        Command::Generate(GenerateCommand::Transactions(arguments)) => generate::transactions(arguments),
+        Command::Apply(arguments) => apply::apply(arguments),
+        Command::Sql(arguments) => read::sql(arguments),
+        Command::Tail(arguments) => read::tail(arguments),
+        Command::Stream(command) => read::list("streams", &["name", "origin", "events", "lag"], command),
+        Command::Table(command) => read::list("tables", &["name", "source", "state", "lag"], command),
+        Command::Endpoint(command) => read::list("endpoints", &["path", "requires"], command),
+        Command::View(command) => read::view(command),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}

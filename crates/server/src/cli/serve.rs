@@ -1,0 +1,193 @@
+//! `highwater serve` and `highwater demo`: running a node.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::ServiceExt;
+use axum::extract::Request;
+use highwater_event::Principal;
+use highwater_log::Log;
+use tower::Layer;
+use tower::util::MapRequestLayer;
+
+use super::apply::read_pack;
+use super::client::LISTENING;
+use super::{DemoArgs, Failure, ServeArgs};
+use crate::http;
+use crate::node::{DeclareError, Node, NodeOptions, Script};
+use crate::demo;
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HIGHWATER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,highwater=info,highwater_log=info"));
+    let started = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    if let Err(error) = started {
+        eprintln!("no log: {error}");
+    }
+}
+
+/// One runtime for calls and one for views, so that neither can starve the other.
+struct Runtimes {
+    calls: tokio::runtime::Runtime,
+    views: tokio::runtime::Runtime,
+}
+
+impl Runtimes {
+    fn new() -> anyhow::Result<Self> {
+        let build = |name: &str| {
+            tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(name).build().context("no threads")
+        };
+        Ok(Self { calls: build("calls")?, views: build("views")? })
+    }
+}
+
+pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
+    start_logging();
+    let runtimes = Runtimes::new()?;
+    let mut options = NodeOptions::at(&arguments.data);
+    options.lake_wait = seconds("lake-wait", arguments.lake_wait)?;
+    options.snapshot_every = seconds("snapshot-every", arguments.snapshot_every)?;
+    let packs = arguments.pack.iter().map(|pack| read_pack(pack)).collect::<anyhow::Result<Vec<_>>>()?;
+    let views = runtimes.views.handle().clone();
+    runtimes.calls.block_on(async {
+        let (node, url, listener) = open(options, views, arguments.listen).await?;
+        declare(&node, &packs).await?;
+        let catalog = node.catalog();
+        eprintln!("highwater {}     data {}", env!("CARGO_PKG_VERSION"), arguments.data.display());
+        eprintln!("  {} streams, {} tables, {} endpoints", catalog.streams.len(), catalog.tables.len(), catalog.endpoints.len());
+        eprintln!("\n  Open   {url}/    API {url}/docs    Metrics {url}/metrics");
+        eprintln!("  Token  {}", arguments.data.join("operator.token").display());
+        eprintln!("  Try    curl -H \"Authorization: Bearer $(cat {}/operator.token)\" {url}/api/v1/streams", arguments.data.display());
+        run(node, listener, &arguments.data).await
+    })
+}
+
+pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
+    start_logging();
+    let runtimes = Runtimes::new()?;
+    let views = runtimes.views.handle().clone();
+    runtimes.calls.block_on(async {
+        let (node, url, listener) = open(NodeOptions::at(&arguments.data), views, arguments.listen).await?;
+        let server = tokio::spawn(answer(node.clone(), listener));
+        let plan = demo::Plan {
+            data: arguments.data.clone(),
+            url,
+            seed: arguments.seed,
+            rate: arguments.rate,
+            days: arguments.days,
+            per_day: arguments.per_day,
+        };
+        let shown = tokio::spawn(demo::run(node.clone(), plan));
+        let code = tokio::select! {
+            outcome = shown => match outcome {
+                Ok(Ok(())) => wait(&node).await,
+                Ok(Err(error)) => return Err(error.into()),
+                Err(error) => return Err(Failure::new("internal", error.to_string())),
+            },
+            code = wait(&node) => code,
+        };
+        server.abort();
+        shut(&node, &arguments.data).await;
+        Ok(code)
+    })
+}
+
+fn seconds(name: &str, value: f64) -> Result<Duration, Failure> {
+    Duration::try_from_secs_f64(value)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| Failure::new("usage", format!("--{name} is a number of seconds above 0")).exit(2))
+}
+
+async fn open(
+    options: NodeOptions,
+    views: tokio::runtime::Handle,
+    listen: SocketAddr,
+) -> Result<(Arc<Node>, String, tokio::net::TcpListener), Failure> {
+    http::install_metrics()?;
+    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
+        Failure::new("address_in_use", format!("can't listen on {listen}: {error}")).hint("choose another with --listen 127.0.0.1:PORT")
+    })?;
+    let address = listener.local_addr()?;
+    let data = options.data.clone();
+    let node = Node::open(options, views).await?;
+    let url = format!("http://{address}");
+    std::fs::write(data.join(LISTENING), serde_json::json!({"url": url}).to_string())?;
+    Ok((node, url, listener))
+}
+
+/// Declares packs, in their order.
+pub async fn declare(node: &Arc<Node>, packs: &[Script]) -> Result<(), Failure> {
+    for script in packs {
+        node.declare(script, &Principal::operator(), false).await.map_err(|error| match &error {
+            DeclareError::Sql { error, script } => Failure::new(error.code, error.render(script)),
+            other => Failure::new("declare_failed", other.to_string()),
+        })?;
+    }
+    Ok(())
+}
+
+async fn answer(node: Arc<Node>, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+    let app = MapRequestLayer::new(http::trim_slash).layer(http::app(node));
+    axum::serve(NoDelay(listener), ServiceExt::<Request>::into_make_service(app)).await
+}
+
+/// Answers are small and somebody waits for each: they are sent at once.
+struct NoDelay(tokio::net::TcpListener);
+
+impl axum::serve::Listener for NoDelay {
+    type Io = tokio::net::TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY");
+        }
+        (stream, address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+async fn run(node: Arc<Node>, listener: tokio::net::TcpListener, data: &Path) -> Result<ExitCode, Failure> {
+    let server = tokio::spawn(answer(node.clone(), listener));
+    let code = wait(&node).await;
+    server.abort();
+    shut(&node, data).await;
+    Ok(code)
+}
+
+/// Until the operator stops the node, or the disk does.
+async fn wait(node: &Node) -> ExitCode {
+    let mut poisoned = node.journal.poisoned();
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            eprintln!("no signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    tokio::select! {
+        reason = poisoned.wait_for(Option::is_some) => {
+            let reason = reason.ok().and_then(|reason| reason.clone()).unwrap_or_default();
+            eprintln!("error[log_poisoned]: {reason}");
+            ExitCode::FAILURE
+        }
+        _ = tokio::signal::ctrl_c() => ExitCode::SUCCESS,
+        _ = terminate.recv() => ExitCode::SUCCESS,
+    }
+}
+
+async fn shut(node: &Node, data: &Path) {
+    node.close().await;
+    if let Err(error) = std::fs::remove_file(data.join(LISTENING)) {
+        tracing::debug!(%error, "the address file was gone");
+    }
+}

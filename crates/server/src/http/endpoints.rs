@@ -1,0 +1,41 @@
+//! Declared endpoints: queries published as REST resources.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Query, Request, State};
+use axum::http::{Method, StatusCode};
+use highwater_event::name::nearest;
+use highwater_sql::adhoc::{endpoint_values, run_endpoint};
+
+use super::problem::{Answer, Problem};
+use super::sql::{rows, typed};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS};
+
+/// Answers a declared endpoint, or says that there is no such path.
+pub async fn declared(
+    State(node): State<Arc<Node>>,
+    Query(given): Query<HashMap<String, String>>,
+    request: Request,
+) -> Answer {
+    let path = request.uri().path();
+    let Some(endpoint) = node.catalog().endpoints.get(path).cloned() else {
+        return Err(Problem::not_found("path_not_found", format!("there is nothing at {path}")).hint("GET /docs lists the calls"));
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this endpoint is read with GET"));
+    }
+    let known: Vec<&str> = endpoint.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+    for name in given.keys().filter(|name| !known.contains(&name.as_str())) {
+        let problem = Problem::bad_request("unknown_parameter", format!("there is no parameter \"{name}\""));
+        return Err(match nearest(name, known.iter().copied()) {
+            Some(near) => problem.hint(format!("did you mean {near}?")),
+            None => problem,
+        });
+    }
+    let values = endpoint_values(&node.engine, &endpoint, &given).await?;
+    let relations = Arc::new(NodeRelations(node.clone()));
+    let result = run_endpoint(&node.engine, relations, &endpoint, values, QUERY_LIMITS).await?;
+    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    Ok(typed("application/json", format!("[{}]", rows(&result, &names, ","))))
+}

@@ -1,0 +1,23 @@
+//! The HTTP door. `router` lists every route; each other file holds the calls of one subject; `problem`
+//! turns every error into RFC 9457.
+//!
+//! Every call needs the operator's token. Open are only `/healthz`, for load balancers, and pages and
+//! scripts that hold no data (`/`, `/docs`, `/swagger`, `/redoc`): they ask for the token themselves.
+
+mod auth;
+mod datalake;
+mod endpoints;
+mod events;
+mod health;
+mod metrics;
+mod openapi;
+mod pages;
+mod problem;
+mod router;
+mod sql;
+mod statements;
+mod streams;
+mod views;
+
+pub use metrics::install as install_metrics;
+pub use router::{BUILT_IN_PATHS, app, trim_slash};

@@ -1,0 +1,86 @@
+//! The OpenAPI document: built-in calls from the code, declared endpoints from the catalog.
+
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use axum::Json;
+use axum::extract::State;
+use highwater_sql::Endpoint;
+use utoipa::OpenApi;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
+use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{RefOr, Required, Schema};
+
+use super::{datalake, events, health, metrics, sql, statements, streams, views};
+use crate::node::Node;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Highwater", description = "Live analytics, governed data and a provable audit trail in one binary.", license(name = "Apache-2.0", identifier = "Apache-2.0")),
+    paths(
+        events::stream_events, events::ingest, events::batch, sql::query, statements::declare, statements::list,
+        statements::tables, statements::table, statements::endpoints, streams::list, streams::show, streams::tail,
+        views::list, views::show, views::rebuild, views::pause, views::resume, datalake::stream, datalake::resources,
+        health::healthz, metrics::render
+    )
+)]
+struct BuiltIn;
+
+/// The document as of now.
+pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::OpenApi> {
+    let mut document = BuiltIn::openapi();
+    for endpoint in node.catalog().endpoints.values() {
+        document.paths.add_path_operation(format!("{}/", endpoint.path), vec![HttpMethod::Get], operation(endpoint));
+    }
+    let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    document.components.get_or_insert_with(Default::default).add_security_scheme("operator", scheme);
+    document.security = Some(vec![SecurityRequirement::new::<&str, [&str; 0], &str>("operator", [])]);
+    Json(document)
+}
+
+fn operation(endpoint: &Endpoint) -> OperationBuilder {
+    let row = endpoint
+        .columns
+        .iter()
+        .fold(ObjectBuilder::new(), |row, (name, data_type)| row.property(name, schema_of(data_type)));
+    let rows = ArrayBuilder::new().items(row);
+    let answer = ResponseBuilder::new()
+        .description("rows")
+        .content("application/json", ContentBuilder::new().schema(Some(rows)).build());
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(endpoint.path.trim_start_matches('/').replace(['/', '-', '.'], "_")))
+        .tag("declared")
+        .summary(Some(format!("Needs the permission {}", endpoint.permission)))
+        .description(Some(format!("```sql\n{}\n```", endpoint.text)))
+        .response("200", answer)
+        .response("400", ResponseBuilder::new().description("a parameter is wrong; the detail names it"));
+    for parameter in &endpoint.parameters {
+        let required = if parameter.default.is_none() { Required::True } else { Required::False };
+        operation = operation.parameter(
+            ParameterBuilder::new()
+                .name(&parameter.name)
+                .parameter_in(ParameterIn::Query)
+                .required(required)
+                .description(parameter.check.clone())
+                .schema(Some(schema_of(&parameter.data_type))),
+        );
+    }
+    operation
+}
+
+fn schema_of(data_type: &DataType) -> RefOr<Schema> {
+    let kind = match data_type {
+        DataType::Boolean => Type::Boolean,
+        DataType::Decimal128(..) | DataType::Float16 | DataType::Float32 | DataType::Float64 => Type::Number,
+        DataType::List(element) => {
+            return ArrayBuilder::new().items(schema_of(element.data_type())).into();
+        }
+        DataType::Struct(_) => Type::Object,
+        other if other.is_integer() => Type::Integer,
+        _ => Type::String,
+    };
+    ObjectBuilder::new().schema_type(SchemaType::from_iter([kind, Type::Null])).into()
+}

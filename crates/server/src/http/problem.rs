@@ -1,0 +1,170 @@
+//! Errors as `application/problem+json` (RFC 9457).
+//!
+//! Members: type, title, status, detail, instance, code (stable, see docs/ERRORS.md), request_id, and
+//! `error` with the same text as detail. Rooms sort their errors by what the caller can do; the mapping
+//! to a status is here and nowhere else.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use highwater_event::Reaction;
+use highwater_ingest::decode::BodyError;
+use highwater_ingest::{DoorError, RowError};
+use highwater_log::AppendError;
+use highwater_log::view::ControlError;
+use highwater_sql::SqlError;
+use serde_json::{Map, Value, json};
+
+use crate::node::DeclareError;
+
+/// An error on its way to the caller.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: String,
+    detail: String,
+    more: Map<String, Value>,
+}
+
+/// What handlers answer.
+pub type Answer = Result<Response, Problem>;
+
+impl Problem {
+    pub fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { status, code: code.into(), detail: detail.into(), more: Map::new() }
+    }
+
+    pub fn bad_request(code: &str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    pub fn not_found(code: &str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        self.with("hint", Value::String(hint.into()))
+    }
+
+    pub fn with(mut self, name: &str, value: Value) -> Self {
+        self.more.insert(name.into(), value);
+        self
+    }
+
+    /// A row that was refused, for calls that take one event.
+    pub fn row(error: RowError) -> Self {
+        let detail =
+            if error.path.is_empty() { error.detail.clone() } else { format!("{}: {}", error.path, error.detail) };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, detail).with("path", error.path.into())
+    }
+
+    fn of(reaction: Reaction, code: &str, detail: String) -> Self {
+        let status = match reaction {
+            Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            Reaction::FixRequest => StatusCode::BAD_REQUEST,
+            Reaction::NotFound => StatusCode::NOT_FOUND,
+            Reaction::Conflict => StatusCode::CONFLICT,
+            Reaction::CallOperator | Reaction::Integrity => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, code, detail)
+    }
+}
+
+/// Marks a response whose body the request-id layer still has to complete.
+#[derive(Clone)]
+pub struct ProblemBody(pub Map<String, Value>);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        if self.status.is_server_error() && self.status != StatusCode::SERVICE_UNAVAILABLE {
+            tracing::error!(code = self.code, detail = self.detail, "a call failed");
+        }
+        let mut body = self.more;
+        body.insert("type".into(), "about:blank".into());
+        body.insert("title".into(), title.into());
+        body.insert("status".into(), json!(self.status.as_u16()));
+        body.insert("code".into(), self.code.into());
+        body.insert("detail".into(), self.detail.clone().into());
+        body.insert("error".into(), self.detail.into());
+        let mut response = (self.status, Value::Object(body.clone()).to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"highwater\""));
+        }
+        response.extensions_mut().insert(ProblemBody(body));
+        response
+    }
+}
+
+impl From<SqlError> for Problem {
+    fn from(error: SqlError) -> Self {
+        let mut problem = match error.code {
+            "internal" => {
+                tracing::error!(detail = error.message, "a query failed inside");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query failed inside the engine; the log of the server says more")
+            }
+            "stream_not_found" | "no_such_version" => Self::not_found(error.code, error.message.clone()),
+            code => Self::of(error.reaction(), code, error.message.clone()),
+        };
+        if let Some(hint) = error.hint {
+            problem = problem.hint(hint);
+        }
+        if let Some(at) = error.at {
+            problem = problem.with("at", json!({"line": at.line, "column": at.column, "length": at.length}));
+        }
+        problem
+    }
+}
+
+impl From<DeclareError> for Problem {
+    fn from(error: DeclareError) -> Self {
+        match error {
+            DeclareError::Sql { error, script } => {
+                let rendered = error.render(&script);
+                Self::from(error).with("rendered", rendered.into())
+            }
+            DeclareError::Append(error) => error.into(),
+            DeclareError::Start(detail) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail),
+        }
+    }
+}
+
+impl From<AppendError> for Problem {
+    fn from(error: AppendError) -> Self {
+        match &error {
+            AppendError::DiskFull => Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", error.to_string()),
+            AppendError::Poisoned(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "log_poisoned", "the log stopped because the disk did not confirm a write; the operator has to act"),
+            _ => Self::of(error.reaction(), "log_unavailable", error.to_string()),
+        }
+    }
+}
+
+impl From<DoorError> for Problem {
+    fn from(error: DoorError) -> Self {
+        match error {
+            DoorError::Append(error) => error.into(),
+            DoorError::UnknownStream(name) => Self::not_found("stream_not_found", format!("no stream \"{name}\" takes events")),
+            DoorError::Body(BodyError::TooManyRows { .. }) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_rows", error.to_string())
+            }
+            DoorError::Body(BodyError::Empty) => Self::bad_request("empty_body", error.to_string()),
+            DoorError::Body(_) => Self::bad_request("malformed_json", error.to_string()),
+            DoorError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()),
+            other => Self::of(other.reaction(), "ingest_failed", other.to_string()),
+        }
+    }
+}
+
+impl From<ControlError> for Problem {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Unknown(_) => Self::not_found("view_not_found", error.to_string()),
+            ControlError::Refused(_) => Self::new(StatusCode::CONFLICT, "view_refused", error.to_string()),
+            ControlError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", error.to_string()),
+        }
+    }
+}

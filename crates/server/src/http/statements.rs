@@ -1,0 +1,131 @@
+//! Declaring, and what is declared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::{Extension, Json};
+use highwater_event::{Principal, StreamName};
+use highwater_sql::catalog::TableEntry;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::{Answer, Problem};
+use super::sql::type_name;
+use crate::node::{Node, Script};
+
+/// A script.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeclareRequest {
+    /// Statements with semicolons between them.
+    sql: String,
+    /// Content of the files that statements name, such as the CSV of a reference table.
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+    /// Check only.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Declares streams, tables, reference tables and endpoints. All of a script takes effect, or nothing.
+#[utoipa::path(post, path = "/api/v1/statements", tag = "declare", request_body = DeclareRequest,
+    responses((status = 200, description = "what became of each statement"), (status = 400, description = "a statement is wrong; `rendered` shows where"),
+        (status = 409, description = "something of that name is declared differently")))]
+pub async fn declare(
+    State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
+    body: Result<Json<DeclareRequest>, JsonRejection>,
+) -> Answer {
+    let Json(request) = body.map_err(|rejection| Problem::bad_request("malformed_json", rejection.body_text()))?;
+    let script = Script { text: request.sql, files: request.files };
+    let outcomes = node.declare(&script, &principal, request.dry_run).await?;
+    Ok((StatusCode::OK, Json(json!({"statements": outcomes, "dry_run": request.dry_run}))).into_response())
+}
+
+/// Every statement that is in force.
+#[utoipa::path(get, path = "/api/v1/statements", tag = "declare", responses((status = 200, description = "statements by kind and name")))]
+pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
+    let catalog = node.catalog();
+    let streams = catalog.streams.values().map(|entry| ("stream", entry.schema.name.to_string(), &entry.text));
+    let references = catalog.references.values().map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
+    let tables = catalog.tables.values().map(|entry| ("table", entry.program.table().to_string(), &entry.text));
+    let endpoints = catalog.endpoints.values().map(|entry| ("endpoint", entry.path.clone(), &entry.text));
+    let statements: Vec<Value> = references
+        .chain(streams)
+        .chain(tables)
+        .chain(endpoints)
+        .filter(|(_, _, text)| !text.is_empty())
+        .map(|(kind, name, text)| json!({"kind": kind, "name": name, "sql": text}))
+        .collect();
+    Json(json!({"statements": statements}))
+}
+
+fn table_json(node: &Node, entry: &TableEntry) -> Value {
+    use highwater_log::fold::Program;
+    let program = &entry.program;
+    let columns: Vec<Value> = program
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| json!({"name": field.name(), "type": type_name(field.data_type())}))
+        .collect();
+    let status = node.driver.status(program.name());
+    json!({
+        "name": program.table().as_str(),
+        "source": program.source().as_str(),
+        "columns": columns,
+        "windowed": program.window().is_some(),
+        "lag": status.as_ref().map(|status| status.lag),
+        "state": status.as_ref().map(|status| status.state),
+        "sql": entry.text,
+    })
+}
+
+/// The tables.
+#[utoipa::path(get, path = "/api/v1/tables", tag = "declare", responses((status = 200, description = "tables with columns and lag")))]
+pub async fn tables(State(node): State<Arc<Node>>) -> Json<Value> {
+    let catalog = node.catalog();
+    Json(json!({"tables": catalog.tables.values().map(|entry| table_json(&node, entry)).collect::<Vec<_>>()}))
+}
+
+/// One table.
+#[utoipa::path(get, path = "/api/v1/tables/{table}", tag = "declare", params(("table" = String, Path, description = "name of a table")),
+    responses((status = 200, description = "the table"), (status = 404, description = "no such table")))]
+pub async fn table(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer {
+    let catalog = node.catalog();
+    let entry = StreamName::new(&name).ok().and_then(|name| catalog.tables.get(&name));
+    match entry {
+        Some(entry) => Ok(Json(table_json(&node, entry)).into_response()),
+        None => Err(Problem::not_found("table_not_found", format!("no table \"{name}\""))),
+    }
+}
+
+/// The declared endpoints.
+#[utoipa::path(get, path = "/api/v1/endpoints", tag = "declare", responses((status = 200, description = "endpoints with parameters and permission")))]
+pub async fn endpoints(State(node): State<Arc<Node>>) -> Json<Value> {
+    let catalog = node.catalog();
+    let endpoints: Vec<Value> = catalog
+        .endpoints
+        .values()
+        .map(|endpoint| {
+            let parameters: Vec<Value> = endpoint
+                .parameters
+                .iter()
+                .map(|parameter| {
+                    json!({
+                        "name": parameter.name,
+                        "type": type_name(&parameter.data_type),
+                        "required": parameter.default.is_none(),
+                        "check": parameter.check,
+                    })
+                })
+                .collect();
+            json!({"path": format!("{}/", endpoint.path), "requires": endpoint.permission, "parameters": parameters, "sql": endpoint.text})
+        })
+        .collect();
+    Json(json!({"endpoints": endpoints}))
+}

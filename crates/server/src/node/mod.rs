@@ -1,0 +1,195 @@
+//! A node: one data folder with everything that runs over it.
+//!
+//! ```text
+//! <data>/log/            the journal, the truth
+//! <data>/warehouse/      tables, dedupe index and marks (derived)
+//! <data>/lake/           Delta tables (derived)
+//! <data>/operator.token  the operator's token, mode 0600
+//! <data>/token.key       the secret behind TOKENIZE, mode 0600
+//! <data>/server.json     where the running node listens
+//! ```
+
+mod declare;
+mod relations;
+mod secrets;
+mod snapshots;
+mod system;
+mod views;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness};
+use highwater_ingest::{Door, DoorOptions};
+use highwater_lake::LakeStream;
+use highwater_log::disk::RealDisk;
+use highwater_log::keyed::{KeyedStore, WriteBack};
+use highwater_log::view::Driver;
+use highwater_log::{Journal, JournalOptions, Log};
+use highwater_sql::adhoc::Limits;
+use highwater_sql::stream::TableRows;
+use highwater_sql::{Catalog, Engine};
+use highwater_warehouse::FjallStore;
+
+pub use declare::{DeclareError, Script};
+pub use system::EVENTS;
+pub use relations::{Fixed, NodeRelations};
+
+/// How a node is run.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// Its data folder.
+    pub data: PathBuf,
+    /// How long rows may wait before they are written to the lake.
+    pub lake_wait: Duration,
+    /// How often changed tables are written to the lake as snapshots.
+    pub snapshot_every: Duration,
+    /// How often tables and the dedupe index are written back.
+    pub write_back_every: Duration,
+    /// Bytes that all ad-hoc queries together may hold.
+    pub query_memory: usize,
+    /// Bytes of clean states that one table keeps in memory.
+    pub table_memory: usize,
+}
+
+impl NodeOptions {
+    /// Sensible values for a folder.
+    pub fn at(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            lake_wait: Duration::from_secs(5),
+            snapshot_every: Duration::from_secs(60),
+            write_back_every: Duration::from_secs(1),
+            query_memory: 1 << 30,
+            table_memory: 64 << 20,
+        }
+    }
+}
+
+/// Limits of one ad-hoc query or endpoint.
+pub const QUERY_LIMITS: Limits = Limits { time: Duration::from_secs(30), rows: 100_000 };
+
+/// A running node.
+pub struct Node {
+    pub options: NodeOptions,
+    pub clock: Arc<dyn Clock>,
+    pub journal: Arc<Journal>,
+    pub door: Door,
+    pub engine: Engine,
+    pub driver: Driver,
+    pub operator_token: String,
+    pub write_back: Arc<WriteBack>,
+    log: Arc<dyn Log>,
+    catalog: RwLock<Arc<Catalog>>,
+    /// One declaration at a time.
+    declaring: tokio::sync::Mutex<()>,
+    lakes: RwLock<HashMap<StreamName, Arc<LakeStream>>>,
+    tables: RwLock<BTreeMap<StreamName, Arc<TableRows>>>,
+    started: i64,
+    background: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// Opens a data folder, replays its declarations and starts its views on `views`.
+    pub async fn open(options: NodeOptions, views: tokio::runtime::Handle) -> anyhow::Result<Arc<Self>> {
+        std::fs::create_dir_all(&options.data)
+            .with_context(|| format!("the data folder {} can't be made", options.data.display()))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let journal = Journal::open(
+            JournalOptions::at(options.data.join("log")),
+            Arc::new(RealDisk),
+            clock.clone(),
+            &SystemRandomness,
+        )?;
+        for damage in journal.damage() {
+            tracing::error!(?damage, "the log is damaged: this range is refused, the rest is served");
+        }
+        let journal = Arc::new(journal);
+        let log: Arc<dyn Log> = journal.clone();
+        let store: Arc<dyn KeyedStore> = Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
+        let operator_token = secrets::operator_token(&options.data)?;
+        let engine = Engine::new(secrets::token_key(&options.data)?, options.query_memory)?;
+        let node = Arc::new(Self {
+            door: Door::open(log.clone(), clock.clone(), DoorOptions::default())?,
+            driver: Driver::new(log.clone(), clock.clone(), views),
+            write_back: Arc::new(WriteBack::new(store)),
+            engine,
+            operator_token,
+            catalog: RwLock::default(),
+            declaring: tokio::sync::Mutex::new(()),
+            lakes: RwLock::default(),
+            tables: RwLock::default(),
+            started: clock.now_micros(),
+            background: Mutex::default(),
+            options,
+            clock,
+            journal,
+            log,
+        });
+        node.declare_builtin().await?;
+        node.replay_declarations().await?;
+        node.start_background();
+        Ok(node)
+    }
+
+    /// What is declared now.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Arc<dyn Log> {
+        &self.log
+    }
+
+    /// Microseconds since the node was opened.
+    pub fn uptime(&self) -> i64 {
+        self.clock.now_micros() - self.started
+    }
+
+    /// The lake of a stream that has one.
+    pub fn lake(&self, name: &StreamName) -> Option<Arc<LakeStream>> {
+        self.lakes.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// The rows of a table.
+    pub fn table(&self, name: &StreamName) -> Option<Arc<TableRows>> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn start_background(self: &Arc<Self>) {
+        let write_back = self.write_back.clone();
+        let every = self.options.write_back_every;
+        let flusher = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let write_back = write_back.clone();
+                match tokio::task::spawn_blocking(move || write_back.flush()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::error!(%error, "tables could not be written back; they stay in memory"),
+                    Err(error) => tracing::error!(%error, "a write-back ended in a panic"),
+                }
+            }
+        });
+        let snapshots = tokio::spawn(snapshots::keep(Arc::downgrade(self)));
+        lock(&self.background).extend([flusher, snapshots]);
+    }
+
+    /// Stops the views, writes back what is in memory and closes the log.
+    pub async fn close(&self) {
+        for task in std::mem::take(&mut *lock(&self.background)) {
+            task.abort();
+        }
+        self.driver.stop().await;
+        if let Err(error) = self.write_back.flush() {
+            tracing::error!(%error, "tables could not be written back; they are read from the log at the next start");
+        }
+    }
+}

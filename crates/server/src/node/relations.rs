@@ -1,0 +1,158 @@
+//! What queries can read by name, as it stands now.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use datafusion::catalog::{MemTable, TableProvider};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema};
+use highwater_lake::Moment;
+use highwater_log::reader::RowReader;
+use highwater_sql::SqlError;
+use highwater_sql::adhoc::{Day, Relations, stream_relation, table_relation};
+use highwater_sql::stream::table::Extent;
+
+use super::Node;
+
+/// All relations of a node.
+pub struct NodeRelations(pub Arc<Node>);
+
+impl fmt::Debug for NodeRelations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeRelations")
+    }
+}
+
+/// Ends the name of a windowed table to read its newest window only.
+const NEWEST: &str = "$newest";
+/// Rows that are read from the log at a time.
+const READ_ROWS: usize = 64 * 1024;
+
+#[async_trait]
+impl Relations for NodeRelations {
+    fn names(&self) -> Vec<String> {
+        let catalog = self.0.catalog();
+        catalog
+            .streams
+            .keys()
+            .chain(catalog.tables.keys())
+            .chain(catalog.references.keys())
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
+        let (bare, extent) = match name.strip_suffix(NEWEST) {
+            Some(bare) => (bare, Extent::NewestWindow),
+            None => (name, Extent::All),
+        };
+        let Ok(name) = StreamName::new(bare) else { return Ok(None) };
+        let catalog = self.0.catalog();
+        if let Some(entry) = catalog.streams.get(&name) {
+            return self.0.stream_at(&entry.schema, Moment::Now, None).await.map(Some);
+        }
+        if let Some(entry) = catalog.references.get(&name) {
+            let rows = entry.table.rows.clone();
+            return Ok(Some(Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows]])?)));
+        }
+        let Some(rows) = self.0.table(&name) else { return Ok(None) };
+        let program = rows.program();
+        let batches = rows.read(extent).await?;
+        table_relation(&self.0.engine, program.schema().clone(), batches, program.sensitive()).map(Some)
+    }
+}
+
+impl Node {
+    /// A stream as a relation: lake and log at once, or the lake alone at an earlier moment.
+    pub async fn stream_at(
+        &self,
+        schema: &StreamSchema,
+        moment: Moment,
+        day: Option<&Day>,
+    ) -> Result<Arc<dyn TableProvider>, SqlError> {
+        let failed = |error: highwater_lake::LakeError| match error {
+            highwater_lake::LakeError::NoSuchVersion(message) => SqlError::new("no_such_version", message),
+            other => SqlError::new("internal", other.to_string()),
+        };
+        let lake = match self.lake(&schema.name) {
+            Some(lake) => {
+                let snapshot = lake.snapshot(moment).await.map_err(failed)?;
+                Some((snapshot.provider, snapshot.marks))
+            }
+            None => None,
+        };
+        let hot = if moment == Moment::Now {
+            let marks = lake.as_ref().map(|(_, marks)| marks.clone()).unwrap_or_default();
+            self.hot_rows(schema, &marks, None)?
+        } else {
+            Vec::new()
+        };
+        stream_relation(&self.engine, schema, lake, hot, day)
+    }
+
+    /// Rows of the log from the given offsets on, at most about `limit`.
+    pub fn hot_rows(
+        &self,
+        schema: &StreamSchema,
+        from: &BTreeMap<Partition, Offset>,
+        limit: Option<usize>,
+    ) -> Result<Vec<RecordBatch>, SqlError> {
+        let reader = RowReader::new(schema);
+        let mut rows = Vec::new();
+        let mut count = 0;
+        for partition in self.log.partitions(&schema.name) {
+            let at = StreamPartition::new(schema.name.clone(), partition);
+            let mut next = from.get(&partition).copied().unwrap_or(0);
+            let end = self.log.end(&at);
+            while next < end && limit.is_none_or(|limit| count < limit) {
+                let batches = self
+                    .log
+                    .read(&at, next, READ_ROWS)
+                    .map_err(|error| SqlError::new("damaged_log", error.to_string()))?;
+                if batches.is_empty() {
+                    break;
+                }
+                for batch in batches {
+                    let Some(batch) = batch.from_offset(next) else { continue };
+                    next = batch.end();
+                    count += batch.rows.num_rows();
+                    let read = reader.read(partition, &batch);
+                    rows.push(read.map_err(|error| SqlError::new("internal", error.to_string()))?);
+                }
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// One relation under one name, for calls that ask several questions about the same rows.
+pub struct Fixed {
+    name: String,
+    provider: Arc<dyn TableProvider>,
+}
+
+impl Fixed {
+    /// Fixes a relation.
+    pub fn new(name: impl Into<String>, provider: Arc<dyn TableProvider>) -> Self {
+        Self { name: name.into(), provider }
+    }
+}
+
+impl fmt::Debug for Fixed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fixed({})", self.name)
+    }
+}
+
+#[async_trait]
+impl Relations for Fixed {
+    fn names(&self) -> Vec<String> {
+        vec![self.name.clone()]
+    }
+
+    async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
+        Ok((name == self.name).then(|| self.provider.clone()))
+    }
+}

@@ -1,0 +1,47 @@
+//! Tables in the lake: a snapshot of each table that changed, from time to time.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use highwater_event::StreamName;
+use highwater_lake::LakeTable;
+use highwater_log::fold::Program;
+use highwater_sql::stream::table::Extent;
+
+use super::Node;
+
+/// Writes snapshots until the node is gone.
+pub async fn keep(node: Weak<Node>) {
+    let mut lakes = BTreeMap::new();
+    loop {
+        let Some(every) = node.upgrade().map(|node| node.options.snapshot_every) else { return };
+        tokio::time::sleep(every).await;
+        let Some(node) = node.upgrade() else { return };
+        let names: Vec<StreamName> = node.catalog().tables.keys().cloned().collect();
+        for name in names {
+            if let Err(error) = snapshot(&node, &name, &mut lakes).await {
+                tracing::warn!(table = %name, error = format!("{error:#}"), "no snapshot in the lake this time");
+            }
+        }
+    }
+}
+
+async fn snapshot(node: &Arc<Node>, name: &StreamName, lakes: &mut BTreeMap<StreamName, LakeTable>) -> anyhow::Result<()> {
+    let Some(rows) = node.table(name) else { return Ok(()) };
+    let lake = match lakes.entry(name.clone()) {
+        std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+        std::collections::btree_map::Entry::Vacant(entry) => {
+            let root = node.options.data.join("lake");
+            entry.insert(LakeTable::open(&root, name.clone(), rows.program().schema()).await?)
+        }
+    };
+    // The mark is read first: the snapshot may hold a little more than it says, never less.
+    let view = node.driver.status(rows.program().name());
+    let mark: u64 = view.map_or(0, |status| status.marks.values().sum());
+    if mark as i64 <= lake.mark() {
+        return Ok(());
+    }
+    let batches = rows.read(Extent::All).await?;
+    lake.replace(batches, mark as i64).await?;
+    Ok(())
+}

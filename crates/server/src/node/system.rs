@@ -1,0 +1,91 @@
+//! Streams that the engine declares itself.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::datatypes::DataType;
+use arrow::error::ArrowError;
+use highwater_event::{Column, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
+use highwater_log::{Append, LogBatch};
+
+/// Commands: what was declared, in order.
+pub const SYSTEM: &str = "_system";
+/// The stream behind /api/v1/events.
+pub const EVENTS: &str = "events";
+
+fn column(name: &str, data_type: DataType, nullable: bool) -> Column {
+    Column { name: name.into(), data_type, nullable, sensitive: false, json: false }
+}
+
+/// The schema of `_system`.
+pub fn system_schema() -> StreamSchema {
+    StreamSchema {
+        name: StreamName::system(SYSTEM),
+        columns: vec![
+            column("command", DataType::Utf8, false),
+            column("text", DataType::Utf8, false),
+            column("csv", DataType::Utf8, true),
+            column("principal", DataType::Utf8, false),
+        ],
+        options: StreamOptions { partitions: 1, lake: false, ..StreamOptions::default() },
+        raw: false,
+    }
+}
+
+/// The schema of `events`.
+pub fn events_schema() -> StreamSchema {
+    StreamSchema {
+        name: StreamName::system(EVENTS),
+        columns: vec![
+            column("event_id", DataType::Utf8, true),
+            column("event_type", DataType::Utf8, false),
+            Column { json: true, ..column("payload", DataType::Utf8, true) },
+            column("timestamp", columns::timestamp_type(), true),
+        ],
+        options: StreamOptions {
+            event_id: vec!["event_id".into()],
+            event_time: Some("timestamp".into()),
+            partitions: 1,
+            lake: true,
+            ..StreamOptions::default()
+        },
+        raw: true,
+    }
+}
+
+/// A declaration on its way into `_system`, or out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The statement.
+    pub text: String,
+    /// Content of the file that a reference table names.
+    pub csv: Option<String>,
+}
+
+/// Declarations as an append to `_system`.
+pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append, ArrowError> {
+    let rows = commands.len();
+    let batch = RecordBatch::try_new(
+        system_schema().stored_schema(),
+        vec![
+            Arc::new(StringArray::from(vec!["declare"; rows])),
+            Arc::new(commands.iter().map(|command| Some(command.text.as_str())).collect::<StringArray>()),
+            Arc::new(commands.iter().map(|command| command.csv.as_deref()).collect::<StringArray>()),
+            Arc::new(StringArray::from(vec![principal; rows])),
+            Arc::new(TimestampMicrosecondArray::from_value(now, rows).with_data_type(columns::timestamp_type())),
+        ],
+    )?;
+    Ok(Append { to: StreamPartition::new(StreamName::system(SYSTEM), 0), rows: batch })
+}
+
+/// The declarations of a batch of `_system`.
+pub fn commands(batch: &LogBatch) -> Vec<Command> {
+    let texts = batch.rows.column(1).as_string::<i32>();
+    let csvs = batch.rows.column(2).as_string::<i32>();
+    (0..batch.rows.num_rows())
+        .map(|row| Command {
+            text: texts.value(row).to_owned(),
+            csv: csvs.is_valid(row).then(|| csvs.value(row).to_owned()),
+        })
+        .collect()
+}

@@ -1,0 +1,119 @@
+-- Transaction analytics: an event stream becomes a clean, masked stream, tables and endpoints.
+
+CREATE STREAM transaction_log (
+  transaction_id    TEXT NOT NULL,
+  timestamp         TIMESTAMP NOT NULL,
+  user_id           TEXT SENSITIVE,
+  user_name         TEXT SENSITIVE,
+  product_id        TEXT,
+  amount            DECIMAL(15,2) NOT NULL,
+  currency          TEXT,
+  transaction_type  TEXT,
+  status            TEXT NOT NULL,
+  location          STRUCT<city TEXT, country TEXT>,
+  payment_method    TEXT,
+  product_category  TEXT,
+  quantity          INT,
+  shipping_address  STRUCT<street TEXT, zip TEXT, city TEXT, country TEXT>,
+  device_info       STRUCT<os TEXT, browser TEXT, ip_address TEXT>,
+  customer_rating   INT,
+  discount_code     TEXT,
+  tax_amount        DECIMAL(15,2)
+) WITH (
+  -- The same transaction with another status is a new event of its lifecycle.
+  event_id = 'transaction_id, status, timestamp',
+  event_time = 'timestamp',
+  key = 'user_id',
+  sensitive = 'shipping_address.street, shipping_address.zip, device_info.ip_address'
+);
+
+-- Rates to USD; an event takes the rate of its own date. Edit the file and apply again to change them.
+CREATE REFERENCE TABLE currency_rates (currency TEXT, valid_from DATE, usd_rate DECIMAL(12,6))
+  WITH (csv = 'reference/currency_rates.csv', key = 'currency', valid_from = 'valid_from');
+
+CREATE REFERENCE TABLE blacklisted_places (city TEXT, country TEXT)
+  WITH (csv = 'reference/blacklisted_places.csv', key = 'city, country');
+
+CREATE STREAM transactions_flat AS SELECT
+  transaction_id, timestamp, user_id, user_name, product_id, amount, currency, transaction_type, status,
+  location['city']            AS location_city,
+  location['country']         AS location_country,
+  payment_method, product_category, quantity,
+  shipping_address['street']  AS shipping_street,
+  shipping_address['zip']     AS shipping_zip,
+  shipping_address['city']    AS shipping_city,
+  shipping_address['country'] AS shipping_country,
+  device_info['os']           AS device_os,
+  device_info['browser']      AS device_browser,
+  device_info['ip_address']   AS device_ip,
+  customer_rating, discount_code, tax_amount
+FROM transaction_log;
+
+-- The clean stream. An unknown currency is a dead letter, not a null.
+CREATE STREAM transactions_processed
+  WITH (
+    hidden = 'user_token',
+    aliases = 'amount = amount_usd, country = location_country, rating = customer_rating, payement_method = payment_method'
+  )
+AS SELECT
+  transaction_id, timestamp,
+  mask(user_id)         AS user_id,
+  mask(user_name)       AS user_name,
+  product_id,
+  amount * lookup('currency_rates', 'usd_rate', currency, CAST(timestamp AS DATE)) AS amount_usd,
+  currency, transaction_type, status, location_city, location_country, payment_method, product_category, quantity,
+  mask(shipping_street) AS shipping_street,
+  mask(shipping_zip)    AS shipping_zip,
+  shipping_city, shipping_country, device_os, device_browser,
+  mask(device_ip)       AS device_ip,
+  customer_rating, discount_code,
+  tokenize(user_id)     AS user_token
+FROM transactions_flat
+WHERE NOT in_reference('blacklisted_places', location_city, location_country);
+
+CREATE STREAM transactions_blacklisted AS SELECT * FROM transactions_flat
+WHERE in_reference('blacklisted_places', location_city, location_country);
+
+CREATE STREAM transactions_completed  AS SELECT * FROM transactions_processed WHERE status = 'completed';
+CREATE STREAM transactions_pending    AS SELECT * FROM transactions_processed WHERE status = 'pending';
+CREATE STREAM transactions_failed     AS SELECT * FROM transactions_processed WHERE status = 'failed';
+CREATE STREAM transactions_processing AS SELECT * FROM transactions_processed WHERE status = 'processing';
+CREATE STREAM transactions_cancelled  AS SELECT * FROM transactions_processed WHERE status = 'cancelled';
+
+CREATE TABLE total_depense_par_user_type AS
+SELECT user_token AS user_id, transaction_type, sum(amount_usd) AS total_depense_usd
+FROM transactions_processed GROUP BY user_token, transaction_type;
+
+CREATE TABLE total_par_transaction_type AS
+SELECT transaction_type, sum(amount_usd) AS total_usd, count(*) AS transactions
+FROM transactions_processed GROUP BY transaction_type;
+
+CREATE TABLE product_purchase_counts AS
+SELECT product_id, count(*) AS purchase_count
+FROM transactions_processed WHERE transaction_type = 'purchase' GROUP BY product_id;
+
+CREATE TABLE total_par_type_5min_sliding AS
+SELECT transaction_type, sum(amount_usd) AS total_amount_5min, window_start, window_end
+FROM transactions_processed
+WINDOW HOPPING (SIZE 5 MINUTES, ADVANCE BY 1 MINUTE, GRACE PERIOD 1 HOUR)
+GROUP BY transaction_type;
+
+CREATE TABLE transaction_lifecycle AS
+SELECT transaction_id,
+  collect_list(status)        AS status_history,
+  latest_by_offset(timestamp) AS last_update_time,
+  latest_by_offset(status)    AS status
+FROM transactions_processed GROUP BY transaction_id;
+
+CREATE ENDPOINT '/api/metrics/total-by-user/' REQUIRES view_metrics AS
+SELECT user_id, transaction_type, money(total_depense_usd) AS total_depense_usd, last_updated_at
+FROM total_depense_par_user_type
+ORDER BY user_id, total_depense_par_user_type.total_depense_usd DESC;
+
+CREATE ENDPOINT '/api/metrics/top-products/' (x INT DEFAULT 10 CHECK (x > 0)) REQUIRES view_metrics AS
+SELECT product_id, purchase_count, last_updated_at
+FROM product_purchase_counts ORDER BY purchase_count DESC, product_id LIMIT $x;
+
+CREATE ENDPOINT '/api/metrics/last-5-min/' REQUIRES view_metrics AS
+SELECT transaction_type, money(total_amount_5min) AS total_amount_5min, window_start AS window_start_time
+FROM "total_par_type_5min_sliding$newest" ORDER BY transaction_type;
