@@ -106,9 +106,9 @@ SELECT transaction_id,
 FROM transactions_processed GROUP BY transaction_id;
 
 CREATE ENDPOINT '/api/metrics/total-by-user/' REQUIRES view_metrics AS
-SELECT user_id, transaction_type, money(total_depense_usd) AS total_depense_usd, last_updated_at
-FROM total_depense_par_user_type
-ORDER BY user_id, total_depense_par_user_type.total_depense_usd DESC;
+SELECT user_id, transaction_type, money(total) AS total_depense_usd, last_updated_at
+FROM (SELECT user_id, transaction_type, total_depense_usd AS total, last_updated_at FROM total_depense_par_user_type)
+ORDER BY user_id, total DESC;
 
 CREATE ENDPOINT '/api/metrics/top-products/' (x INT DEFAULT 10 CHECK (x > 0)) REQUIRES view_metrics AS
 SELECT product_id, purchase_count, last_updated_at

@@ -1,5 +1,6 @@
 //! `highwater serve` and `highwater demo`: running a node.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,8 +24,13 @@ use crate::demo;
 
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HIGHWATER_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,highwater=info,highwater_log=info"));
-    let started = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        // The Delta kernel calls a folder without a table an error; we ask because we do not know.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,buoyant_kernel=off,highwater=info,highwater_log=info"));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_writer(std::io::stderr)
+        .try_init();
     if let Err(error) = started {
         eprintln!("no log: {error}");
     }

@@ -1,0 +1,153 @@
+//! kill -9 under eight writers: nothing acked is lost and nothing is there twice, in the log, every
+//! derived stream, every table and the lake. `HIGHWATER_CYCLES` sets how many kills.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use highwater_event::SeededRandomness;
+use serde_json::{Value, json};
+use support::{Client, Node};
+
+const WRITERS: u64 = 8;
+const STATUSES: [&str; 5] = ["completed", "pending", "failed", "processing", "cancelled"];
+
+/// An event whose every member follows from its number.
+fn event(number: u64) -> Value {
+    json!({
+        "transaction_id": format!("TXN-{number:08x}"),
+        "timestamp": format!("2026-03-{:02}T{:02}:{:02}:00Z", 1 + number % 3, number / 60 % 24, number % 60),
+        "user_id": format!("USER-{:04}", number % 50),
+        "user_name": "Ada Moreau",
+        "product_id": format!("PROD-{:03}", number % 20),
+        "amount": (1000 + number % 9000) as f64 / 100.0,
+        "currency": ["USD", "EUR", "GBP"][(number % 3) as usize],
+        "transaction_type": ["purchase", "refund"][(number % 2) as usize],
+        "status": STATUSES[(number % 5) as usize],
+        "location": {"city": if number % 10 == 0 { "Berlin" } else { "Munich" }, "country": "Germany"},
+    })
+}
+
+#[test]
+fn kill_9_under_eight_writers() {
+    let cycles: u64 = std::env::var("HIGHWATER_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let mut node = Node::start(&data);
+
+    let current: Arc<Mutex<Client>> = Arc::new(Mutex::new(node.client.clone()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let numbers = Arc::new(AtomicU64::new(0));
+    let mut writers = Vec::new();
+    for _ in 0..WRITERS {
+        let (current, stop, numbers) = (current.clone(), stop.clone(), numbers.clone());
+        writers.push(std::thread::spawn(move || {
+            let mut acked = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let first = numbers.fetch_add(20, Ordering::Relaxed);
+                let body = Value::from((first..first + 20).map(event).collect::<Vec<_>>()).to_string();
+                // The same batch is sent until it is acked, whatever happens to the node meanwhile.
+                loop {
+                    let client = current.lock().unwrap().clone();
+                    match client.try_post("/api/v1/streams/transaction_log/events", "application/json", &body) {
+                        Some((202, answer)) => {
+                            assert_eq!(answer["rejected"], 0);
+                            break;
+                        }
+                        Some((503, _)) | None => std::thread::sleep(Duration::from_millis(20)),
+                        Some((status, answer)) => panic!("{status}: {answer}"),
+                    }
+                }
+                acked.extend(first..first + 20);
+            }
+            acked
+        }));
+    }
+
+    let chance = SeededRandomness::new(7);
+    for cycle in 0..cycles {
+        std::thread::sleep(Duration::from_millis(50 + chance.below(600)));
+        node.kill();
+        node = Node::start(&data);
+        *current.lock().unwrap() = node.client.clone();
+        if cycle % 10 == 9 {
+            println!("{} kills, {} events sent", cycle + 1, numbers.load(Ordering::Relaxed));
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut acked: Vec<u64> = writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+    acked.sort_unstable();
+    let client = &node.client;
+    client.settle();
+
+    // Every number that was ever sent was acked in the end, so the expected state is exact.
+    let total = acked.len() as u64;
+    assert_eq!(acked, (0..total).collect::<Vec<_>>());
+    let clean: Vec<u64> = (0..total).filter(|number| number % 10 != 0).collect();
+    let mut expected: BTreeMap<String, usize> = BTreeMap::from([
+        ("transaction_log".into(), acked.len()),
+        ("transactions_flat".into(), acked.len()),
+        ("transactions_processed".into(), clean.len()),
+        ("transactions_blacklisted".into(), acked.len() - clean.len()),
+    ]);
+    for (at, status) in STATUSES.iter().enumerate() {
+        let count = clean.iter().filter(|number| **number % 5 == at as u64).count();
+        expected.insert(format!("transactions_{status}"), count);
+    }
+    let (_, streams) = client.get("/api/v1/streams");
+    for (stream, count) in &expected {
+        let rows = client.number(&format!("SELECT count(*) FROM {stream}"));
+        let distinct = client.number(&format!("SELECT count(DISTINCT transaction_id) FROM {stream}"));
+        assert_eq!((rows, distinct), (*count as i64, *count as i64), "{stream}, log and lake together");
+        let entry = streams["streams"].as_array().unwrap().iter().find(|entry| entry["name"] == **stream).unwrap();
+        assert_eq!(entry["events"], *count, "{stream}, in the log");
+        let version = &entry["lake"]["version"];
+        let (status, page) = client.get(&format!("/api/datalake/streams/{stream}/?version={version}"));
+        assert_eq!((status, &page["count"]), (200, &json!(count)), "{stream}, in the lake alone");
+    }
+
+    // Tables, against sums over what was sent: cents at rates of two digits are exact in ten-thousandths.
+    let rate = [10_000u64, 11_000, 12_500];
+    let usd = |number: &u64| (1000 + number % 9000) * rate[(number % 3) as usize];
+    let sum = |filter: &dyn Fn(&u64) -> bool| clean.iter().filter(|number| filter(number)).map(usd).sum::<u64>();
+    for (at, kind) in ["purchase", "refund"].iter().enumerate() {
+        let rows = client.sql(&format!(
+            "SELECT CAST(total_usd * 1000000 AS BIGINT) AS total, transactions FROM total_par_transaction_type WHERE transaction_type = '{kind}'"
+        ));
+        let of_kind = |number: &u64| number % 2 == at as u64;
+        assert_eq!(rows[0]["total"], sum(&of_kind), "{kind}");
+        assert_eq!(rows[0]["transactions"], clean.iter().filter(|number| of_kind(number)).count());
+    }
+    assert_eq!(client.number("SELECT count(*) FROM transaction_lifecycle"), clean.len() as i64);
+    assert_eq!(
+        client.number("SELECT CAST(sum(array_length(status_history)) AS BIGINT) FROM transaction_lifecycle"),
+        clean.len() as i64
+    );
+    let purchases = clean.iter().filter(|number| **number % 2 == 0).count() as i64;
+    assert_eq!(client.number("SELECT sum(purchase_count) FROM product_purchase_counts"), purchases);
+    assert_eq!(
+        client.number("SELECT CAST(sum(total_depense_usd) * 1000000 AS BIGINT) FROM total_depense_par_user_type"),
+        sum(&|_| true) as i64
+    );
+    let late = client.number("SELECT count(*) FROM _late_events");
+    let late_distinct = client.number("SELECT count(DISTINCT source_offset) FROM _late_events");
+    assert_eq!(late, late_distinct, "late events are set apart once");
+    assert_eq!(client.number("SELECT count(*) FROM _dead_letters"), 0);
+
+    // A table that is derived again comes out the same.
+    let tables = ["total_depense_par_user_type", "total_par_type_5min_sliding", "transaction_lifecycle", "product_purchase_counts"];
+    for table in tables {
+        let rows = || client.sql(&format!("SELECT * FROM {table} ORDER BY 1, 2, 3"));
+        let kept = rows();
+        let (status, _) = client.post(&format!("/api/v1/views/table:{table}/rebuild"), &json!({}));
+        assert_eq!(status, 202);
+        client.settle();
+        assert_eq!(rows(), kept, "{table} after a rebuild");
+    }
+    println!("{cycles} kills: {total} events acked, 0 lost, 0 duplicate");
+    assert!(!node.log().contains(" ERROR "), "an unexpected error:\n{}", node.log());
+}

@@ -1,0 +1,148 @@
+//! A real node in a process of its own, and a client for it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A running node. Killed (SIGKILL) when dropped.
+pub struct Node {
+    child: Child,
+    pub data: PathBuf,
+    pub client: Client,
+}
+
+/// Talks to a node.
+#[derive(Clone)]
+pub struct Client {
+    agent: ureq::Agent,
+    pub url: String,
+    pub token: String,
+}
+
+fn pack() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packs/transactions")
+}
+
+impl Node {
+    /// Starts a node with the transaction pack on a folder and waits until it gives acks.
+    pub fn start(data: &Path) -> Self {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
+        std::fs::remove_file(data.join("server.json")).ok();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_highwater"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--lake-wait", "0.3", "--snapshot-every", "2", "--data"])
+            .arg(data)
+            .arg("--pack")
+            .arg(pack())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the node ended with {status}: {}", std::fs::read_to_string(data.with_extension("log")).unwrap());
+            }
+            if let (Ok(file), Ok(token)) =
+                (std::fs::read_to_string(data.join("server.json")), std::fs::read_to_string(data.join("operator.token")))
+                && let Ok(address) = serde_json::from_str::<Value>(&file)
+            {
+                let client = Client::new(address["url"].as_str().unwrap(), token.trim());
+                // The pack is declared after the address is known.
+                let ready = client.try_get("/api/v1/endpoints").is_some_and(|(_, body)| {
+                    serde_json::from_str::<Value>(&body).is_ok_and(|body| body["endpoints"].as_array().is_some_and(|e| e.len() == 3))
+                });
+                if ready {
+                    return Self { child, data: data.to_owned(), client };
+                }
+            }
+            assert!(Instant::now() < deadline, "the node did not start: {}", std::fs::read_to_string(data.with_extension("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// What the node wrote to standard error, over all its lives.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.data.with_extension("log")).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Client {
+    pub fn new(url: &str, token: &str) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .proxy(None)
+            .build()
+            .into();
+        Self { agent, url: url.into(), token: token.into() }
+    }
+
+    pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        let request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let mut response = request.call().ok()?;
+        Some((response.status().as_u16(), response.body_mut().with_config().limit(1 << 30).read_to_string().ok()?))
+    }
+
+    pub fn get(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.try_get(path).unwrap_or_else(|| panic!("no answer to {path}"));
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    pub fn try_post(&self, path: &str, content_type: &str, body: &str) -> Option<(u16, Value)> {
+        let request = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", content_type);
+        let mut response = request.send(body).ok()?;
+        let text = response.body_mut().with_config().limit(1 << 30).read_to_string().ok()?;
+        Some((response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.try_post(path, "application/json", &body.to_string()).unwrap_or_else(|| panic!("no answer to {path}"))
+    }
+
+    /// Rows of a query.
+    pub fn sql(&self, query: &str) -> Vec<Value> {
+        let (status, answer) = self.post("/api/v1/sql", &serde_json::json!({"query": query}));
+        assert_eq!(status, 200, "{query}: {answer}");
+        answer["rows"].as_array().unwrap().clone()
+    }
+
+    /// The one number that a query answers.
+    pub fn number(&self, query: &str) -> i64 {
+        let rows = self.sql(query);
+        let row = rows[0].as_object().unwrap();
+        row.values().next().unwrap().as_i64().unwrap_or_else(|| panic!("{query}: {rows:?}"))
+    }
+
+    /// Waits until every view has applied everything, and fails when one is in trouble.
+    pub fn settle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let mut quiet = 0;
+        while quiet < 3 {
+            let (_, answer) = self.get("/api/v1/views");
+            let views = answer["views"].as_array().unwrap().clone();
+            let behind: Vec<&Value> = views.iter().filter(|view| view["lag"] != 0 || view["state"] != "running").collect();
+            quiet = if behind.is_empty() { quiet + 1 } else { 0 };
+            assert!(Instant::now() < deadline, "views are behind: {behind:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
