@@ -4,10 +4,40 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// JSON in the canonical form of RFC 8785 (members sorted, shortest numbers, no white space).
-/// Numbers are doubles there, so the form is for comparing and hashing, never for storing.
-pub fn canonical_json(value: &serde_json::Value) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json_canonicalizer::to_vec(value)
+/// Appends bytes that are equal exactly when two JSON values mean the same: members sorted, no white
+/// space, `1.0` written as `1`. Unlike RFC 8785 integers beyond 2^53 keep every digit, so that two of
+/// them never collapse into one. For comparing and hashing, not for showing.
+pub fn comparable_json(value: &serde_json::Value, out: &mut Vec<u8>) {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0 => {
+                out.extend_from_slice((float as i64).to_string().as_bytes());
+            }
+            _ => out.extend_from_slice(number.to_string().as_bytes()),
+        },
+        Value::Array(elements) => {
+            out.push(b'[');
+            for element in elements {
+                comparable_json(element, out);
+                out.push(b',');
+            }
+            out.push(b']');
+        }
+        Value::Object(members) => {
+            let mut names: Vec<&String> = members.keys().collect();
+            names.sort();
+            out.push(b'{');
+            for name in names {
+                comparable_json(&Value::String(name.clone()), out);
+                out.push(b':');
+                comparable_json(&members[name], out);
+                out.push(b',');
+            }
+            out.push(b'}');
+        }
+        plain => out.extend_from_slice(plain.to_string().as_bytes()),
+    }
 }
 
 /// The first 128 bits of a BLAKE3 hash.
@@ -50,10 +80,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn canonical_form_ignores_order_and_space() {
+    fn comparable_form_ignores_order_and_space() {
         let a: serde_json::Value = serde_json::from_str(r#"{"b": 1.0, "a": [true, "é"]}"#).unwrap();
         let b: serde_json::Value = serde_json::from_str(r#"{"a":[true,"\u00e9"],"b":1}"#).unwrap();
-        assert_eq!(canonical_json(&a).unwrap(), canonical_json(&b).unwrap());
+        assert_eq!(comparable(&a), comparable(&b));
+    }
+
+    fn comparable(value: &serde_json::Value) -> Vec<u8> {
+        let mut out = Vec::new();
+        comparable_json(value, &mut out);
+        out
+    }
+
+    #[test]
+    fn large_integers_do_not_collapse() {
+        let number = |text: &str| comparable(&serde_json::from_str(text).unwrap());
+        assert_ne!(number("9007199254740993"), number("9007199254740992"));
+        assert_ne!(number("[1,2]"), number("[12]"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod reaction;
 pub mod schema;
 pub mod time;
 
-pub use canonical::{Digest128, canonical_json};
+pub use canonical::{Digest128, comparable_json};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use identity::Principal;
 pub use name::{NameError, Offset, Partition, StreamName, StreamPartition};

@@ -84,6 +84,9 @@ pub enum SchemaError {
         /// What it would have to be.
         wanted: &'static str,
     },
+    /// A name that the lake needs for its folders.
+    #[error("column \"{0}\" has the name of a folder level of the lake; rename it, or declare the stream WITH (lake = false)")]
+    LakeFolder(String),
     /// No columns at all.
     #[error("a stream needs at least one column")]
     Empty,
@@ -110,6 +113,12 @@ impl StreamSchema {
             }
             if !seen.insert(column.name.as_str()) {
                 return Err(SchemaError::Twice(column.name.clone()));
+            }
+            if options.lake && ["year", "month", "day"].contains(&column.name.as_str()) {
+                return Err(SchemaError::LakeFolder(column.name.clone()));
+            }
+            if let Some(member) = twice_inside(&column.data_type) {
+                return Err(SchemaError::Twice(format!("{}.{member}", column.name)));
             }
         }
         if options.partitions == 0 {
@@ -217,6 +226,21 @@ impl StreamSchema {
         }
         fields.extend(columns::position_fields());
         Arc::new(Schema::new(fields))
+    }
+}
+
+/// A member that a struct, at any depth, declares twice.
+fn twice_inside(data_type: &DataType) -> Option<String> {
+    match data_type {
+        DataType::Struct(members) => {
+            let mut seen = std::collections::HashSet::new();
+            members.iter().find_map(|member| {
+                let name = member.name().to_ascii_lowercase();
+                if seen.insert(name.clone()) { twice_inside(member.data_type()) } else { Some(name) }
+            })
+        }
+        DataType::List(element) => twice_inside(element.data_type()),
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, FixedSizeBinaryBuilder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use highwater_event::{Digest128, Principal, StreamSchema, canonical_json, columns, time};
+use highwater_event::{Digest128, Principal, StreamSchema, columns, comparable_json, time};
 use jiter::{Jiter, JiterError, NumberAny, NumberInt, Peek};
 
 use crate::cell::{Cell, Kind, Member, parse_decimal};
@@ -69,6 +69,9 @@ pub enum BodyError {
     #[error("the body is empty; send a JSON object, an array of objects, or one object a line")]
     Empty,
 }
+
+/// How far an event's own time may be ahead of the server's clock, microseconds.
+const MAX_AHEAD: i64 = 3_600_000_000;
 
 /// The plan by which a stream's events are decoded.
 #[derive(Debug)]
@@ -251,6 +254,12 @@ impl Decoder {
             Some(Cell::Int(micros)) => Some(*micros),
             _ => None,
         };
+        if let (Some(time), Some(at)) = (event_time, self.time)
+            && time > now.saturating_add(MAX_AHEAD)
+        {
+            let detail = format!("{} lies more than an hour ahead of the server's clock; one such event would make all others late", time::show_micros(time));
+            return Err(RowError::new("time_in_future", detail).at(&self.members[at].name));
+        }
         row.scratch.clear();
         for (cell, member) in row.cells.iter().zip(&self.members) {
             hash_cell(cell, &member.kind, &row.text, &mut row.scratch);
@@ -269,13 +278,15 @@ impl Decoder {
             partition: 0,
         };
         if !self.id.is_empty() {
-            let id = match self.id_text(row) {
+            let id = match self.id_parts(row) {
                 Some(id) => id,
-                None => self.derive_id(row, principal, event_time, now, sequence, &payload)?,
+                None => vec![self.derive_id(row, principal, event_time, now, sequence, &payload)?],
             };
-            let name = self.stream.name.as_str().as_bytes();
-            identity.key = Some(Digest128::of_parts(&[name, principal.name.as_bytes(), id.as_bytes()]));
-            identity.event_id = Some(id);
+            // Each part with its length: ("a|b", "c") is not ("a", "b|c").
+            let mut parts = vec![self.stream.name.as_str().as_bytes(), principal.name.as_bytes()];
+            parts.extend(id.iter().map(String::as_bytes));
+            identity.key = Some(Digest128::of_parts(&parts));
+            identity.event_id = Some(id.join("|"));
         }
         if self.stream.options.partitions > 1 {
             row.scratch.clear();
@@ -288,23 +299,19 @@ impl Decoder {
         Ok(identity)
     }
 
-    fn id_text(&self, row: &Row) -> Option<String> {
-        let mut id = String::new();
-        for (number, at) in self.id.iter().enumerate() {
-            if number > 0 {
-                id.push('|');
-            }
-            match &row.cells[*at] {
-                Cell::Text(start, end) => id.push_str(&row.text[*start as usize..*end as usize]),
-                Cell::Int(micros) if self.members[*at].kind == Kind::Timestamp => id.push_str(&time::show_micros(*micros)),
-                Cell::Int(value) => id.push_str(&value.to_string()),
-                Cell::Bool(value) => id.push_str(&value.to_string()),
-                Cell::Float(value) => id.push_str(&value.to_string()),
-                Cell::Decimal(value) => id.push_str(&value.to_string()),
+    fn id_parts(&self, row: &Row) -> Option<Vec<String>> {
+        let part = |at: &usize| {
+            Some(match &row.cells[*at] {
+                Cell::Text(start, end) => row.text[*start as usize..*end as usize].to_owned(),
+                Cell::Int(micros) if self.members[*at].kind == Kind::Timestamp => time::show_micros(*micros),
+                Cell::Int(value) => value.to_string(),
+                Cell::Bool(value) => value.to_string(),
+                Cell::Float(value) => value.to_string(),
+                Cell::Decimal(value) => value.to_string(),
                 _ => return None,
-            }
-        }
-        Some(id)
+            })
+        };
+        self.id.iter().map(part).collect()
     }
 
     /// An id from what the event says; an event without a time of its own is always new.
@@ -649,11 +656,12 @@ fn hash_cell(cell: &Cell, kind: &Kind, text: &str, out: &mut Vec<u8>) {
 }
 
 fn hash_json(text: &str, out: &mut Vec<u8>) {
-    let canonical = serde_json::from_str::<serde_json::Value>(text).ok().and_then(|value| canonical_json(&value).ok());
-    let bytes = canonical.as_deref().unwrap_or(text.as_bytes());
     out.push(8);
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    out.extend_from_slice(bytes);
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(value) => comparable_json(&value, out),
+        Err(_) => out.extend_from_slice(text.as_bytes()),
+    }
+    out.push(0);
 }
 
 /// Checks that the whole body is one JSON value. Needed before [`Decoder::decode`] where rows can't be

@@ -83,6 +83,10 @@ impl DedupeIndex {
     pub fn open(stream: &StreamName, store: Arc<dyn KeyedStore>, log: &dyn Log) -> Result<Self, DedupeError> {
         let table: Arc<str> = format!("_dedupe/{stream}").into();
         let marks = store.marks(&table)?;
+        if marks.is_empty() {
+            // What a clearing that was cut short may have left.
+            store.clear(&table)?;
+        }
         let index = Self {
             stream: stream.clone(),
             table,
@@ -176,10 +180,12 @@ fn key_columns(rows: &RecordBatch) -> Option<(&FixedSizeBinaryArray, &Int64Array
 impl Dirty for DedupeIndex {
     fn collect(&self, batch: &mut KeyedBatch) {
         let mut state = self.state();
-        if state.fresh.is_empty() {
+        if state.fresh.is_empty() && state.writing.is_empty() {
             return;
         }
-        state.writing = std::mem::take(&mut state.fresh);
+        // What an earlier write-back left behind is still on its way.
+        let fresh = std::mem::take(&mut state.fresh);
+        state.writing.extend(fresh);
         batch.puts.reserve(state.writing.len());
         let mut bytes = Vec::new();
         for (key, known) in &state.writing {

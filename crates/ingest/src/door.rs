@@ -315,7 +315,15 @@ impl Owner {
         for Waiting { entrance, principal, load, answer, _room } in waiting {
             let drafts = match load {
                 Load::Small(body, format) => self.draft_small(&mut group, &entrance, &principal, &body, format),
-                Load::Large(decoded) => self.draft_large(&mut group, &entrance, &principal, decoded),
+                Load::Large(decoded) => {
+                    let before = group.appends.len();
+                    let drafts = self.draft_large(&mut group, &entrance, &principal, decoded);
+                    if drafts.is_err() {
+                        // Nothing of this body is appended, so nothing of it may be remembered.
+                        group.fresh.retain(|_, (_, place)| place.append < before);
+                    }
+                    drafts
+                }
             };
             match drafts {
                 Ok(drafts) => group.answers.push((answer, drafts, _room)),
@@ -513,10 +521,21 @@ impl Group {
 
     /// Tells the indexes what became durable.
     fn note(&mut self, bases: &[Offset]) {
+        // All keys of an index go in together with its marks: a mark that is written before a key below
+        // it would hide that key from the replay after a crash.
+        type Seen = (Arc<DedupeIndex>, Vec<(Digest128, Known)>, BTreeMap<Partition, Offset>);
+        let mut seen: HashMap<*const DedupeIndex, Seen> = HashMap::new();
         for (key, (index, place)) in self.fresh.drain() {
             let offset = bases[place.append] + place.row as Offset;
             let known = Known { partition: place.partition, offset, payload: place.payload };
-            index.insert([(key, known)], &[(place.partition, offset + 1)]);
+            let entry =
+                seen.entry(Arc::as_ptr(&index)).or_insert_with(|| (index.clone(), Vec::new(), BTreeMap::new()));
+            entry.1.push((key, known));
+            let mark = entry.2.entry(place.partition).or_insert(0);
+            *mark = (*mark).max(offset + 1);
+        }
+        for (index, keys, marks) in seen.into_values() {
+            index.insert(keys, &marks.into_iter().collect::<Vec<_>>());
         }
     }
 }

@@ -131,6 +131,21 @@ async fn commit(
     sync_commit(dir.to_owned(), done.version()).await
 }
 
+/// Renames a table's folder to `NAME.<why>-N` and answers the new path.
+fn set_aside(dir: &Path, why: &str) -> std::io::Result<PathBuf> {
+    for number in 1..10_000 {
+        let aside = dir.with_extension(format!("{why}-{number}"));
+        if !aside.exists() {
+            std::fs::rename(dir, &aside)?;
+            if let Some(parent) = dir.parent() {
+                std::fs::File::open(parent)?.sync_all()?;
+            }
+            return Ok(aside);
+        }
+    }
+    Err(std::io::Error::other("too many folders are set aside; remove them"))
+}
+
 async fn sync_files(dir: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
     let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         for path in paths {

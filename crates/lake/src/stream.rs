@@ -65,7 +65,15 @@ impl LakeStream {
             stream.reader_schema().fields().iter().map(|field| field.as_ref().clone()).collect();
         fields.extend(DAY_COLUMNS.map(|column| Field::new(column, arrow::datatypes::DataType::Utf8, true)));
         let schema = Arc::new(Schema::new(fields));
-        let table = open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await?;
+        let table = match open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await {
+            Ok(table) => table,
+            Err(error) => {
+                // The lake is derived: what can't be read is set aside and written again from the log.
+                let aside = crate::set_aside(&dir, "damaged")?;
+                tracing::error!(stream = %stream.name, %error, aside = %aside.display(), "the lake of a stream can't be opened; it is written again");
+                open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await?
+            }
+        };
         let lake = Self {
             current: RwLock::new(Arc::new(State { table: table.clone(), marks: BTreeMap::new() })),
             stream,
@@ -250,11 +258,12 @@ impl View for LakeView {
     }
 
     async fn reset(&mut self) -> Result<(), ViewError> {
-        let dir = self.lake.dir.clone();
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dir)).await;
-        removed
-            .map_err(|error| ViewError::Broken(error.to_string()))?
-            .map_err(|error| ViewError::Retry(error.to_string()))?;
+        // Renamed first: a folder that is half removed would still look like a table.
+        let dropped = crate::set_aside(&self.lake.dir, "dropped").map_err(|error| ViewError::Retry(error.to_string()))?;
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dropped)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, "a dropped table of the lake could not be removed");
+        }
         let fresh = LakeStream::open(&self.root, self.lake.stream.clone()).await.map_err(retry)?;
         let state = fresh.current();
         self.lake.put(State { table: state.table.clone(), marks: state.marks.clone() });

@@ -16,6 +16,9 @@ pub enum StoreError {
     /// The disk or server did not answer, or is full.
     #[error("the keyed store did not answer: {0}")]
     Unavailable(String),
+    /// The store takes nothing any more until the process is started again.
+    #[error("the keyed store stopped ({0}); restart after checking the disk")]
+    Stopped(String),
     /// Stored bytes can't be read.
     #[error("the keyed store holds bytes that can't be read ({0}); rebuild the view")]
     Damaged(String),
@@ -26,6 +29,7 @@ impl StoreError {
     pub fn reaction(&self) -> Reaction {
         match self {
             Self::Unavailable(_) => Reaction::Retry,
+            Self::Stopped(_) => Reaction::CallOperator,
             Self::Damaged(_) => Reaction::Integrity,
         }
     }
@@ -112,6 +116,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+struct Told<'a> {
+    views: &'a [Arc<dyn Dirty>],
+    success: bool,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        for view in self.views {
+            view.written(self.success);
+        }
+    }
+}
+
 impl WriteBack {
     /// Writes to `store`.
     pub fn new(store: Arc<dyn KeyedStore>) -> Self {
@@ -137,10 +154,11 @@ impl WriteBack {
             view.collect(&mut batch);
         }
         let keys = batch.puts.len();
+        // Whatever happens in the store, a panic included, every view is told.
+        let mut told = Told { views: &views, success: false };
         let outcome = if batch.is_empty() { Ok(()) } else { self.store.write(batch) };
-        for view in &views {
-            view.written(outcome.is_ok());
-        }
+        told.success = outcome.is_ok();
+        drop(told);
         outcome.map(|()| keys)
     }
 

@@ -14,6 +14,9 @@ use crate::error::ReadError;
 use crate::format::{BatchPlace, SEGMENT_HEADER_LEN, SegmentIndex, SegmentSummary, TRAILER_LEN, Trailer};
 use crate::recovery;
 
+/// A read stops after about this many decoded bytes, however few rows they are.
+pub(crate) const MAX_READ_BYTES: usize = 64 << 20;
+
 pub(crate) struct Segment {
     pub path: PathBuf,
     pub first_commit: u64,
@@ -97,12 +100,13 @@ impl Segment {
         }
         let places = state.index.as_ref().and_then(|index| index.places.get(at)).map_or(&[][..], Vec::as_slice);
         let first = places.partition_point(|place| place.base + Offset::from(place.rows) <= from);
-        let mut rows = 0usize;
+        let (mut rows, mut bytes) = (0usize, 0usize);
         let taken = places[first..]
             .iter()
             .take_while(|place| {
-                let wanted = rows < max_rows;
+                let wanted = rows < max_rows && bytes < MAX_READ_BYTES;
                 rows += place.rows as usize;
+                bytes += place.raw_len as usize;
                 wanted
             })
             .cloned()
@@ -157,6 +161,10 @@ impl Segment {
         let mut state = self.state();
         if let Some(schema) = state.schemas.get(&id) {
             return Ok(schema.clone());
+        }
+        if state.index.is_none() {
+            // Another reader's use of other segments may have pushed this index out.
+            state.index = Some(self.load_index().map_err(|error| error.to_string())?);
         }
         let bytes = state
             .index

@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use highwater_event::{Offset, StreamPartition};
 
 use crate::commit::LogBatch;
+use crate::segment::MAX_READ_BYTES;
 
 pub(crate) struct Tail {
     capacity: usize,
@@ -41,13 +42,14 @@ impl Tail {
             return None;
         }
         let first = batches.partition_point(|(batch, _)| batch.end() <= from);
-        let mut rows = 0usize;
+        let (mut rows, mut bytes) = (0usize, 0usize);
         let mut taken = Vec::new();
-        for (batch, _) in batches.iter().skip(first) {
-            if rows >= max_rows {
+        for (batch, size) in batches.iter().skip(first) {
+            if rows >= max_rows || bytes >= MAX_READ_BYTES {
                 break;
             }
             rows += batch.rows.num_rows();
+            bytes += size;
             taken.push(batch.clone());
         }
         Some(taken)

@@ -35,7 +35,7 @@ impl From<StoreError> for ViewError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Unavailable(_) => Self::Retry(error.to_string()),
-            StoreError::Damaged(_) => Self::Broken(error.to_string()),
+            StoreError::Stopped(_) | StoreError::Damaged(_) => Self::Broken(error.to_string()),
         }
     }
 }

@@ -24,9 +24,9 @@ fn event(number: u64) -> Value {
         "user_name": "Ada Moreau",
         "product_id": format!("PROD-{:03}", number % 20),
         "amount": (1000 + number % 9000) as f64 / 100.0,
-        "currency": ["USD", "EUR", "GBP"][(number % 3) as usize],
-        "transaction_type": ["purchase", "refund"][(number % 2) as usize],
-        "status": STATUSES[(number % 5) as usize],
+        "currency": (["USD", "EUR", "GBP"][(number % 3) as usize]),
+        "transaction_type": (["purchase", "refund"][(number % 2) as usize]),
+        "status": (STATUSES[(number % 5) as usize]),
         "location": {"city": if number % 10 == 0 { "Berlin" } else { "Munich" }, "country": "Germany"},
     })
 }

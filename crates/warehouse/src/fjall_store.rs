@@ -25,7 +25,10 @@ pub struct FjallStore {
 }
 
 fn unavailable(error: fjall::Error) -> StoreError {
-    StoreError::Unavailable(error.to_string())
+    match error {
+        fjall::Error::Poisoned => StoreError::Stopped(error.to_string()),
+        other => StoreError::Unavailable(other.to_string()),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -153,7 +156,8 @@ impl KeyedStore for FjallStore {
         }
         let _whole = self.whole.write().unwrap_or_else(PoisonError::into_inner);
         write.commit().map_err(unavailable)?;
-        self.keyspace(table)?.clear().map_err(unavailable)
+        self.keyspace(table)?.clear().map_err(unavailable)?;
+        self.database.persist(PersistMode::SyncData).map_err(unavailable)
     }
 
     fn bytes_on_disk(&self) -> u64 {

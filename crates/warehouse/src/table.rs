@@ -56,9 +56,14 @@ enum Change {
 impl<S: Stored> Table<S> {
     /// Opens a table at the marks of its store.
     pub fn open(name: Arc<str>, store: Arc<dyn KeyedStore>, capacity: usize) -> Result<Self, StoreError> {
+        let marks = store.marks(&name)?;
+        if marks.is_empty() {
+            // A reset that was cut short may have left states, and folding from the start would add to them.
+            store.clear(&name)?;
+        }
         let overlay = Overlay {
             slots: HashMap::new(),
-            marks: store.marks(&name)?,
+            marks,
             weight: 0,
             dirty: 0,
             held: false,
@@ -153,7 +158,7 @@ impl<S: Stored> Dirty for Table<S> {
             return;
         }
         let mut weight = 0isize;
-        for (key, slot) in overlay.slots.iter_mut().filter(|(_, slot)| slot.change == Change::Dirty) {
+        for (key, slot) in overlay.slots.iter_mut().filter(|(_, slot)| slot.change != Change::Clean) {
             let mut bytes = Vec::new();
             slot.state.encode(&mut bytes);
             batch.puts.push((self.name.clone(), key.clone(), Some(bytes)));
@@ -329,6 +334,12 @@ impl<P: Program> View for TableView<P> {
     async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(Applied::default()) };
         let (from, to) = (first.base, last.end());
+        if self.table.dirty_keys() > self.dirty_limit {
+            // Before more is taken in: a store that does not answer stops the intake.
+            let write_back = self.write_back.clone();
+            let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
+            flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
+        }
         let prepared = self.program.prepare(partition, &batches).await?;
         let folded = {
             let mut overlay = self.table.overlay();
@@ -358,16 +369,7 @@ impl<P: Program> View for TableView<P> {
         };
         match outcome {
             Ok(applied) => {
-                let dirty = {
-                    let mut overlay = self.table.overlay();
-                    overlay.held = false;
-                    overlay.dirty
-                };
-                if dirty > self.dirty_limit {
-                    let write_back = self.write_back.clone();
-                    let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
-                    flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
-                }
+                self.table.overlay().held = false;
                 Ok(applied)
             }
             Err(error) => {

@@ -134,6 +134,8 @@ fn scan_segment(
     file.read_at(&mut bytes, 0).map_err(OpenError::io(format!("{name} can't be read")))?;
     let mut scan = recovery::scan(&name, &bytes, header.first_commit);
     drop(bytes);
+    // A damaged segment is never written again: its schemas and offsets can't be trusted to be complete.
+    let sound = scan.damage.is_empty();
     opened.damage.append(&mut scan.damage);
     let end = scan.end;
     if last {
@@ -151,7 +153,7 @@ fn scan_segment(
     opened.state.take_scan(&scan);
     let segment = Arc::new(Segment::scanned(path, header.first_commit, file, scan));
     opened.segments.push(segment.clone());
-    if last {
+    if last && sound {
         opened.active = Some((segment, end));
     }
     Ok(())
@@ -171,6 +173,9 @@ impl State {
         }
         for advance in &scan.advances {
             self.marks.insert((advance.writer.clone(), advance.source.clone()), advance.to);
+            // A view has seen rows up to here: where damage took the last of them, their offsets stay taken.
+            let end = self.ends.entry(advance.source.clone()).or_insert(0);
+            *end = (*end).max(advance.to);
         }
     }
 }

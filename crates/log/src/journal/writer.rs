@@ -342,10 +342,15 @@ impl Writer {
     }
 }
 
+/// The schemas of a segment in the order of their numbers. One that can't be read keeps its number and
+/// is never equal to another.
 fn known_schemas(segment: &Segment) -> Vec<SchemaRef> {
-    let decoded: Result<Vec<SchemaRef>, _> =
-        segment.index_snapshot().schemas.iter().map(|bytes| batch::decode_schema(bytes).map(Arc::new)).collect();
-    decoded.unwrap_or_default()
+    let unreadable = || {
+        let field = arrow::datatypes::Field::new("\0unreadable", arrow::datatypes::DataType::Null, true);
+        Arc::new(arrow::datatypes::Schema::new(vec![field]))
+    };
+    let schemas = segment.index_snapshot().schemas;
+    schemas.iter().map(|bytes| batch::decode_schema(bytes).map_or_else(|_| unreadable(), Arc::new)).collect()
 }
 
 fn row_count(request: &Request) -> usize {

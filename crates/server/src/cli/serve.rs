@@ -36,18 +36,21 @@ fn start_logging() {
     }
 }
 
-/// One runtime for calls and one for views, so that neither can starve the other.
+/// One runtime each for calls, views and queries, so that none can starve another.
 struct Runtimes {
     calls: tokio::runtime::Runtime,
     views: tokio::runtime::Runtime,
+    queries: tokio::runtime::Runtime,
 }
 
 impl Runtimes {
     fn new() -> anyhow::Result<Self> {
         let build = |name: &str| {
-            tokio::runtime::Builder::new_multi_thread().enable_all().thread_name(name).build().context("no threads")
+            // Plans are trees; deep ones need deep stacks.
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.enable_all().thread_name(name).thread_stack_size(8 << 20).build().context("no threads")
         };
-        Ok(Self { calls: build("calls")?, views: build("views")? })
+        Ok(Self { calls: build("calls")?, views: build("views")?, queries: build("queries")? })
     }
 }
 
@@ -58,9 +61,9 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
     options.lake_wait = seconds("lake-wait", arguments.lake_wait)?;
     options.snapshot_every = seconds("snapshot-every", arguments.snapshot_every)?;
     let packs = arguments.pack.iter().map(|pack| read_pack(pack)).collect::<anyhow::Result<Vec<_>>>()?;
-    let views = runtimes.views.handle().clone();
+    let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
-        let (node, url, listener) = open(options, views, arguments.listen).await?;
+        let (node, url, listener) = open(options, handles, arguments.listen).await?;
         declare(&node, &packs).await?;
         let catalog = node.catalog();
         eprintln!("highwater {}     data {}", env!("CARGO_PKG_VERSION"), arguments.data.display());
@@ -75,9 +78,9 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
 pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
     start_logging();
     let runtimes = Runtimes::new()?;
-    let views = runtimes.views.handle().clone();
+    let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
-        let (node, url, listener) = open(NodeOptions::at(&arguments.data), views, arguments.listen).await?;
+        let (node, url, listener) = open(NodeOptions::at(&arguments.data), handles, arguments.listen).await?;
         let server = tokio::spawn(answer(node.clone(), listener));
         let plan = demo::Plan {
             data: arguments.data.clone(),
@@ -111,7 +114,7 @@ fn seconds(name: &str, value: f64) -> Result<Duration, Failure> {
 
 async fn open(
     options: NodeOptions,
-    views: tokio::runtime::Handle,
+    (views, queries): (tokio::runtime::Handle, tokio::runtime::Handle),
     listen: SocketAddr,
 ) -> Result<(Arc<Node>, String, tokio::net::TcpListener), Failure> {
     http::install_metrics()?;
@@ -120,7 +123,7 @@ async fn open(
     })?;
     let address = listener.local_addr()?;
     let data = options.data.clone();
-    let node = Node::open(options, views).await?;
+    let node = Node::open(options, views, queries).await?;
     let url = format!("http://{address}");
     std::fs::write(data.join(LISTENING), serde_json::json!({"url": url}).to_string())?;
     Ok((node, url, listener))
@@ -173,6 +176,7 @@ async fn run(node: Arc<Node>, listener: tokio::net::TcpListener, data: &Path) ->
 /// Until the operator stops the node, or the disk does.
 async fn wait(node: &Node) -> ExitCode {
     let mut poisoned = node.journal.poisoned();
+    let mut failed = node.failed.subscribe();
     let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(terminate) => terminate,
         Err(error) => {
@@ -184,6 +188,11 @@ async fn wait(node: &Node) -> ExitCode {
         reason = poisoned.wait_for(Option::is_some) => {
             let reason = reason.ok().and_then(|reason| reason.clone()).unwrap_or_default();
             eprintln!("error[log_poisoned]: {reason}");
+            ExitCode::FAILURE
+        }
+        reason = failed.wait_for(Option::is_some) => {
+            let reason = reason.ok().and_then(|reason| reason.clone()).unwrap_or_default();
+            eprintln!("error[store_stopped]: {reason}");
             ExitCode::FAILURE
         }
         _ = tokio::signal::ctrl_c() => ExitCode::SUCCESS,

@@ -58,9 +58,10 @@ pub async fn resources(State(node): State<Arc<Node>>) -> Json<Value> {
 pub async fn stream(
     State(node): State<Arc<Node>>,
     Path(name): Path<String>,
-    Query(given): Query<BTreeMap<String, String>>,
+    Query(given): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> Answer {
+    let given = super::endpoints::once(given)?;
     let entry = streams::find(&node, &name)?;
     let schema = &entry.schema;
     if !schema.options.lake {
@@ -76,7 +77,8 @@ pub async fn stream(
     let fixed = Arc::new(Fixed::new("rows", relation));
     let ask = |sql: String, values: Vec<(String, ScalarValue)>| {
         let (node, fixed) = (node.clone(), fixed.clone());
-        async move { adhoc::query(&node.engine, fixed, &sql, values, QUERY_LIMITS).await }
+        let asked = node.clone();
+        async move { node.ask(async move { adhoc::query(&asked.engine, fixed, &sql, values, QUERY_LIMITS).await }).await }
     };
     let count = ask(format!("SELECT count(*) FROM rows{condition}"), values.clone()).await?;
     let count = count
@@ -162,10 +164,11 @@ fn fields(schema: &StreamSchema, chosen: Option<&str>) -> Result<Vec<(String, St
             .map(|column| (column.name.to_ascii_uppercase(), quoted(&column.name)))
             .collect());
     };
+    let mut seen = std::collections::HashSet::new();
     chosen
         .split(',')
         .map(str::trim)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && seen.insert(name.to_ascii_lowercase()))
         .map(|name| match column_of(schema, name) {
             // The alias keeps equal columns apart for the planner.
             Some((sql, _)) => Ok((name.to_owned(), format!("{sql} AS {}", quoted(name)))),

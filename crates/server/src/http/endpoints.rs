@@ -1,6 +1,6 @@
 //! Declared endpoints: queries published as REST resources.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use axum::extract::{Query, Request, State};
@@ -12,10 +12,21 @@ use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS};
 
+/// Parameters that are given once each; a repeated one would be read as one of its values at random.
+pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Problem> {
+    let mut parameters = BTreeMap::new();
+    for (name, value) in given {
+        if parameters.insert(name.clone(), value).is_some() {
+            return Err(Problem::bad_request("repeated_parameter", format!("parameter {name} is given twice")));
+        }
+    }
+    Ok(parameters)
+}
+
 /// Answers a declared endpoint, or says that there is no such path.
 pub async fn declared(
     State(node): State<Arc<Node>>,
-    Query(given): Query<HashMap<String, String>>,
+    Query(given): Query<Vec<(String, String)>>,
     request: Request,
 ) -> Answer {
     let path = request.uri().path();
@@ -25,6 +36,7 @@ pub async fn declared(
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this endpoint is read with GET"));
     }
+    let given: HashMap<String, String> = once(given)?.into_iter().collect();
     let known: Vec<&str> = endpoint.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
     for name in given.keys().filter(|name| !known.contains(&name.as_str())) {
         let problem = Problem::bad_request("unknown_parameter", format!("there is no parameter \"{name}\""));
@@ -35,7 +47,9 @@ pub async fn declared(
     }
     let values = endpoint_values(&node.engine, &endpoint, &given).await?;
     let relations = Arc::new(NodeRelations(node.clone()));
-    let result = run_endpoint(&node.engine, relations, &endpoint, values, QUERY_LIMITS).await?;
+    let asked = node.clone();
+    let question = async move { run_endpoint(&asked.engine, relations, &endpoint, values, QUERY_LIMITS).await };
+    let result = node.ask(question).await?;
     let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
     Ok(typed("application/json", format!("[{}]", rows(&result, &names, ","))))
 }

@@ -107,7 +107,7 @@ impl From<SqlError> for Problem {
                 tracing::error!(detail = error.message, "a query failed inside");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query failed inside the engine; the log of the server says more")
             }
-            "stream_not_found" | "no_such_version" => Self::not_found(error.code, error.message.clone()),
+            "stream_not_found" | "relation_not_found" | "no_such_version" => Self::not_found(error.code, error.message.clone()),
             code => Self::of(error.reaction(), code, error.message.clone()),
         };
         if let Some(hint) = error.hint {

@@ -44,7 +44,12 @@ pub async fn query(
     let parameters =
         request.params.into_iter().map(|(name, value)| Ok((name.clone(), scalar(&name, value)?))).collect::<Result<Vec<_>, Problem>>()?;
     let relations = Arc::new(NodeRelations(node.clone()));
-    let result = adhoc::query(&node.engine, relations, &request.query, parameters, QUERY_LIMITS).await?;
+    let (asked, sql) = (node.clone(), request.query.clone());
+    let answer = node.ask(async move { adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await }).await;
+    let result = answer.map_err(|error| {
+        let rendered = error.render(&request.query);
+        Problem::from(error).with("rendered", rendered.into())
+    })?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     Ok(if accept.contains("application/x-ndjson") {
         typed("application/x-ndjson", ndjson(&result))

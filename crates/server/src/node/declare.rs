@@ -84,7 +84,10 @@ impl Node {
                 let Some(batch) = batch.from_offset(next) else { continue };
                 next = batch.end();
                 for command in system::commands(&batch) {
-                    self.replay(command).await?;
+                    // One statement that does not fit any more must not keep the others from running.
+                    if let Err(error) = self.replay(command).await {
+                        tracing::error!(error = format!("{error:#}"), "a declaration is left out");
+                    }
                 }
             }
         }
@@ -106,7 +109,19 @@ impl Node {
     }
 
     /// Checks a script as a whole and, unless `dry_run`, makes it take effect in one commit.
+    /// Goes on to its end when the caller goes away: a statement that is in the log must take effect.
     pub async fn declare(
+        self: &Arc<Self>,
+        script: &Script,
+        principal: &Principal,
+        dry_run: bool,
+    ) -> Result<Vec<Outcome>, DeclareError> {
+        let (node, script, principal) = (self.clone(), script.clone(), principal.clone());
+        let declared = tokio::spawn(async move { node.declare_now(&script, &principal, dry_run).await });
+        declared.await.unwrap_or_else(|error| Err(DeclareError::Start(error.to_string())))
+    }
+
+    async fn declare_now(
         self: &Arc<Self>,
         script: &Script,
         principal: &Principal,

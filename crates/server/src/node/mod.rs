@@ -26,12 +26,12 @@ use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness};
 use highwater_ingest::{Door, DoorOptions};
 use highwater_lake::LakeStream;
 use highwater_log::disk::RealDisk;
-use highwater_log::keyed::{KeyedStore, WriteBack};
+use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::Driver;
 use highwater_log::{Journal, JournalOptions, Log};
 use highwater_sql::adhoc::Limits;
 use highwater_sql::stream::TableRows;
-use highwater_sql::{Catalog, Engine};
+use highwater_sql::{Catalog, Engine, SqlError};
 use highwater_warehouse::FjallStore;
 
 pub use declare::{DeclareError, Script};
@@ -70,7 +70,7 @@ impl NodeOptions {
 }
 
 /// Limits of one ad-hoc query or endpoint.
-pub const QUERY_LIMITS: Limits = Limits { time: Duration::from_secs(30), rows: 100_000 };
+pub const QUERY_LIMITS: Limits = Limits { time: Duration::from_secs(30), rows: 100_000, bytes: 256 << 20 };
 
 /// A running node.
 pub struct Node {
@@ -82,6 +82,9 @@ pub struct Node {
     pub driver: Driver,
     pub operator_token: String,
     pub write_back: Arc<WriteBack>,
+    /// Why the node must stop, when its keyed store has.
+    pub failed: tokio::sync::watch::Sender<Option<String>>,
+    queries: tokio::runtime::Handle,
     log: Arc<dyn Log>,
     catalog: RwLock<Arc<Catalog>>,
     /// One declaration at a time.
@@ -98,7 +101,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Node {
     /// Opens a data folder, replays its declarations and starts its views on `views`.
-    pub async fn open(options: NodeOptions, views: tokio::runtime::Handle) -> anyhow::Result<Arc<Self>> {
+    /// Queries run on `queries`, so that a heavy one does not hold up other calls.
+    pub async fn open(
+        options: NodeOptions,
+        views: tokio::runtime::Handle,
+        queries: tokio::runtime::Handle,
+    ) -> anyhow::Result<Arc<Self>> {
         std::fs::create_dir_all(&options.data)
             .with_context(|| format!("the data folder {} can't be made", options.data.display()))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -120,6 +128,8 @@ impl Node {
             door: Door::open(log.clone(), clock.clone(), DoorOptions::default())?,
             driver: Driver::new(log.clone(), clock.clone(), views),
             write_back: Arc::new(WriteBack::new(store)),
+            failed: tokio::sync::watch::Sender::new(None),
+            queries,
             engine,
             operator_token,
             catalog: RwLock::default(),
@@ -137,6 +147,15 @@ impl Node {
         node.replay_declarations().await?;
         node.start_background();
         Ok(node)
+    }
+
+    /// Runs a query where it does not hold up other calls.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl Future<Output = Result<T, SqlError>> + Send + 'static,
+    ) -> Result<T, SqlError> {
+        let answered = self.queries.spawn(question).await;
+        answered.unwrap_or_else(|error| Err(SqlError::new("internal", error.to_string())))
     }
 
     /// What is declared now.
@@ -167,13 +186,19 @@ impl Node {
     fn start_background(self: &Arc<Self>) {
         let write_back = self.write_back.clone();
         let every = self.options.write_back_every;
+        let node = Arc::downgrade(self);
         let flusher = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(every).await;
                 let write_back = write_back.clone();
                 match tokio::task::spawn_blocking(move || write_back.flush()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "tables could not be written back; they stay in memory"),
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "tables could not be written back; they stay in memory");
+                        if let (StoreError::Stopped(_), Some(node)) = (&error, node.upgrade()) {
+                            node.failed.send_replace(Some(error.to_string()));
+                        }
+                    }
                     Err(error) => tracing::error!(%error, "a write-back ended in a panic"),
                 }
             }

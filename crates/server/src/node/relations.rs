@@ -27,6 +27,8 @@ impl fmt::Debug for NodeRelations {
 
 /// Ends the name of a windowed table to read its newest window only.
 const NEWEST: &str = "$newest";
+/// Bytes of the log that one query may hold.
+const MAX_HOT_BYTES: usize = 1 << 30;
 /// Rows that are read from the log at a time.
 const READ_ROWS: usize = 64 * 1024;
 
@@ -102,6 +104,7 @@ impl Node {
         let reader = RowReader::new(schema);
         let mut rows = Vec::new();
         let mut count = 0;
+        let mut bytes = 0;
         for partition in self.log.partitions(&schema.name) {
             let at = StreamPartition::new(schema.name.clone(), partition);
             let mut next = from.get(&partition).copied().unwrap_or(0);
@@ -118,6 +121,11 @@ impl Node {
                     let Some(batch) = batch.from_offset(next) else { continue };
                     next = batch.end();
                     count += batch.rows.num_rows();
+                    bytes += batch.rows.get_array_memory_size();
+                    if bytes > MAX_HOT_BYTES {
+                        return Err(SqlError::new("query_memory", format!("more than {} MiB of \"{}\" are not in the lake yet", MAX_HOT_BYTES >> 20, schema.name))
+                            .hint("try again when the lake has caught up; `highwater view list` shows its lag"));
+                    }
                     let read = reader.read(partition, &batch);
                     rows.push(read.map_err(|error| SqlError::new("internal", error.to_string()))?);
                 }

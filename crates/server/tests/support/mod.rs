@@ -1,5 +1,7 @@
 //! A real node in a process of its own, and a client for it.
 
+#![allow(dead_code, reason = "each test file uses its own part")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -116,6 +118,13 @@ impl Client {
 
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         self.try_post(path, "application/json", &body.to_string()).unwrap_or_else(|| panic!("no answer to {path}"))
+    }
+
+    pub fn put(&self, path: &str) -> (u16, Value) {
+        let request = self.agent.put(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let mut response = request.send_empty().unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
     /// Rows of a query.

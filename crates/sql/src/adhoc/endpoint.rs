@@ -83,7 +83,7 @@ pub async fn endpoint_values(
 
 async fn holds(engine: &Engine, name: &str, check: &str, value: &ScalarValue) -> Result<bool, SqlError> {
     let sql = format!("SELECT coalesce(({check}), false) FROM (SELECT $value AS {name})");
-    let limits = Limits { time: std::time::Duration::from_secs(5), rows: 1 };
+    let limits = Limits { time: std::time::Duration::from_secs(5), rows: 1, bytes: 1 << 20 };
     let parameters = vec![("value".to_owned(), value.clone())];
     let result = query(engine, Arc::new(Shapes(Catalog::default())), &sql, parameters, limits).await?;
     let Some(batch) = result.batches.iter().find(|batch| batch.num_rows() > 0) else { return Ok(false) };

@@ -24,7 +24,8 @@ use datafusion::prelude::{SQLOptions, SessionContext};
 use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
-use crate::dialect::SqlError;
+use crate::dialect::{SqlError, check_statement, parse_query};
+use crate::plan::as_statement;
 use crate::session::Engine;
 
 pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
@@ -47,6 +48,8 @@ pub struct Limits {
     pub time: Duration,
     /// Rows of the result; what is beyond is cut and the answer says so.
     pub rows: usize,
+    /// Bytes of the result in memory; beyond it is an error.
+    pub bytes: usize,
 }
 
 /// The answer to a query.
@@ -75,11 +78,36 @@ pub async fn query(
     parameters: Vec<(String, ScalarValue)>,
     limits: Limits,
 ) -> Result<QueryResult, SqlError> {
+    let names = relations.names();
     let context = context(engine, relations)?;
-    let state = context.state();
-    let dialect = datafusion::config::Dialect::Generic;
-    let statement = state.sql_to_statement(sql, &dialect)?;
-    run(&context, statement, parameters, limits).await
+    // With it a reader could look tokens up by trying all values; declarations may use it.
+    context.deregister_udf("tokenize");
+    // EXPLAIN and DESCRIBE are DataFusion's; questions are parsed here, so that errors point at the word.
+    let first = sql.split_whitespace().next().unwrap_or_default();
+    let statement = if ["explain", "describe", "desc", "show"].iter().any(|word| first.eq_ignore_ascii_case(word)) {
+        check_statement(sql)?;
+        context.state().sql_to_statement(sql, &datafusion::config::Dialect::Generic)?
+    } else if ["select", "with", "values", "(", "from"].iter().any(|word| first.to_ascii_lowercase().starts_with(word)) {
+        as_statement(parse_query(sql)?)
+    } else {
+        check_statement(sql)?;
+        return Err(read_only());
+    };
+    run(&context, statement, parameters, limits).await.map_err(|error| with_nearest(error, &names))
+}
+
+fn read_only() -> SqlError {
+    SqlError::new("read_only", "this call reads only: SELECT, WITH, VALUES, EXPLAIN, DESCRIBE")
+        .hint("to declare something use `highwater apply` or POST /api/v1/statements")
+}
+
+/// Adds the nearest known name to an error about an unknown relation.
+fn with_nearest(error: SqlError, names: &[String]) -> SqlError {
+    let Some(missing) = error.message.strip_prefix("table '").and_then(|rest| rest.split('\'').next()) else { return error };
+    let bare = missing.rsplit('.').next().unwrap_or(missing).to_owned();
+    let mut error = SqlError { code: "relation_not_found", message: format!("no stream or table \"{bare}\""), ..error };
+    error.hint = highwater_event::name::nearest(&bare, names.iter().map(String::as_str)).map(|near| format!("did you mean \"{near}\"?"));
+    error
 }
 
 /// A session whose relations are resolved when a query names them.
@@ -101,9 +129,8 @@ async fn plan(
     parameters: Vec<(String, ScalarValue)>,
 ) -> Result<LogicalPlan, SqlError> {
     let plan = context.state().statement_to_plan(statement).await?;
-    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan).map_err(
-        |_| SqlError::new("read_only", "this call reads only").hint("to declare something use `highwater apply` or POST /api/v1/statements"),
-    )?;
+    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    options.verify_plan(&plan).map_err(|_| read_only())?;
     Ok(if parameters.is_empty() { plan } else { plan.with_param_values(parameters)? })
 }
 
@@ -119,9 +146,14 @@ async fn run(
         let schema = physical.schema();
         let mut stream = execute_stream(physical, context.task_ctx())?;
         let mut batches = Vec::new();
-        let mut rows = 0usize;
+        let (mut rows, mut bytes) = (0usize, 0usize);
         while let Some(batch) = stream.next().await {
             let batch = batch?;
+            bytes += batch.get_array_memory_size();
+            if bytes > limits.bytes {
+                return Err(SqlError::new("result_too_large", format!("the result is larger than {} MiB", limits.bytes >> 20))
+                    .hint("select fewer columns or rows"));
+            }
             if rows + batch.num_rows() > limits.rows {
                 batches.push(batch.slice(0, limits.rows - rows));
                 return Ok(QueryResult { schema, batches, truncated: true });

@@ -10,6 +10,6 @@ mod statement;
 mod types;
 
 pub use error::{Place, SqlError};
-pub use parser::parse_script;
+pub use parser::{check_statement, parse_query, parse_script};
 pub use statement::{Declared, EndpointParameter, Statement, Window};
 pub use types::{arrow_type, stored_type};

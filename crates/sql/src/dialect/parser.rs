@@ -14,20 +14,62 @@ use super::error::{Place, SqlError};
 use super::statement::{Declared, EndpointParameter, Statement, Window};
 use super::types::arrow_type;
 
-/// Parses a script: statements with semicolons between them.
-pub fn parse_script(text: &str) -> Result<Vec<Declared>, SqlError> {
-    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().map_err(|error| {
+/// Tokens of one statement. A longer chain of operators would be nested as deeply as it is long, beyond
+/// what a stack holds.
+const MAX_TOKENS: usize = 5_000;
+
+/// Parses one query.
+pub fn parse_query(text: &str) -> Result<Box<Query>, SqlError> {
+    let words = significant(&tokenize(text)?);
+    check_length(&words)?;
+    let end = words.last().map(|word| word.span);
+    let mut inner = Words { parser: parser(words) };
+    let query = inner.inner(|parser| parser.parse_query()).and_then(|query| {
+        while inner.parser.consume_token(&Token::SemiColon) {}
+        inner.end().map(|()| query)
+    });
+    query.map_err(|error| match end {
+        Some(end) if error.at.is_none() => error.at(end),
+        _ => error,
+    })
+}
+
+/// Refuses a text that is too long to be parsed safely.
+pub fn check_statement(text: &str) -> Result<(), SqlError> {
+    check_length(&significant(&tokenize(text)?))
+}
+
+fn check_length(words: &[TokenWithSpan]) -> Result<(), SqlError> {
+    match words.get(MAX_TOKENS) {
+        Some(word) => Err(SqlError::new("statement_too_long", format!("a statement may have {MAX_TOKENS} words")).at(word.span)),
+        None => Ok(()),
+    }
+}
+
+fn significant(tokens: &[TokenWithSpan]) -> Vec<TokenWithSpan> {
+    tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).cloned().collect()
+}
+
+fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>, SqlError> {
+    Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().map_err(|error| {
         let at = Place { line: error.location.line.max(1), column: error.location.column.max(1), length: 1 };
         SqlError { at: Some(at), ..SqlError::new("invalid_sql", error.message) }
-    })?;
+    })
+}
+
+/// Parses a script: statements with semicolons between them.
+pub fn parse_script(text: &str) -> Result<Vec<Declared>, SqlError> {
+    let tokens = tokenize(text)?;
     let mut declared = Vec::new();
     for tokens in tokens.split(|token| token.token == Token::SemiColon) {
-        let words: Vec<TokenWithSpan> =
-            tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).cloned().collect();
+        let words = significant(tokens);
+        check_length(&words)?;
         let (Some(first), Some(last)) = (words.first(), words.last()) else { continue };
         let source = slice(text, first.span.start, last.span.end);
-        let first_line = first.span.start.line;
-        declared.push(Declared { statement: statement(words)?, text: source, first_line });
+        let (first_line, end) = (first.span.start.line, last.span);
+        // An error at the end of the statement points at its last word.
+        let statement = statement(words).map_err(|error| if error.at.is_none() { error.at(end) } else { error })?;
+        declared.push(Declared { statement, text: source, first_line });
     }
     Ok(declared)
 }

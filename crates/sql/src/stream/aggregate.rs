@@ -191,7 +191,7 @@ impl Aggregate {
                     (*recorded_at, *offset, *latest) = (place.recorded_at, place.offset, value);
                 }
             }
-            Partial::List(values) => values.push(value),
+            Partial::List(values) => values.push((place.recorded_at, place.offset, value)),
         }
     }
 
@@ -218,7 +218,10 @@ impl Aggregate {
                     (*at, *offset, *value) = (*other_at, *other_offset, other.clone());
                 }
             }
-            (Partial::List(a), Partial::List(b)) => a.extend_from_slice(b),
+            (Partial::List(a), Partial::List(b)) => {
+                a.extend_from_slice(b);
+                a.sort_by_key(|(recorded_at, offset, _)| (*recorded_at, *offset));
+            }
             _ => return None,
         }
         Some(())
@@ -232,7 +235,7 @@ impl Aggregate {
             for partial in partials {
                 if let Partial::List(list) = partial {
                     lengths.push(list.len());
-                    values.extend(list.iter().cloned());
+                    values.extend(list.iter().map(|(_, _, value)| value.clone()));
                 }
             }
             let values = column(values.into_iter(), element.data_type())?;

@@ -64,8 +64,9 @@ pub enum Partial {
     Average(Value, i64),
     /// LATEST_BY_OFFSET: recorded at, offset, value.
     Latest(i64, u64, Value),
-    /// COLLECT_LIST.
-    List(Vec<Value>),
+    /// COLLECT_LIST: recorded at, offset, value. The place keeps the order of the log when the panes of a
+    /// window are joined.
+    List(Vec<(i64, u64, Value)>),
 }
 
 /// What is kept under a key: a partial per aggregate and when the last row came.
@@ -97,7 +98,7 @@ impl Stored for GroupState {
                 .map(|partial| {
                     size_of::<Partial>()
                         + match partial {
-                            Partial::List(values) => values.iter().map(Value::weight).sum(),
+                            Partial::List(values) => values.iter().map(|(_, _, value)| 16 + value.weight()).sum(),
                             Partial::Sum(value)
                             | Partial::Extreme(value)
                             | Partial::Average(value, _)
@@ -142,7 +143,7 @@ mod tests {
                 Partial::Count(3),
                 Partial::Sum(Value::Decimal(-(1 << 100))),
                 Partial::Latest(7, 8, Value::Text("é".into())),
-                Partial::List(vec![Value::Int(1), Value::Bool(true), Value::Float(0.5), Value::Null]),
+                Partial::List(vec![(1, 2, Value::Int(1)), (3, 4, Value::Bool(true)), (5, 6, Value::Float(0.5))]),
             ],
             last_updated_at: 5,
         };

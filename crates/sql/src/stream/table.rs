@@ -34,6 +34,8 @@ use crate::dialect::{SqlError, Window};
 
 /// Column that every table carries: when the log took the newest row of the group.
 pub const LAST_UPDATED_AT: &str = "last_updated_at";
+/// Bytes that the key of a group may take: keyed stores have 16-bit lengths.
+const MAX_KEY: usize = 65_000;
 /// Rows of a table that are put together at a time.
 const CHUNK: usize = 8192;
 
@@ -244,6 +246,10 @@ impl Program for TableProgram {
                     key.extend_from_slice(&pane_prefix(pane));
                 }
                 key.extend_from_slice(ready.keys.row(row).as_ref());
+                if key.len() > MAX_KEY {
+                    folded.dead.push(refuse(place.offset, "key_too_long", format!("a group's key may take {MAX_KEY} bytes")));
+                    continue;
+                }
                 let state = states.state(&key, &|| self.empty())?;
                 let fits = self
                     .aggregates
