@@ -52,7 +52,9 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        for gone in [self.child.kill().err(), self.child.wait().err(), std::fs::remove_dir_all(&self.data).err()] {
+        for gone in
+            [self.child.kill().err(), self.child.wait().err(), std::fs::remove_dir_all(&self.data).err()]
+        {
             if let Some(error) = gone {
                 eprintln!("{error}");
             }
@@ -74,7 +76,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<Node> {
         .arg(&pack)
         .stderr(Stdio::null())
         .spawn()
-        .with_context(|| format!("{} can't be started; `cargo build --release` first", arguments.program.display()))?;
+        .with_context(|| {
+            format!("{} can't be started; `cargo build --release` first", arguments.program.display())
+        })?;
     let mut node = Node { child, data: arguments.data.clone(), address: String::new(), token: String::new() };
     for _ in 0..200 {
         std::thread::sleep(Duration::from_millis(100));
@@ -100,7 +104,8 @@ impl Sender {
     async fn connect(node: &Node, events: usize) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&node.address).await?;
         stream.set_nodelay(true)?;
-        let body = if events == 1 { EVENT.to_owned() } else { format!("[{}]", vec![EVENT; events].join(",")) };
+        let body =
+            if events == 1 { EVENT.to_owned() } else { format!("[{}]", vec![EVENT; events].join(",")) };
         let head = format!(
             "POST /api/v1/streams/bench/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             node.address,
@@ -109,7 +114,12 @@ impl Sender {
         );
         let first = head.len() + usize::from(events > 1);
         let ids = (0..events).map(|event| first + event * (EVENT.len() + 1) + ID_AT).collect();
-        Ok(Self { stream, request: [head.as_bytes(), body.as_bytes()].concat(), ids, answer: vec![0; 1 << 20] })
+        Ok(Self {
+            stream,
+            request: [head.as_bytes(), body.as_bytes()].concat(),
+            ids,
+            answer: vec![0; 1 << 20],
+        })
     }
 
     async fn send(&mut self, first: u64) -> anyhow::Result<()> {
@@ -135,7 +145,11 @@ impl Sender {
             if filled < head + 4 + length {
                 continue;
             }
-            ensure!(text.starts_with(b"HTTP/1.1 202"), "{}", String::from_utf8_lossy(&text[..filled.min(400)]));
+            ensure!(
+                text.starts_with(b"HTTP/1.1 202"),
+                "{}",
+                String::from_utf8_lossy(&text[..filled.min(400)])
+            );
             return Ok(());
         }
     }
@@ -154,7 +168,13 @@ fn memory(pid: u32, what: &str) -> u64 {
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) >> 10
 }
 
-async fn measure(arguments: &Arguments, node: Arc<Node>, ids: Arc<AtomicU64>, connections: usize, events: usize) -> anyhow::Result<String> {
+async fn measure(
+    arguments: &Arguments,
+    node: Arc<Node>,
+    ids: Arc<AtomicU64>,
+    connections: usize,
+    events: usize,
+) -> anyhow::Result<String> {
     let warm_up = Duration::from_secs(2);
     let until = Instant::now() + warm_up + Duration::from_secs(arguments.seconds);
     let from = Instant::now() + warm_up;
@@ -200,9 +220,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let node = Arc::new(start(arguments)?);
     let ids = Arc::new(AtomicU64::new(0));
     println!("{} B per event; {} s each", EVENT.len(), arguments.seconds);
-    println!("   events  connections     events/s    p50 ms    p99 ms  p99.9 ms  node CPU seconds/s  peak MiB");
+    println!(
+        "   events  connections     events/s    p50 ms    p99 ms  p99.9 ms  node CPU seconds/s  peak MiB"
+    );
     runtime.block_on(async {
-        println!("{}", measure(arguments, node.clone(), ids.clone(), arguments.batch_connections, arguments.batch).await?);
+        println!(
+            "{}",
+            measure(arguments, node.clone(), ids.clone(), arguments.batch_connections, arguments.batch)
+                .await?
+        );
         println!("{}", measure(arguments, node.clone(), ids.clone(), arguments.single_connections, 1).await?);
         Ok(())
     })

@@ -26,7 +26,9 @@ fn imports_point_down_and_siblings_stay_apart() {
             continue;
         }
         let level = levels.get(name).unwrap_or_else(|| panic!("{name} has no level: add it to LEVELS"));
-        for dependency in package.dependencies.iter().filter(|dependency| dependency.kind != DependencyKind::Development) {
+        for dependency in
+            package.dependencies.iter().filter(|dependency| dependency.kind != DependencyKind::Development)
+        {
             let other = dependency.name.as_str();
             assert!(!TOOLING.contains(&other), "{name} imports {other}, which is for tests");
             if let Some(other_level) = levels.get(other) {

@@ -11,7 +11,9 @@ pub fn comparable_json(value: &serde_json::Value, out: &mut Vec<u8>) {
     use serde_json::Value;
     match value {
         Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0 => {
+            Some(float)
+                if number.is_f64() && float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0 =>
+            {
                 out.extend_from_slice((float as i64).to_string().as_bytes());
             }
             _ => out.extend_from_slice(number.to_string().as_bytes()),

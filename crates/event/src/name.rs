@@ -22,7 +22,9 @@ pub struct StreamName(Arc<str>);
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
-#[error("\"{name}\" is not a name: use 1 to {MAX_NAME_BYTES} letters, digits and underscores, not starting with a digit")]
+#[error(
+    "\"{name}\" is not a name: use 1 to {MAX_NAME_BYTES} letters, digits and underscores, not starting with a digit"
+)]
 pub struct NameError {
     /// The text as given.
     pub name: String,

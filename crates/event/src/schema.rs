@@ -85,7 +85,9 @@ pub enum SchemaError {
         wanted: &'static str,
     },
     /// A name that the lake needs for its folders.
-    #[error("column \"{0}\" has the name of a folder level of the lake; rename it, or declare the stream WITH (lake = false)")]
+    #[error(
+        "column \"{0}\" has the name of a folder level of the lake; rename it, or declare the stream WITH (lake = false)"
+    )]
     LakeFolder(String),
     /// No columns at all.
     #[error("a stream needs at least one column")]
@@ -256,7 +258,11 @@ mod tests {
     fn roles_must_name_fitting_columns() {
         let name = StreamName::new("s").unwrap();
         let columns = || vec![column("id", DataType::Utf8), column("at", columns::timestamp_type())];
-        let good = StreamOptions { event_id: vec!["id".into()], event_time: Some("at".into()), ..Default::default() };
+        let good = StreamOptions {
+            event_id: vec!["id".into()],
+            event_time: Some("at".into()),
+            ..Default::default()
+        };
         assert!(StreamSchema::new(name.clone(), columns(), good, true).is_ok());
         let wrong = StreamOptions { event_time: Some("id".into()), ..Default::default() };
         assert!(matches!(
@@ -269,7 +275,12 @@ mod tests {
             Err(SchemaError::NoSuchColumn { option: "key", .. })
         ));
         assert_eq!(
-            StreamSchema::new(name.clone(), vec![column("_x", DataType::Utf8)], StreamOptions::default(), true),
+            StreamSchema::new(
+                name.clone(),
+                vec![column("_x", DataType::Utf8)],
+                StreamOptions::default(),
+                true
+            ),
             Err(SchemaError::Reserved("_x".into()))
         );
         let twice = vec![column("a", DataType::Utf8), column("a", DataType::Int64)];

@@ -153,7 +153,9 @@ pub fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Result<i128, Stri
                 value = value
                     .checked_mul(10)
                     .and_then(|value| value.checked_add(i128::from(byte - b'0')))
-                    .ok_or_else(|| format!("{} has more digits than DECIMAL({precision},{scale}) holds", shown()))?;
+                    .ok_or_else(|| {
+                        format!("{} has more digits than DECIMAL({precision},{scale}) holds", shown())
+                    })?;
                 after_point += i32::from(point);
             }
             b'.' if !point => point = true,
@@ -172,7 +174,10 @@ pub fn parse_decimal(text: &[u8], precision: u8, scale: i8) -> Result<i128, Stri
     }
     while shift < 0 && value != 0 {
         if value % 10 != 0 {
-            return Err(format!("{} has more than {scale} digits after the point, which DECIMAL({precision},{scale}) would lose", shown()));
+            return Err(format!(
+                "{} has more than {scale} digits after the point, which DECIMAL({precision},{scale}) would lose",
+                shown()
+            ));
         }
         value /= 10;
         shift += 1;

@@ -48,13 +48,16 @@ impl ColumnBuilder {
             DataType::Int32 => Self::Int32(Int32Builder::new()),
             DataType::Int64 => Self::Int64(Int64Builder::new()),
             DataType::Float64 => Self::Float(Float64Builder::new()),
-            DataType::Decimal128(_, _) => Self::Decimal(Decimal128Builder::new().with_data_type(data_type.clone())),
+            DataType::Decimal128(_, _) => {
+                Self::Decimal(Decimal128Builder::new().with_data_type(data_type.clone()))
+            }
             DataType::Timestamp(_, _) => {
                 Self::Timestamp(TimestampMicrosecondBuilder::new().with_data_type(data_type.clone()))
             }
             DataType::Date32 => Self::Date(Date32Builder::new()),
             DataType::Struct(fields) => {
-                let children = fields.iter().map(|field| Self::new(field.data_type())).collect::<Result<_, _>>()?;
+                let children =
+                    fields.iter().map(|field| Self::new(field.data_type())).collect::<Result<_, _>>()?;
                 Self::Struct(fields.clone(), children, Vec::new())
             }
             DataType::List(element) => {

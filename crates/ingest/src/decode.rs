@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, FixedSizeBinaryBuilder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder};
+use arrow::array::{
+    ArrayRef, FixedSizeBinaryBuilder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
+};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use highwater_event::{Digest128, Principal, StreamSchema, columns, comparable_json, time};
@@ -120,8 +122,12 @@ impl Decoder {
             .columns
             .iter()
             .map(|column| {
-                Member::of_column(column)
-                    .ok_or_else(|| format!("column \"{}\" has type {}, which events can't bring", column.name, column.data_type))
+                Member::of_column(column).ok_or_else(|| {
+                    format!(
+                        "column \"{}\" has type {}, which events can't bring",
+                        column.name, column.data_type
+                    )
+                })
             })
             .collect::<Result<Vec<_>, _>>()?;
         let position = |name: &String| stream.columns.iter().position(|column| column.name == *name);
@@ -174,9 +180,9 @@ impl Decoder {
                 return Err(BodyError::TooManyRows { limit });
             }
             let mut parser = Jiter::with_tape(line, std::mem::take(&mut row.tape));
-            let outcome = self.decode_row(&mut parser, row).and_then(|()| {
-                parser.finish().map_err(|error| syntax(&parser, &error))
-            });
+            let outcome = self
+                .decode_row(&mut parser, row)
+                .and_then(|()| parser.finish().map_err(|error| syntax(&parser, &error)));
             row.tape = parser.into_tape();
             each(line, outcome.map(|()| &mut *row));
         }
@@ -223,7 +229,8 @@ impl Decoder {
                     parser = Jiter::with_tape(&body[base..], tape);
                 }
             }
-            next = if single { None } else { parser.array_step().map_err(|error| malformed(base, &error))? };
+            next =
+                if single { None } else { parser.array_step().map_err(|error| malformed(base, &error))? };
         }
         parser.finish().map_err(|error| malformed(base, &error))?;
         row.tape = parser.into_tape();
@@ -249,7 +256,13 @@ impl Decoder {
     }
 
     /// Who this row is. Fills in a derived id when the event brought none and may.
-    pub fn identify(&self, row: &mut Row, principal: &Principal, now: i64, sequence: u64) -> Result<RowIdentity, RowError> {
+    pub fn identify(
+        &self,
+        row: &mut Row,
+        principal: &Principal,
+        now: i64,
+        sequence: u64,
+    ) -> Result<RowIdentity, RowError> {
         let event_time = match self.time.map(|at| &row.cells[at]) {
             Some(Cell::Int(micros)) => Some(*micros),
             _ => None,
@@ -257,7 +270,10 @@ impl Decoder {
         if let (Some(time), Some(at)) = (event_time, self.time)
             && time > now.saturating_add(MAX_AHEAD)
         {
-            let detail = format!("{} lies more than an hour ahead of the server's clock; one such event would make all others late", time::show_micros(time));
+            let detail = format!(
+                "{} lies more than an hour ahead of the server's clock; one such event would make all others late",
+                time::show_micros(time)
+            );
             return Err(RowError::new("time_in_future", detail).at(&self.members[at].name));
         }
         row.scratch.clear();
@@ -325,12 +341,21 @@ impl Decoder {
         payload: &blake3::Hash,
     ) -> Result<String, RowError> {
         let [at] = self.id.as_slice() else {
-            return Err(RowError::new("missing_event_id", "the members that make up the event id must be present"));
+            return Err(RowError::new(
+                "missing_event_id",
+                "the members that make up the event id must be present",
+            ));
         };
         if self.members[*at].kind != Kind::Text {
-            return Err(RowError::new("missing_event_id", "the event id is missing").at(&self.members[*at].name));
+            return Err(
+                RowError::new("missing_event_id", "the event id is missing").at(&self.members[*at].name)
+            );
         }
-        let salt = if event_time.is_some() { Vec::new() } else { [now.to_le_bytes(), sequence.to_le_bytes()].concat() };
+        let salt = if event_time.is_some() {
+            Vec::new()
+        } else {
+            [now.to_le_bytes(), sequence.to_le_bytes()].concat()
+        };
         let id = Digest128::of_parts(&[principal.name.as_bytes(), payload.as_bytes(), &salt]).to_string();
         let start = row.text.len() as u32;
         row.text.push_str(&id);
@@ -401,7 +426,8 @@ impl RowBatch {
 
     /// The rows as a batch in the stream's stored schema.
     pub fn finish(&mut self) -> Result<RecordBatch, ArrowError> {
-        let mut columns = self.columns.iter_mut().map(ColumnBuilder::finish).collect::<Result<Vec<ArrayRef>, _>>()?;
+        let mut columns =
+            self.columns.iter_mut().map(ColumnBuilder::finish).collect::<Result<Vec<ArrayRef>, _>>()?;
         columns.push(Arc::new(self.extra.finish()));
         columns.push(Arc::new(self.event_time.finish()));
         columns.push(Arc::new(self.key.finish()));
@@ -430,10 +456,12 @@ fn decode_members(
             Ok(None) => break,
             Ok(Some(Some(at))) => {
                 if !matches!(cells[at], Cell::Absent) {
-                    return Err(RowError::new("duplicate_member", "the member occurs twice").at(&members[at].name));
+                    return Err(
+                        RowError::new("duplicate_member", "the member occurs twice").at(&members[at].name)
+                    );
                 }
-                cells[at] =
-                    decode_value(parser, &members[at].kind, text).map_err(|error| error.at(&members[at].name))?;
+                cells[at] = decode_value(parser, &members[at].kind, text)
+                    .map_err(|error| error.at(&members[at].name))?;
                 expected = at + 1;
             }
             Ok(Some(None)) => keep_unknown(parser, &unknown.take().unwrap_or_default(), extra)?,
@@ -444,7 +472,11 @@ fn decode_members(
     for (cell, member) in cells.iter().zip(members) {
         if !member.nullable && cell.is_missing() {
             let state = if *cell == Cell::Null { "null" } else { "missing" };
-            return Err(RowError::new("missing_member", format!("the member is {state} but declared NOT NULL")).at(&member.name));
+            return Err(RowError::new(
+                "missing_member",
+                format!("the member is {state} but declared NOT NULL"),
+            )
+            .at(&member.name));
         }
     }
     Ok(())
@@ -493,7 +525,8 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
         parser.known_null().map_err(|error| syntax(parser, &error))?;
         return Ok(Cell::Null);
     }
-    let wrong = |wanted: &str| RowError::new("wrong_type", format!("expected {wanted}, found {}", shape(peek)));
+    let wrong =
+        |wanted: &str| RowError::new("wrong_type", format!("expected {wanted}, found {}", shape(peek)));
     match kind {
         Kind::Text if peek == Peek::String => {
             let value = match parser.known_str() {
@@ -521,7 +554,10 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
             }
             let value = integer(parser, peek)?;
             if value < *min || value > *max {
-                return Err(RowError::new("out_of_range", format!("{value} does not fit {name} ({min} to {max})")));
+                return Err(RowError::new(
+                    "out_of_range",
+                    format!("{value} does not fit {name} ({min} to {max})"),
+                ));
             }
             Ok(Cell::Int(value))
         }
@@ -545,7 +581,9 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
                 Ok(bytes) => bytes,
                 Err(error) => return Err(RowError::new("malformed_json", error.to_string())),
             };
-            parse_decimal(bytes, *precision, *scale).map(Cell::Decimal).map_err(|detail| RowError::new("out_of_range", detail))
+            parse_decimal(bytes, *precision, *scale)
+                .map(Cell::Decimal)
+                .map_err(|detail| RowError::new("out_of_range", detail))
         }
         Kind::Timestamp | Kind::Date => {
             let wanted = if *kind == Kind::Timestamp { "a time" } else { "a date" };
@@ -557,7 +595,8 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
                 }?
             } else if peek.is_num() {
                 let number = integer(parser, peek)?;
-                time::epoch_micros(number).ok_or_else(|| RowError::new("bad_time", format!("{number} is not {wanted}")))?
+                time::epoch_micros(number)
+                    .ok_or_else(|| RowError::new("bad_time", format!("{number} is not {wanted}")))?
             } else {
                 return Err(wrong(wanted));
             };
@@ -573,7 +612,8 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
             let mut cells = Vec::new();
             let mut next = parser.known_array().map_err(|error| syntax(parser, &error))?;
             while next.is_some() {
-                let cell = decode_value(parser, &element.kind, text).map_err(|error| error.at(&cells.len().to_string()))?;
+                let cell = decode_value(parser, &element.kind, text)
+                    .map_err(|error| error.at(&cells.len().to_string()))?;
                 if !element.nullable && cell.is_missing() {
                     return Err(RowError::new("missing_member", "null is not allowed in this array"));
                 }
@@ -589,8 +629,12 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
 fn integer(parser: &mut Jiter<'_>, peek: Peek) -> Result<i64, RowError> {
     match parser.known_number(peek) {
         Ok(NumberAny::Int(NumberInt::Int(value))) => Ok(value),
-        Ok(NumberAny::Float(value)) if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 => Ok(value as i64),
-        Ok(NumberAny::Float(value)) => Err(RowError::new("wrong_type", format!("expected an integer, found {value}"))),
+        Ok(NumberAny::Float(value)) if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 => {
+            Ok(value as i64)
+        }
+        Ok(NumberAny::Float(value)) => {
+            Err(RowError::new("wrong_type", format!("expected an integer, found {value}")))
+        }
         Err(error) => Err(RowError::new("out_of_range", error.to_string())),
     }
 }
@@ -671,18 +715,22 @@ pub fn check_json(body: &[u8]) -> Result<(), BodyError> {
         return Err(BodyError::Empty);
     }
     let mut parser = Jiter::new(body);
-    parser
-        .next_skip()
-        .and_then(|()| parser.finish())
-        .map_err(|error| malformed(body, error.index, &error))
+    parser.next_skip().and_then(|()| parser.finish()).map_err(|error| malformed(body, error.index, &error))
 }
 
 fn malformed(body: &[u8], index: usize, error: &JiterError) -> BodyError {
     let position = jiter::LinePosition::find(body, index.min(body.len()));
-    BodyError::Malformed { detail: error.error_type.to_string(), line: position.line, column: position.column }
+    BodyError::Malformed {
+        detail: error.error_type.to_string(),
+        line: position.line,
+        column: position.column,
+    }
 }
 
 fn syntax(parser: &Jiter<'_>, error: &JiterError) -> RowError {
     let position = error.get_position(parser);
-    RowError::new("malformed_json", format!("{} at line {}, column {}", error.error_type, position.line, position.column))
+    RowError::new(
+        "malformed_json",
+        format!("{} at line {}, column {}", error.error_type, position.line, position.column),
+    )
 }

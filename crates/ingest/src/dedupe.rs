@@ -136,7 +136,8 @@ impl DedupeIndex {
             if keys.is_valid(row) {
                 let mut key = [0; 16];
                 key.copy_from_slice(keys.value(row));
-                let known = Known { partition, offset: batch.base + row as Offset, payload: payloads.value(row) };
+                let known =
+                    Known { partition, offset: batch.base + row as Offset, payload: payloads.value(row) };
                 state.fresh.insert(Digest128(key), known);
             }
         }

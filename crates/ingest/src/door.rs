@@ -12,7 +12,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::{filter_record_batch, take_record_batch};
 use bytes::Bytes;
-use highwater_event::{Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition};
+use highwater_event::{
+    Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition,
+};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::keyed::StoreError;
 use highwater_log::{Append, AppendError, Commit, Log};
@@ -289,7 +291,11 @@ struct Group {
     small: BTreeMap<(StreamName, Partition), (usize, Arc<Entrance>, SmallRows)>,
     /// Keys that are new in this group.
     fresh: HashMap<Digest128, (Arc<DedupeIndex>, Place)>,
-    answers: Vec<(oneshot::Sender<Result<Vec<Verdict>, DoorError>>, Vec<(Option<String>, Draft)>, OwnedSemaphorePermit)>,
+    answers: Vec<(
+        oneshot::Sender<Result<Vec<Verdict>, DoorError>>,
+        Vec<(Option<String>, Draft)>,
+        OwnedSemaphorePermit,
+    )>,
 }
 
 struct SmallRows(RowBatch);
@@ -314,7 +320,9 @@ impl Owner {
         let mut group = Group::default();
         for Waiting { entrance, principal, load, answer, _room } in waiting {
             let drafts = match load {
-                Load::Small(body, format) => self.draft_small(&mut group, &entrance, &principal, &body, format),
+                Load::Small(body, format) => {
+                    self.draft_small(&mut group, &entrance, &principal, &body, format)
+                }
                 Load::Large(decoded) => {
                     let before = group.appends.len();
                     let drafts = self.draft_large(&mut group, &entrance, &principal, decoded);
@@ -362,21 +370,27 @@ impl Owner {
         let mut failed: Option<DoorError> = None;
         let mut row = std::mem::take(&mut self.row);
         let sequence = &mut self.sequence;
-        let outcome = entrance.decoder.decode(body, format, self.options.rows_per_request, &mut row, &mut |bytes, outcome| {
-            let identified = outcome.and_then(|row| {
-                *sequence += 1;
-                entrance.decoder.identify(row, principal, now, *sequence).map(|identity| (row, identity))
-            });
-            match identified {
-                Ok((row, identity)) => match group.draft(entrance, &identity, Some(row)) {
-                    Ok(draft) => drafts.push((identity.event_id, draft)),
-                    Err(error) => {
-                        failed.get_or_insert(error);
-                    }
-                },
-                Err(error) => drafts.push((None, group.reject(entrance, principal, error, bytes))),
-            }
-        });
+        let outcome = entrance.decoder.decode(
+            body,
+            format,
+            self.options.rows_per_request,
+            &mut row,
+            &mut |bytes, outcome| {
+                let identified = outcome.and_then(|row| {
+                    *sequence += 1;
+                    entrance.decoder.identify(row, principal, now, *sequence).map(|identity| (row, identity))
+                });
+                match identified {
+                    Ok((row, identity)) => match group.draft(entrance, &identity, Some(row)) {
+                        Ok(draft) => drafts.push((identity.event_id, draft)),
+                        Err(error) => {
+                            failed.get_or_insert(error);
+                        }
+                    },
+                    Err(error) => drafts.push((None, group.reject(entrance, principal, error, bytes))),
+                }
+            },
+        );
         self.row = row;
         // A line that is too many leaves the lines before it accepted: their rows are in the group, and
         // an answer of "too many" would be untrue. JSON was checked and counted above.
@@ -403,12 +417,17 @@ impl Owner {
                 Ok(number) => {
                     let identity = &identities[number];
                     let (append, picks) = picked.entry(identity.partition).or_insert_with(|| {
-                        let to = StreamPartition::new(entrance.decoder.stream().name.clone(), identity.partition);
+                        let to =
+                            StreamPartition::new(entrance.decoder.stream().name.clone(), identity.partition);
                         group.appends.push(Append { to, rows: RecordBatch::new_empty(rows.schema()) });
                         (group.appends.len() - 1, Vec::new())
                     });
-                    let place =
-                        Place { append: *append, row: picks.len(), partition: identity.partition, payload: identity.payload };
+                    let place = Place {
+                        append: *append,
+                        row: picks.len(),
+                        partition: identity.partition,
+                        payload: identity.payload,
+                    };
                     let draft = group.judge(entrance, identity, place)?;
                     if matches!(draft, Draft::New(_)) {
                         picks.push(number as u32);
@@ -471,7 +490,12 @@ impl Waiting {
 
 impl Group {
     /// Judges a small row and takes it into its stream's batch when it is new.
-    fn draft(&mut self, entrance: &Arc<Entrance>, identity: &RowIdentity, row: Option<&mut Row>) -> Result<Draft, DoorError> {
+    fn draft(
+        &mut self,
+        entrance: &Arc<Entrance>,
+        identity: &RowIdentity,
+        row: Option<&mut Row>,
+    ) -> Result<Draft, DoorError> {
         let name = entrance.decoder.stream().name.clone();
         let slot = (name.clone(), identity.partition);
         if !self.small.contains_key(&slot) {
@@ -483,7 +507,8 @@ impl Group {
             });
             self.small.insert(slot.clone(), (self.appends.len() - 1, entrance.clone(), SmallRows(batch)));
         }
-        let (append, next) = self.small.get(&slot).map_or((0, 0), |(append, _, rows)| (*append, rows.0.len()));
+        let (append, next) =
+            self.small.get(&slot).map_or((0, 0), |(append, _, rows)| (*append, rows.0.len()));
         let place = Place { append, row: next, partition: identity.partition, payload: identity.payload };
         let draft = self.judge(entrance, identity, place)?;
         if let (Draft::New(_), Some(row), Some((_, _, rows))) = (&draft, row, self.small.get_mut(&slot)) {
@@ -493,20 +518,37 @@ impl Group {
     }
 
     /// Tells whether an event is new; a new one is noted as standing at `place`.
-    fn judge(&mut self, entrance: &Entrance, identity: &RowIdentity, place: Place) -> Result<Draft, DoorError> {
+    fn judge(
+        &mut self,
+        entrance: &Entrance,
+        identity: &RowIdentity,
+        place: Place,
+    ) -> Result<Draft, DoorError> {
         let (Some(index), Some(key)) = (&entrance.index, identity.key) else { return Ok(Draft::New(place)) };
         if let Some((_, first)) = self.fresh.get(&key) {
-            return Ok(if first.payload == identity.payload { Draft::Repeat(*first) } else { Draft::RepeatConflict(*first) });
+            return Ok(if first.payload == identity.payload {
+                Draft::Repeat(*first)
+            } else {
+                Draft::RepeatConflict(*first)
+            });
         }
         if let Some(known) = index.find(&key)? {
-            return Ok(if known.payload == identity.payload { Draft::Known(known) } else { Draft::KnownConflict(known) });
+            return Ok(if known.payload == identity.payload {
+                Draft::Known(known)
+            } else {
+                Draft::KnownConflict(known)
+            });
         }
         self.fresh.insert(key, (index.clone(), place));
         Ok(Draft::New(place))
     }
 
     fn reject(&mut self, entrance: &Entrance, principal: &Principal, error: RowError, bytes: &[u8]) -> Draft {
-        let detail = if error.path.is_empty() { error.detail.clone() } else { format!("{}: {}", error.path, error.detail) };
+        let detail = if error.path.is_empty() {
+            error.detail.clone()
+        } else {
+            format!("{}: {}", error.path, error.detail)
+        };
         self.letters.push(DeadLetter {
             source: "door".into(),
             stream: entrance.decoder.stream().name.clone(),
@@ -528,8 +570,9 @@ impl Group {
         for (key, (index, place)) in self.fresh.drain() {
             let offset = bases[place.append] + place.row as Offset;
             let known = Known { partition: place.partition, offset, payload: place.payload };
-            let entry =
-                seen.entry(Arc::as_ptr(&index)).or_insert_with(|| (index.clone(), Vec::new(), BTreeMap::new()));
+            let entry = seen
+                .entry(Arc::as_ptr(&index))
+                .or_insert_with(|| (index.clone(), Vec::new(), BTreeMap::new()));
             entry.1.push((key, known));
             let mark = entry.2.entry(place.partition).or_insert(0);
             *mark = (*mark).max(offset + 1);
@@ -557,7 +600,9 @@ fn verdict((event_id, draft): (Option<String>, Draft), bases: &[Offset]) -> Verd
     let outcome = match draft {
         Draft::New(place) => Outcome::Accepted { partition: place.partition, offset: offset(&place) },
         Draft::Repeat(place) => Outcome::Duplicate { partition: place.partition, offset: offset(&place) },
-        Draft::RepeatConflict(place) => Outcome::Conflict { partition: place.partition, offset: offset(&place) },
+        Draft::RepeatConflict(place) => {
+            Outcome::Conflict { partition: place.partition, offset: offset(&place) }
+        }
         Draft::Known(known) => Outcome::Duplicate { partition: known.partition, offset: known.offset },
         Draft::KnownConflict(known) => Outcome::Conflict { partition: known.partition, offset: known.offset },
         Draft::Rejected(error) => Outcome::Rejected(error),

@@ -123,7 +123,9 @@ impl LakeStream {
             Moment::Version(version) => {
                 let newest = state.table.version().unwrap_or(0);
                 if version > newest {
-                    return Err(LakeError::NoSuchVersion(format!("there is no version {version}; the newest is {newest}")));
+                    return Err(LakeError::NoSuchVersion(format!(
+                        "there is no version {version}; the newest is {newest}"
+                    )));
                 }
                 let mut table = state.table.clone();
                 table.load_version(version).await?;
@@ -149,8 +151,10 @@ impl LakeStream {
     pub fn size(&self) -> (usize, u64, u64) {
         let state = self.current();
         let Ok(snapshot) = state.table.snapshot() else { return (0, 0, 0) };
-        let (files, bytes) =
-            snapshot.log_data().iter().fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.size() as u64));
+        let (files, bytes) = snapshot
+            .log_data()
+            .iter()
+            .fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.size() as u64));
         (files, bytes, state.table.version().unwrap_or(0))
     }
 
@@ -161,7 +165,10 @@ impl LakeStream {
         let wanted = [&day.0, &day.1, &day.2];
         snapshot.log_data().iter().any(|file| {
             let values = file.partition_values_map();
-            DAY_COLUMNS.iter().zip(wanted).all(|(column, part)| values.get(*column) == Some(&Some(part.clone())))
+            DAY_COLUMNS
+                .iter()
+                .zip(wanted)
+                .all(|(column, part)| values.get(*column) == Some(&Some(part.clone())))
         })
     }
 
@@ -175,7 +182,8 @@ impl LakeStream {
         writer.write(rows).await?;
         let adds = writer.flush().await?;
         let id = application_id(&self.stream.name, partition);
-        commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, (&id, end as i64)).await?;
+        commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, (&id, end as i64))
+            .await?;
         let mut marks = state.marks.clone();
         marks.insert(partition, end);
         self.put(State { table, marks });
@@ -259,7 +267,8 @@ impl View for LakeView {
 
     async fn reset(&mut self) -> Result<(), ViewError> {
         // Renamed first: a folder that is half removed would still look like a table.
-        let dropped = crate::set_aside(&self.lake.dir, "dropped").map_err(|error| ViewError::Retry(error.to_string()))?;
+        let dropped = crate::set_aside(&self.lake.dir, "dropped")
+            .map_err(|error| ViewError::Retry(error.to_string()))?;
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dropped)).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(%error, "a dropped table of the lake could not be removed");

@@ -27,7 +27,8 @@ impl LakeTable {
         let dir = root.join("tables").join(name.shown());
         let table = open_or_create(&dir, name.as_str(), schema, &[]).await?;
         let id = application_id(&name);
-        let mark = table.snapshot()?.transaction_version(table.log_store().as_ref(), &id).await?.unwrap_or(-1);
+        let mark =
+            table.snapshot()?.transaction_version(table.log_store().as_ref(), &id).await?.unwrap_or(-1);
         Ok(Self { name, dir, table, mark })
     }
 

@@ -56,8 +56,12 @@ impl BatchEncoder {
     /// Encodes the rows of a batch.
     pub fn encode(&mut self, rows: &RecordBatch) -> Result<EncodedBatch, ArrowError> {
         let mut dictionaries = DictionaryTracker::new(true);
-        let (tables, message) =
-            IpcDataGenerator::default().encode(rows, &mut dictionaries, &write_options()?, &mut self.context)?;
+        let (tables, message) = IpcDataGenerator::default().encode(
+            rows,
+            &mut dictionaries,
+            &write_options()?,
+            &mut self.context,
+        )?;
         if !tables.is_empty() {
             return Err(ArrowError::NotYetImplemented("dictionary columns are not stored in the log".into()));
         }
@@ -78,7 +82,12 @@ impl BatchEncoder {
 
 /// Reads back what [`BatchEncoder::encode`] wrote. Every buffer is validated, so bytes that lie give
 /// an error, never a wrong array.
-pub fn decode_batch(bytes: &[u8], codec: Codec, raw_len: usize, schema: SchemaRef) -> Result<RecordBatch, ArrowError> {
+pub fn decode_batch(
+    bytes: &[u8],
+    codec: Codec,
+    raw_len: usize,
+    schema: SchemaRef,
+) -> Result<RecordBatch, ArrowError> {
     let raw = match codec {
         Codec::Plain => bytes.to_vec(),
         Codec::Lz4 => lz4_flex::block::decompress(bytes, raw_len)

@@ -3,7 +3,9 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{BinaryBuilder, Int32Builder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder};
+use arrow::array::{
+    BinaryBuilder, Int32Builder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
+};
 use arrow::datatypes::DataType;
 use highwater_event::{Column, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
 
@@ -62,7 +64,11 @@ pub fn schema(name: &'static str) -> StreamSchema {
 static STORED: LazyLock<arrow::datatypes::SchemaRef> = LazyLock::new(|| schema(DEAD_LETTERS).stored_schema());
 
 /// The rows as an append to `stream`, one of the two streams. `now` is their event time.
-pub fn append(stream: &'static str, letters: &[DeadLetter], now: i64) -> Result<Append, arrow::error::ArrowError> {
+pub fn append(
+    stream: &'static str,
+    letters: &[DeadLetter],
+    now: i64,
+) -> Result<Append, arrow::error::ArrowError> {
     let mut source = StringBuilder::new();
     let mut from = StringBuilder::new();
     let mut partition = Int32Builder::new();

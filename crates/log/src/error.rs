@@ -13,10 +13,14 @@ pub enum AppendError {
     #[error("the log could not be written: {0}")]
     Write(String),
     /// An fsync failed once. No later append is accepted: the process must be restarted.
-    #[error("the log stopped because the disk did not confirm a write ({0}); restart after checking the disk")]
+    #[error(
+        "the log stopped because the disk did not confirm a write ({0}); restart after checking the disk"
+    )]
     Poisoned(String),
     /// Another owner of this view has moved the mark.
-    #[error("view {writer} believed to be at {expected} of {source_partition} but stands at {found}: another owner has moved it")]
+    #[error(
+        "view {writer} believed to be at {expected} of {source_partition} but stands at {found}: another owner has moved it"
+    )]
     Fenced {
         /// The view.
         writer: String,
@@ -50,7 +54,9 @@ impl AppendError {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
     /// Stored bytes are not what was written. The offsets in the range are refused; others are served.
-    #[error("offsets {from} to {to} of {at} are damaged on disk ({detail}); restore them from a backup or read from {to} on")]
+    #[error(
+        "offsets {from} to {to} of {at} are damaged on disk ({detail}); restore them from a backup or read from {to} on"
+    )]
     Damaged {
         /// The partition.
         at: StreamPartition,

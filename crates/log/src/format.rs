@@ -253,7 +253,11 @@ pub fn find_commit(bytes: &[u8], position: usize) -> Option<FoundCommit> {
 }
 
 /// The footer of a closed segment, to be written at `position`.
-pub fn encode_footer(index: &SegmentIndex, summary: &SegmentSummary, position: u64) -> Result<Vec<u8>, postcard::Error> {
+pub fn encode_footer(
+    index: &SegmentIndex,
+    summary: &SegmentSummary,
+    position: u64,
+) -> Result<Vec<u8>, postcard::Error> {
     let index = postcard::to_stdvec(index)?;
     let summary = postcard::to_stdvec(summary)?;
     let mut out = Vec::with_capacity(index.len() + summary.len() + TRAILER_LEN);

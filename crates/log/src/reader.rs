@@ -33,14 +33,19 @@ impl RowReader {
         let rows = batch.rows.num_rows();
         let stored = batch.rows.columns();
         if stored.len() < self.kept {
-            return Err(ArrowError::SchemaError("the log holds fewer columns than the stream declares".into()));
+            return Err(ArrowError::SchemaError(
+                "the log holds fewer columns than the stream declares".into(),
+            ));
         }
         let mut columns: Vec<ArrayRef> = stored[..self.kept].to_vec();
         columns.push(Arc::new(
-            TimestampMicrosecondArray::from_value(batch.recorded_at, rows).with_data_type(columns::timestamp_type()),
+            TimestampMicrosecondArray::from_value(batch.recorded_at, rows)
+                .with_data_type(columns::timestamp_type()),
         ));
         columns.push(Arc::new(Int32Array::from_value(partition as i32, rows)));
-        columns.push(Arc::new(Int64Array::from_iter_values(batch.base as i64..(batch.base as i64 + rows as i64))));
+        columns.push(Arc::new(Int64Array::from_iter_values(
+            batch.base as i64..(batch.base as i64 + rows as i64),
+        )));
         RecordBatch::try_new(self.schema.clone(), columns)
     }
 

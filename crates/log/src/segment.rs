@@ -39,7 +39,12 @@ impl Segment {
     }
 
     /// A segment whose index stays on disk until it is asked for.
-    pub fn closed(path: PathBuf, first_commit: u64, file: Box<dyn DiskFile>, summary: &SegmentSummary) -> Self {
+    pub fn closed(
+        path: PathBuf,
+        first_commit: u64,
+        file: Box<dyn DiskFile>,
+        summary: &SegmentSummary,
+    ) -> Self {
         let ranges = summary.ranges.iter().map(|(at, first, end)| (at.clone(), (*first, *end))).collect();
         Self { path, first_commit, file, state: Mutex::new(State { ranges, ..State::default() }) }
     }
@@ -93,12 +98,18 @@ impl Segment {
     }
 
     /// Batches of a partition from the one that holds `from` on, about `max_rows` rows of them.
-    pub fn places(&self, at: &StreamPartition, from: Offset, max_rows: usize) -> Result<Vec<BatchPlace>, ReadError> {
+    pub fn places(
+        &self,
+        at: &StreamPartition,
+        from: Offset,
+        max_rows: usize,
+    ) -> Result<Vec<BatchPlace>, ReadError> {
         let mut state = self.state();
         if state.index.is_none() {
             state.index = Some(self.load_index()?);
         }
-        let places = state.index.as_ref().and_then(|index| index.places.get(at)).map_or(&[][..], Vec::as_slice);
+        let places =
+            state.index.as_ref().and_then(|index| index.places.get(at)).map_or(&[][..], Vec::as_slice);
         let first = places.partition_point(|place| place.base + Offset::from(place.rows) <= from);
         let (mut rows, mut bytes) = (0usize, 0usize);
         let taken = places[first..]
@@ -141,14 +152,19 @@ impl Segment {
             detail: format!("{} at byte {}: {detail}", self.file_name(), place.position),
         };
         let mut bytes = vec![0; place.len as usize];
-        self.file
-            .read_at(&mut bytes, place.position)
-            .map_err(|error| if error.kind() == std::io::ErrorKind::UnexpectedEof { damaged(error.to_string()) } else { ReadError::Io(error.to_string()) })?;
+        self.file.read_at(&mut bytes, place.position).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                damaged(error.to_string())
+            } else {
+                ReadError::Io(error.to_string())
+            }
+        })?;
         if crc32c::crc32c(&bytes) != place.crc {
             return Err(damaged("checksum does not match".into()));
         }
         let schema = self.schema(place.schema).map_err(damaged)?;
-        let codec = Codec::from_u8(place.codec).ok_or_else(|| damaged(format!("unknown codec {}", place.codec)))?;
+        let codec =
+            Codec::from_u8(place.codec).ok_or_else(|| damaged(format!("unknown codec {}", place.codec)))?;
         let rows = batch::decode_batch(&bytes, codec, place.raw_len as usize, schema)
             .map_err(|error| damaged(error.to_string()))?;
         if rows.num_rows() != place.rows as usize {
@@ -178,8 +194,13 @@ impl Segment {
 }
 
 /// The trailer and summary of a closed segment; `None` when the file does not end in a sound footer.
-pub(crate) fn read_footer(file: &dyn DiskFile, length: u64) -> std::io::Result<Option<(Trailer, SegmentSummary)>> {
-    let Some(trailer_at) = length.checked_sub(TRAILER_LEN as u64).filter(|at| *at >= SEGMENT_HEADER_LEN as u64) else {
+pub(crate) fn read_footer(
+    file: &dyn DiskFile,
+    length: u64,
+) -> std::io::Result<Option<(Trailer, SegmentSummary)>> {
+    let Some(trailer_at) =
+        length.checked_sub(TRAILER_LEN as u64).filter(|at| *at >= SEGMENT_HEADER_LEN as u64)
+    else {
         return Ok(None);
     };
     let mut bytes = [0; TRAILER_LEN];

@@ -15,10 +15,10 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::Log;
 use crate::commit::LogBatch;
 use crate::error::{AppendError, ReadError};
 use crate::keyed::StoreError;
-use crate::Log;
 
 /// Why a view could not apply rows.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -43,8 +43,12 @@ impl From<StoreError> for ViewError {
 impl From<AppendError> for ViewError {
     fn from(error: AppendError) -> Self {
         match error {
-            AppendError::DiskFull | AppendError::Write(_) | AppendError::Fenced { .. } => Self::Retry(error.to_string()),
-            AppendError::Poisoned(_) | AppendError::Encode(_) | AppendError::Closed => Self::Broken(error.to_string()),
+            AppendError::DiskFull | AppendError::Write(_) | AppendError::Fenced { .. } => {
+                Self::Retry(error.to_string())
+            }
+            AppendError::Poisoned(_) | AppendError::Encode(_) | AppendError::Closed => {
+                Self::Broken(error.to_string())
+            }
         }
     }
 }
@@ -261,7 +265,11 @@ impl Driver {
         Ok(self.ask(name, Control::Rebuild).await??)
     }
 
-    async fn ask<T>(&self, name: &str, control: impl FnOnce(oneshot::Sender<T>) -> Control) -> Result<T, ControlError> {
+    async fn ask<T>(
+        &self,
+        name: &str,
+        control: impl FnOnce(oneshot::Sender<T>) -> Control,
+    ) -> Result<T, ControlError> {
         let sender = lock(&self.running)
             .get(name)
             .map(|running| running.control.clone())
@@ -386,7 +394,12 @@ impl Task {
         Ok(Duration::ZERO)
     }
 
-    async fn apply(&mut self, source: &StreamName, partition: Partition, rows: usize) -> Result<(), ViewError> {
+    async fn apply(
+        &mut self,
+        source: &StreamName,
+        partition: Partition,
+        rows: usize,
+    ) -> Result<(), ViewError> {
         let at = StreamPartition::new(source.clone(), partition);
         let mark = self.marks.get(&partition).copied().unwrap_or(0);
         let batches: Vec<LogBatch> =

@@ -7,7 +7,9 @@ use arrow::array::{AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::disk::{Disk, RealDisk};
-use highwater_log::{Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, OpenError, ReadError};
+use highwater_log::{
+    Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, OpenError, ReadError,
+};
 use highwater_sim::{Fault, SimDisk};
 
 const DIR: &str = "/log";
@@ -17,13 +19,22 @@ fn stream(name: &str) -> StreamPartition {
 }
 
 fn schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false), Field::new("text", DataType::Utf8, true)]))
+    Arc::new(Schema::new(vec![
+        Field::new("n", DataType::Int64, false),
+        Field::new("text", DataType::Utf8, true),
+    ]))
 }
 
 /// Rows that carry their numbers, so that a reader can tell which are there.
 fn rows(from: i64, count: i64) -> RecordBatch {
-    let texts: StringArray = (from..from + count).map(|n| (n % 3 != 0).then(|| format!("row {n} {}", "x".repeat((n % 50) as usize)))).collect();
-    RecordBatch::try_new(schema(), vec![Arc::new(Int64Array::from_iter_values(from..from + count)), Arc::new(texts)]).unwrap()
+    let texts: StringArray = (from..from + count)
+        .map(|n| (n % 3 != 0).then(|| format!("row {n} {}", "x".repeat((n % 50) as usize))))
+        .collect();
+    RecordBatch::try_new(
+        schema(),
+        vec![Arc::new(Int64Array::from_iter_values(from..from + count)), Arc::new(texts)],
+    )
+    .unwrap()
 }
 
 fn options(segment_bytes: u64) -> JournalOptions {
@@ -94,13 +105,20 @@ fn a_commit_is_whole_across_streams_and_marks_move_by_compare_and_set() {
     let journal = open(&disk);
     let advance = |from, to| Advance { writer: "view".into(), source: stream("a"), from, to };
     let commit = |from, to| Commit {
-        appends: vec![Append { to: stream("b"), rows: rows(0, 1) }, Append { to: stream("c"), rows: rows(0, 2) }],
+        appends: vec![
+            Append { to: stream("b"), rows: rows(0, 1) },
+            Append { to: stream("c"), rows: rows(0, 2) },
+        ],
         advances: vec![advance(from, to)],
     };
     wait(journal.append(commit(0, 5))).unwrap();
     let lost = wait(journal.append(commit(0, 6)));
     assert!(matches!(lost, Err(AppendError::Fenced { found: 5, .. })), "{lost:?}");
-    assert_eq!((journal.end(&stream("b")), journal.end(&stream("c"))), (1, 2), "a fenced commit leaves nothing");
+    assert_eq!(
+        (journal.end(&stream("b")), journal.end(&stream("c"))),
+        (1, 2),
+        "a fenced commit leaves nothing"
+    );
     wait(journal.append(Commit { appends: Vec::new(), advances: vec![advance(5, 9)] })).unwrap();
     journal.close();
     let journal = open(&disk);
@@ -215,7 +233,8 @@ fn damage_in_the_middle_is_refused_and_the_rest_is_served() {
     assert_eq!(journal.damage().len(), 1, "it is reported");
     assert_eq!(journal.damage()[0].commits, (4, 5));
     assert_eq!(journal.end(&stream("a")), 100, "nothing after it is lost");
-    let before: usize = journal.read(&stream("a"), 0, 1000).unwrap().iter().map(|batch| batch.rows.num_rows()).sum();
+    let before: usize =
+        journal.read(&stream("a"), 0, 1000).unwrap().iter().map(|batch| batch.rows.num_rows()).sum();
     assert_eq!(before, 40);
     assert!(matches!(journal.read(&stream("a"), 40, 1000), Err(ReadError::Damaged { from: 40, to: 50, .. })));
     assert_eq!(journal.read(&stream("a"), 50, 1000).unwrap().len(), 5);
@@ -286,7 +305,10 @@ fn a_fault_at_every_operation_leaves_a_sound_log() {
                     let found = read_all(&journal, "a").unwrap();
                     let mut rest = found.iter();
                     for number in &acked {
-                        assert!(rest.any(|n| n == number), "{fault:?} at {operation}: {number} was acked; found {found:?}");
+                        assert!(
+                            rest.any(|n| n == number),
+                            "{fault:?} at {operation}: {number} was acked; found {found:?}"
+                        );
                     }
                     let mut unique = found.clone();
                     unique.dedup();
@@ -301,7 +323,9 @@ fn a_fault_at_every_operation_leaves_a_sound_log() {
 /// Power cuts at a random moment of a random load; `HIGHWATER_SEEDS` sets how many, `HIGHWATER_SEED` the first.
 #[test]
 fn power_cuts_lose_nothing_that_was_acked() {
-    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
     let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 2000));
     println!("seeds {first} to {}", first + count - 1);
     for seed in first..first + count {
@@ -351,7 +375,9 @@ fn appends_of_many_callers_share_an_fsync() {
         let mut calls = tokio::task::JoinSet::new();
         for number in 0..500 {
             let journal = journal.clone();
-            calls.spawn(async move { journal.append(Commit::of(stream("a"), rows(number, 1))).await.unwrap().bases[0] });
+            calls.spawn(async move {
+                journal.append(Commit::of(stream("a"), rows(number, 1))).await.unwrap().bases[0]
+            });
         }
         let mut bases = calls.join_all().await;
         bases.sort_unstable();
@@ -374,7 +400,8 @@ fn version_1_opens() {
     }
     let options = JournalOptions { segment_bytes: 2000, tail_bytes: 0, ..JournalOptions::at(copy.path()) };
     let journal =
-        Journal::open(options, Arc::new(RealDisk), Arc::new(ManualClock::at(0)), &SeededRandomness::new(2)).unwrap();
+        Journal::open(options, Arc::new(RealDisk), Arc::new(ManualClock::at(0)), &SeededRandomness::new(2))
+            .unwrap();
     assert_eq!(read_all(&journal, "a").unwrap(), (0..120).collect::<Vec<_>>());
     assert_eq!(journal.advanced("view", &stream("a")), 120);
     assert!(journal.damage().is_empty());
@@ -383,8 +410,13 @@ fn version_1_opens() {
 
 fn write_fixture(dir: &Path) {
     let options = JournalOptions { segment_bytes: 2000, tail_bytes: 0, ..JournalOptions::at(dir) };
-    let journal =
-        Journal::open(options, Arc::new(RealDisk), Arc::new(ManualClock::at(1_700_000_000_000_000)), &SeededRandomness::new(1)).unwrap();
+    let journal = Journal::open(
+        options,
+        Arc::new(RealDisk),
+        Arc::new(ManualClock::at(1_700_000_000_000_000)),
+        &SeededRandomness::new(1),
+    )
+    .unwrap();
     for number in 0..12 {
         append(&journal, "a", number * 10, 10).unwrap();
     }

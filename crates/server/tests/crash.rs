@@ -53,7 +53,8 @@ fn kill_9_under_eight_writers() {
                 // The same batch is sent until it is acked, whatever happens to the node meanwhile.
                 loop {
                     let client = current.lock().unwrap().clone();
-                    match client.try_post("/api/v1/streams/transaction_log/events", "application/json", &body) {
+                    match client.try_post("/api/v1/streams/transaction_log/events", "application/json", &body)
+                    {
                         Some((202, answer)) => {
                             assert_eq!(answer["rejected"], 0);
                             break;
@@ -103,7 +104,8 @@ fn kill_9_under_eight_writers() {
         let rows = client.number(&format!("SELECT count(*) FROM {stream}"));
         let distinct = client.number(&format!("SELECT count(DISTINCT transaction_id) FROM {stream}"));
         assert_eq!((rows, distinct), (*count as i64, *count as i64), "{stream}, log and lake together");
-        let entry = streams["streams"].as_array().unwrap().iter().find(|entry| entry["name"] == **stream).unwrap();
+        let entry =
+            streams["streams"].as_array().unwrap().iter().find(|entry| entry["name"] == **stream).unwrap();
         assert_eq!(entry["events"], *count, "{stream}, in the log");
         let version = &entry["lake"]["version"];
         let (status, page) = client.get(&format!("/api/datalake/streams/{stream}/?version={version}"));
@@ -113,7 +115,8 @@ fn kill_9_under_eight_writers() {
     // Tables, against sums over what was sent: cents at rates of two digits are exact in ten-thousandths.
     let rate = [10_000u64, 11_000, 12_500];
     let usd = |number: &u64| (1000 + number % 9000) * rate[(number % 3) as usize];
-    let sum = |filter: &dyn Fn(&u64) -> bool| clean.iter().filter(|number| filter(number)).map(usd).sum::<u64>();
+    let sum =
+        |filter: &dyn Fn(&u64) -> bool| clean.iter().filter(|number| filter(number)).map(usd).sum::<u64>();
     for (at, kind) in ["purchase", "refund"].iter().enumerate() {
         let rows = client.sql(&format!(
             "SELECT CAST(total_usd * 1000000 AS BIGINT) AS total, transactions FROM total_par_transaction_type WHERE transaction_type = '{kind}'"
@@ -130,7 +133,9 @@ fn kill_9_under_eight_writers() {
     let purchases = clean.iter().filter(|number| **number % 2 == 0).count() as i64;
     assert_eq!(client.number("SELECT sum(purchase_count) FROM product_purchase_counts"), purchases);
     assert_eq!(
-        client.number("SELECT CAST(sum(total_depense_usd) * 1000000 AS BIGINT) FROM total_depense_par_user_type"),
+        client.number(
+            "SELECT CAST(sum(total_depense_usd) * 1000000 AS BIGINT) FROM total_depense_par_user_type"
+        ),
         sum(&|_| true) as i64
     );
     let late = client.number("SELECT count(*) FROM _late_events");
@@ -139,7 +144,12 @@ fn kill_9_under_eight_writers() {
     assert_eq!(client.number("SELECT count(*) FROM _dead_letters"), 0);
 
     // A table that is derived again comes out the same.
-    let tables = ["total_depense_par_user_type", "total_par_type_5min_sliding", "transaction_lifecycle", "product_purchase_counts"];
+    let tables = [
+        "total_depense_par_user_type",
+        "total_par_type_5min_sliding",
+        "transaction_lifecycle",
+        "product_purchase_counts",
+    ];
     for table in tables {
         let rows = || client.sql(&format!("SELECT * FROM {table} ORDER BY 1, 2, 3"));
         let kept = rows();

@@ -8,11 +8,12 @@ use support::Node;
 /// Every member that `expected` names is there and equal; arrays may be longer than what is expected of them.
 fn holds(found: &Value, expected: &Value) -> bool {
     match (found, expected) {
-        (Value::Object(found), Value::Object(expected)) => {
-            expected.iter().all(|(name, expected)| found.get(name).is_some_and(|found| holds(found, expected)))
-        }
+        (Value::Object(found), Value::Object(expected)) => expected
+            .iter()
+            .all(|(name, expected)| found.get(name).is_some_and(|found| holds(found, expected))),
         (Value::Array(found), Value::Array(expected)) => {
-            found.len() >= expected.len() && found.iter().zip(expected).all(|(found, expected)| holds(found, expected))
+            found.len() >= expected.len()
+                && found.iter().zip(expected).all(|(found, expected)| holds(found, expected))
         }
         (found, expected) => found == expected,
     }
@@ -78,7 +79,8 @@ fn nothing_is_open_without_the_token() {
     for (path, item) in document["paths"].as_object().unwrap() {
         let path = path.replace('{', "").replace('}', "");
         for method in ["get", "post"].into_iter().filter(|method| item.get(method).is_some()) {
-            let status = if method == "get" { stranger.get(&path).0 } else { stranger.post(&path, &Value::Null).0 };
+            let status =
+                if method == "get" { stranger.get(&path).0 } else { stranger.post(&path, &Value::Null).0 };
             let expected = if path == "/healthz" { 200 } else { 401 };
             assert_eq!(status, expected, "{method} {path}");
             seen += 1;
@@ -87,6 +89,10 @@ fn nothing_is_open_without_the_token() {
     assert!(seen > 20, "the document lists {seen} calls");
     use std::os::unix::fs::PermissionsExt;
     for secret in ["operator.token", "token.key"] {
-        assert_eq!(std::fs::metadata(data.join(secret)).unwrap().permissions().mode() & 0o777, 0o600, "{secret}");
+        assert_eq!(
+            std::fs::metadata(data.join(secret)).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{secret}"
+        );
     }
 }

@@ -129,8 +129,11 @@ impl SimDisk {
     /// A copy that does not share anything.
     pub fn copy(&self) -> SimDisk {
         let state = lock(&self.0);
-        let files: BTreeMap<_, _> =
-            state.files.iter().map(|(path, inode)| (path.clone(), Arc::new(Mutex::new(lock(inode).clone())))).collect();
+        let files: BTreeMap<_, _> = state
+            .files
+            .iter()
+            .map(|(path, inode)| (path.clone(), Arc::new(Mutex::new(lock(inode).clone()))))
+            .collect();
         SimDisk(Arc::new(Mutex::new(State { synced_names: files.clone(), files, ..State::default() })))
     }
 
@@ -305,7 +308,13 @@ impl Disk for SimDisk {
         let here = |path: &Path| path.parent() == Some(dir);
         let mut names = std::mem::take(&mut state.synced_names);
         names.retain(|path, _| !here(path));
-        names.extend(state.files.iter().filter(|(path, _)| here(path)).map(|(path, inode)| (path.clone(), inode.clone())));
+        names.extend(
+            state
+                .files
+                .iter()
+                .filter(|(path, _)| here(path))
+                .map(|(path, inode)| (path.clone(), inode.clone())),
+        );
         state.synced_names = names;
         Ok(())
     }

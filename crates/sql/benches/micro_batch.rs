@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{ArrayRef, Decimal128Array, Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{
+    ArrayRef, Decimal128Array, Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use arrow::datatypes::DataType;
 use highwater_event::{Column, StreamName, StreamOptions, StreamSchema, columns};
 use highwater_log::LogBatch;
@@ -16,25 +18,46 @@ use highwater_sql::plan::plan_transform;
 use highwater_sql::{Engine, parse_script};
 
 fn source() -> Arc<StreamSchema> {
-    let column = |name: &str, data_type: DataType| Column { name: name.into(), data_type, nullable: true, sensitive: false, json: false };
+    let column = |name: &str, data_type: DataType| Column {
+        name: name.into(),
+        data_type,
+        nullable: true,
+        sensitive: false,
+        json: false,
+    };
     let columns = vec![
         column("user_id", DataType::Utf8),
         column("status", DataType::Utf8),
         column("amount", DataType::Decimal128(15, 2)),
         column("quantity", DataType::Int32),
     ];
-    Arc::new(StreamSchema::new(StreamName::new("s").unwrap_or_else(|_| unreachable!()), columns, StreamOptions::default(), false).unwrap_or_else(|_| unreachable!()))
+    Arc::new(
+        StreamSchema::new(
+            StreamName::new("s").unwrap_or_else(|_| unreachable!()),
+            columns,
+            StreamOptions::default(),
+            false,
+        )
+        .unwrap_or_else(|_| unreachable!()),
+    )
 }
 
 fn batch(rows: usize) -> LogBatch {
     let arrays: Vec<ArrayRef> = vec![
         Arc::new((0..rows).map(|n| Some(format!("USER-{:04}", n % 5000))).collect::<StringArray>()),
         Arc::new((0..rows).map(|n| Some(["completed", "pending", "failed"][n % 3])).collect::<StringArray>()),
-        Arc::new(Decimal128Array::from_iter_values((0..rows).map(|n| 1000 + n as i128)).with_data_type(DataType::Decimal128(15, 2))),
+        Arc::new(
+            Decimal128Array::from_iter_values((0..rows).map(|n| 1000 + n as i128))
+                .with_data_type(DataType::Decimal128(15, 2)),
+        ),
         Arc::new(Int32Array::from_iter_values((0..rows).map(|n| (n % 10) as i32))),
-        Arc::new(TimestampMicrosecondArray::from_iter_values(0..rows as i64).with_data_type(columns::timestamp_type())),
+        Arc::new(
+            TimestampMicrosecondArray::from_iter_values(0..rows as i64)
+                .with_data_type(columns::timestamp_type()),
+        ),
     ];
-    let rows = RecordBatch::try_new(source().stored_schema(), arrays).unwrap_or_else(|error| panic!("{error}"));
+    let rows =
+        RecordBatch::try_new(source().stored_schema(), arrays).unwrap_or_else(|error| panic!("{error}"));
     LogBatch { base: 0, recorded_at: 0, rows }
 }
 
@@ -59,11 +82,21 @@ fn main() {
         let mut transforms = Vec::new();
         for sql in statements {
             let text = format!("CREATE STREAM t AS {sql}");
-            let Statement::CreateStreamAs { name, options, query } = parse_script(&text).unwrap().remove(0).statement else { return };
+            let Statement::CreateStreamAs { name, options, query } =
+                parse_script(&text).unwrap().remove(0).statement
+            else {
+                return;
+            };
             transforms.push(plan_transform(&engine, source(), name, options, query).await.unwrap());
         }
-        println!("planning, once per statement            {:>10.0} µs", started.elapsed().as_secs_f64() * 1e6 / statements.len() as f64);
-        println!("{:>8} {:>22} {:>22} {:>20}", "rows", "µs per statement", "µs per batch of 10", "rows/s/statement");
+        println!(
+            "planning, once per statement            {:>10.0} µs",
+            started.elapsed().as_secs_f64() * 1e6 / statements.len() as f64
+        );
+        println!(
+            "{:>8} {:>22} {:>22} {:>20}",
+            "rows", "µs per statement", "µs per batch of 10", "rows/s/statement"
+        );
         for rows in [1, 100, 1000, 10_000] {
             let batch = vec![batch(rows)];
             let rounds = (200_000 / rows.max(100)).max(20);
@@ -74,7 +107,11 @@ fn main() {
                 }
             }
             let per_statement = started.elapsed().as_secs_f64() * 1e6 / (rounds * transforms.len()) as f64;
-            println!("{rows:>8} {per_statement:>22.1} {:>22.1} {:>20.0}", per_statement * 10.0, rows as f64 / per_statement * 1e6);
+            println!(
+                "{rows:>8} {per_statement:>22.1} {:>22.1} {:>20.0}",
+                per_statement * 10.0,
+                rows as f64 / per_statement * 1e6
+            );
         }
     });
 }

@@ -116,7 +116,12 @@ impl Catalog {
 
     /// Checks a statement against what is declared and plans it. `csv` is the content of the file that a
     /// reference table names.
-    pub async fn plan(&self, engine: &Engine, declared: Declared, csv: Option<String>) -> Result<Planned, SqlError> {
+    pub async fn plan(
+        &self,
+        engine: &Engine,
+        declared: Declared,
+        csv: Option<String>,
+    ) -> Result<Planned, SqlError> {
         let Declared { statement, text, .. } = declared;
         if self.is_unchanged(&statement, &text, csv.as_deref()) {
             return Ok(Planned::Unchanged);
@@ -141,8 +146,11 @@ impl Catalog {
             }
             Statement::CreateReferenceTable { name, columns, csv: file, key, valid_from } => {
                 let csv = csv.ok_or_else(|| {
-                    SqlError::new("missing_file", format!("the content of '{file}' has to be sent with the statement"))
-                        .hint("`highwater apply -f DIR` sends it")
+                    SqlError::new(
+                        "missing_file",
+                        format!("the content of '{file}' has to be sent with the statement"),
+                    )
+                    .hint("`highwater apply -f DIR` sends it")
                 })?;
                 let table = ReferenceTable::from_csv(name, &columns, key, valid_from, &csv)?;
                 Planned::Reference(Arc::new(ReferenceEntry { table: Arc::new(table), text, csv }))
@@ -190,7 +198,9 @@ impl Catalog {
             Statement::CreateReferenceTable { .. } => known
                 .and_then(|name| self.references.get(name))
                 .is_some_and(|entry| same(&entry.text) && csv.is_none_or(|csv| csv == entry.csv)),
-            Statement::CreateEndpoint { .. } => self.endpoints.get(name).is_some_and(|entry| same(&entry.text)),
+            Statement::CreateEndpoint { .. } => {
+                self.endpoints.get(name).is_some_and(|entry| same(&entry.text))
+            }
         }
     }
 
@@ -206,8 +216,11 @@ impl Catalog {
         } else {
             return Ok(());
         };
-        Err(SqlError::new("already_exists", format!("a {kind} \"{name}\" is declared already, and differently"))
-            .hint("changing a running statement is not possible yet: declare it under a new name"))
+        Err(SqlError::new(
+            "already_exists",
+            format!("a {kind} \"{name}\" is declared already, and differently"),
+        )
+        .hint("changing a running statement is not possible yet: declare it under a new name"))
     }
 
     fn source(&self, query: &Query) -> Result<Arc<StreamSchema>, SqlError> {
@@ -251,7 +264,10 @@ fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {
                 _ => None,
             };
             text.and_then(|text| ScalarValue::try_from_string(text, &data_type).ok()).ok_or_else(|| {
-                SqlError::new("invalid_option", format!("the default of {name} is not a constant of type {data_type}"))
+                SqlError::new(
+                    "invalid_option",
+                    format!("the default of {name} is not a constant of type {data_type}"),
+                )
             })
         })
         .transpose()?;

@@ -20,7 +20,6 @@ pub mod stream;
 
 pub use catalog::{Catalog, Endpoint, StreamEntry};
 
-
 pub use dialect::{SqlError, Statement, parse_script};
 pub use reference::{ReferenceTable, References};
 pub use session::Engine;

@@ -61,7 +61,11 @@ impl ReferenceTable {
             .collect();
         let declared: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
         if header != declared {
-            return Err(wrong(format!("the CSV has the columns {}, declared are {}", header.join(", "), declared.join(", "))));
+            return Err(wrong(format!(
+                "the CSV has the columns {}, declared are {}",
+                header.join(", "),
+                declared.join(", ")
+            )));
         }
         let mut texts: Vec<Vec<Option<String>>> = vec![Vec::new(); columns.len()];
         for record in reader.records() {
@@ -86,7 +90,8 @@ impl ReferenceTable {
                     .map_err(|error| wrong(format!("column {}: {error}", column.name)))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let rows = RecordBatch::try_new(Arc::new(schema), arrays).map_err(|error| wrong(error.to_string()))?;
+        let rows =
+            RecordBatch::try_new(Arc::new(schema), arrays).map_err(|error| wrong(error.to_string()))?;
         let mut table = Self { name: name.clone(), key, valid_from, rows, index: HashMap::new() };
         table.index = table.build_index().map_err(wrong)?;
         Ok(table)
@@ -94,14 +99,19 @@ impl ReferenceTable {
 
     fn build_index(&self) -> Result<HashMap<Vec<String>, Vec<(i32, u32)>>, String> {
         let text = |column: &str| {
-            let values = self.rows.column_by_name(column).ok_or_else(|| format!("column {column} is missing"))?;
+            let values =
+                self.rows.column_by_name(column).ok_or_else(|| format!("column {column} is missing"))?;
             cast(values, &DataType::Utf8).map_err(|error| error.to_string())
         };
         let keys = self.key.iter().map(|column| text(column)).collect::<Result<Vec<_>, _>>()?;
         let dates = match &self.valid_from {
             Some(column) => {
-                let values = self.rows.column_by_name(column).ok_or_else(|| format!("column {column} is missing"))?;
-                Some(cast(values, &DataType::Date32).map_err(|error| format!("{column} is not a date: {error}"))?)
+                let values =
+                    self.rows.column_by_name(column).ok_or_else(|| format!("column {column} is missing"))?;
+                Some(
+                    cast(values, &DataType::Date32)
+                        .map_err(|error| format!("{column} is not a date: {error}"))?,
+                )
             }
             None => None,
         };
@@ -110,9 +120,10 @@ impl ReferenceTable {
             let key = keys
                 .iter()
                 .map(|values| {
-                    values.is_valid(row).then(|| values.as_string::<i32>().value(row).to_owned()).ok_or_else(|| {
-                        format!("line {} has no key", row + 2)
-                    })
+                    values
+                        .is_valid(row)
+                        .then(|| values.as_string::<i32>().value(row).to_owned())
+                        .ok_or_else(|| format!("line {} has no key", row + 2))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             let from = match &dates {
@@ -174,7 +185,12 @@ mod tests {
     #[test]
     fn bad_files_are_refused_by_line() {
         assert!(rates("currency,usd\nEUR,1").unwrap_err().message.contains("declared are"));
-        assert!(rates("currency,valid_from,usd\nEUR,2026-01-01,1\nEUR,2026-01-01,2").unwrap_err().message.contains("line 3"));
+        assert!(
+            rates("currency,valid_from,usd\nEUR,2026-01-01,1\nEUR,2026-01-01,2")
+                .unwrap_err()
+                .message
+                .contains("line 3")
+        );
         assert!(rates("currency,valid_from,usd\nEUR,soon,1").unwrap_err().message.contains("valid_from"));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use datafusion::common::TableReference;
 use datafusion::catalog::TableProvider;
+use datafusion::common::TableReference;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
@@ -24,7 +24,9 @@ impl Engine {
     /// may hold, in bytes.
     pub fn new(token_key: [u8; 32], query_memory: usize) -> Result<Self, SqlError> {
         let references = Arc::new(References::default());
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(query_memory))).build_arc()?;
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(query_memory)))
+            .build_arc()?;
         let template = session(runtime, &references, token_key)?;
         Ok(Self { template, references })
     }
@@ -54,7 +56,11 @@ impl Engine {
     }
 }
 
-fn session(runtime: Arc<RuntimeEnv>, references: &Arc<References>, token_key: [u8; 32]) -> Result<SessionState, SqlError> {
+fn session(
+    runtime: Arc<RuntimeEnv>,
+    references: &Arc<References>,
+    token_key: [u8; 32],
+) -> Result<SessionState, SqlError> {
     let mut config = SessionConfig::new()
         // One partition keeps rows in order and plans small; parallelism comes from many views.
         .with_target_partitions(1)

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{
-    ArrayRef, Decimal128Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, Decimal128Array, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::datasource::MemTable;
@@ -36,9 +37,10 @@ struct Warm<'a> {
 impl States<GroupState> for Warm<'_> {
     fn state(&mut self, key: &[u8], new: &dyn Fn() -> GroupState) -> Result<&mut GroupState, StoreError> {
         let cold = self.cold.0.lock().unwrap();
-        Ok(self.states.entry(key.to_vec()).or_insert_with(|| {
-            cold.get(key).map_or_else(new, |bytes| GroupState::decode(bytes).unwrap())
-        }))
+        Ok(self
+            .states
+            .entry(key.to_vec())
+            .or_insert_with(|| cold.get(key).map_or_else(new, |bytes| GroupState::decode(bytes).unwrap())))
     }
 }
 
@@ -58,7 +60,13 @@ impl StateReader<GroupState> for Cold {
 }
 
 fn source() -> Arc<StreamSchema> {
-    let column = |name: &str, data_type: DataType| Column { name: name.into(), data_type, nullable: true, sensitive: false, json: false };
+    let column = |name: &str, data_type: DataType| Column {
+        name: name.into(),
+        data_type,
+        nullable: true,
+        sensitive: false,
+        json: false,
+    };
     let columns = vec![
         column("k", DataType::Utf8),
         column("n", DataType::Int32),
@@ -78,10 +86,20 @@ fn data(chance: &SeededRandomness, rows: usize) -> Vec<LogBatch> {
     let maybe = |value: u64| (!chance.chance(0.15)).then_some(value);
     let mut time = 1_000 * MINUTE;
     let mut times = Vec::new();
-    let mut fields: (Vec<Option<String>>, Vec<Option<i32>>, Vec<Option<i64>>, Vec<Option<f64>>, Vec<Option<i128>>) = Default::default();
+    let mut fields: (
+        Vec<Option<String>>,
+        Vec<Option<i32>>,
+        Vec<Option<i64>>,
+        Vec<Option<f64>>,
+        Vec<Option<i128>>,
+    ) = Default::default();
     for _ in 0..rows {
         time += chance.below(40_000_000) as i64;
-        let late = if chance.chance(0.1) { chance.below(200) as i64 * MINUTE } else { chance.below(3) as i64 * MINUTE };
+        let late = if chance.chance(0.1) {
+            chance.below(200) as i64 * MINUTE
+        } else {
+            chance.below(3) as i64 * MINUTE
+        };
         times.push(time - late);
         fields.0.push(maybe(chance.below(6)).map(|n| if n == 0 { String::new() } else { format!("k{n}") }));
         fields.1.push(maybe(chance.next()).map(|n| if chance.chance(0.05) { i32::MIN } else { n as i32 }));
@@ -108,7 +126,11 @@ fn data(chance: &SeededRandomness, rows: usize) -> Vec<LogBatch> {
     let mut from = 0;
     while from < rows {
         let length = (1 + chance.below(40) as usize).min(rows - from);
-        batches.push(LogBatch { base: from as u64, recorded_at: 5_000_000 + from as i64, rows: all.slice(from, length) });
+        batches.push(LogBatch {
+            base: from as u64,
+            recorded_at: 5_000_000 + from as i64,
+            rows: all.slice(from, length),
+        });
         from += length;
     }
     batches
@@ -143,7 +165,11 @@ async fn keep_up(program: &Arc<TableProgram>, ticks: &[Vec<LogBatch>]) -> (Cold,
         let prepared = program.prepare(0, tick).await.unwrap();
         let mut warm = Warm { cold: &cold, states: BTreeMap::new() };
         let folded = program.fold(prepared, &mut mark, &mut warm).unwrap();
-        assert_eq!(rows, folded.folded + folded.filtered + folded.late.len() as u64 + folded.dead.len() as u64, "in = out + filtered + late + dead");
+        assert_eq!(
+            rows,
+            folded.folded + folded.filtered + folded.late.len() as u64 + folded.dead.len() as u64,
+            "in = out + filtered + late + dead"
+        );
         assert!(folded.dead.is_empty(), "{:?}", folded.dead);
         late += folded.late.len() as u64;
         let Warm { states, .. } = warm;
@@ -179,7 +205,10 @@ async fn batch_answer(engine: &Engine, rows: RecordBatch, sql: &str) -> Vec<Reco
 /// Each row once per window that it belongs to, late rows left out: the plainest reading of the rules.
 fn expand(rows: &RecordBatch, window: Window) -> RecordBatch {
     use arrow::array::AsArray;
-    let times = rows.column_by_name(columns::EVENT_TIME).unwrap().as_primitive::<arrow::datatypes::TimestampMicrosecondType>();
+    let times = rows
+        .column_by_name(columns::EVENT_TIME)
+        .unwrap()
+        .as_primitive::<arrow::datatypes::TimestampMicrosecondType>();
     let (mut picks, mut starts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
     let mut newest = i64::MIN;
     for (row, time) in times.values().iter().enumerate() {
@@ -201,7 +230,9 @@ fn expand(rows: &RecordBatch, window: Window) -> RecordBatch {
     let mut arrays = picked.columns().to_vec();
     for (name, values) in [("window_start", starts), ("window_end", ends)] {
         fields.push(Arc::new(Field::new(name, columns::timestamp_type(), false)));
-        arrays.push(Arc::new(TimestampMicrosecondArray::from(values).with_data_type(columns::timestamp_type())));
+        arrays.push(Arc::new(
+            TimestampMicrosecondArray::from(values).with_data_type(columns::timestamp_type()),
+        ));
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).unwrap()
 }
@@ -212,7 +243,9 @@ const AGGREGATES: &str = "count(*) AS c, count(n) AS cn, sum(n) AS sn, sum(big) 
 
 #[test]
 fn tables_equal_the_batch_answer() {
-    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
     let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 40));
     println!("seeds {first} to {}", first + count - 1);
     let hopping = Window { size: 5 * MINUTE, advance: MINUTE, grace: 60 * MINUTE };
@@ -223,7 +256,12 @@ fn tables_equal_the_batch_answer() {
         (format!("SELECT k, big % 3 AS m, {AGGREGATES} FROM s WHERE n > 0 GROUP BY k, big % 3"), None),
         (format!("SELECT {AGGREGATES}, sum(big) + 1 AS more FROM s GROUP BY k"), None),
         (format!("SELECT k, window_start, window_end, {AGGREGATES} FROM s GROUP BY k"), Some(hopping)),
-        (format!("SELECT upper(k) AS u, window_start, {AGGREGATES} FROM s WHERE big < 400 GROUP BY upper(k)"), Some(tumbling)),
+        (
+            format!(
+                "SELECT upper(k) AS u, window_start, {AGGREGATES} FROM s WHERE big < 400 GROUP BY upper(k)"
+            ),
+            Some(tumbling),
+        ),
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -235,11 +273,19 @@ fn tables_equal_the_batch_answer() {
             let all = RowReader::new(&source()).read_all(0, &batches).unwrap();
             for (sql, window) in &statements {
                 let text = format!("CREATE TABLE t AS {sql}");
-                let Statement::CreateTableAs { name, query, .. } = parse_script(&text).unwrap().remove(0).statement else { unreachable!() };
+                let Statement::CreateTableAs { name, query, .. } =
+                    parse_script(&text).unwrap().remove(0).statement
+                else {
+                    unreachable!()
+                };
                 let program = Arc::new(plan_table(&engine, source(), name, *window, query).await.unwrap());
                 let (cold, late) = keep_up(&program, &cut(&batches, &chance)).await;
                 let (other, other_late) = keep_up(&program, &cut(&batches, &chance)).await;
-                assert_eq!(*cold.0.lock().unwrap(), *other.0.lock().unwrap(), "seed {seed}: two cuts of {sql} differ");
+                assert_eq!(
+                    *cold.0.lock().unwrap(),
+                    *other.0.lock().unwrap(),
+                    "seed {seed}: two cuts of {sql} differ"
+                );
                 assert_eq!(late, other_late);
 
                 let kept = TableRows::new(program, Arc::new(cold)).read(Extent::All).await.unwrap();
@@ -253,7 +299,16 @@ fn tables_equal_the_batch_answer() {
                         let grouped = format!("{sql}, window_start, window_end");
                         let condition = sql.contains("big < 400");
                         // Late is decided among the rows that pass the condition.
-                        let rows = if condition { batch_answer(&engine, all.clone(), "SELECT * FROM s WHERE big < 400 ORDER BY _offset").await } else { vec![all.clone()] };
+                        let rows = if condition {
+                            batch_answer(
+                                &engine,
+                                all.clone(),
+                                "SELECT * FROM s WHERE big < 400 ORDER BY _offset",
+                            )
+                            .await
+                        } else {
+                            vec![all.clone()]
+                        };
                         let rows = arrow::compute::concat_batches(&all.schema(), &rows).unwrap();
                         batch_answer(&engine, expand(&rows, *window), &grouped).await
                     }

@@ -74,11 +74,17 @@ impl Program for Draw {
     async fn prepare(&self, _partition: Partition, _batches: &[LogBatch]) -> Result<(), ViewError> {
         Ok(())
     }
-    fn fold(&self, _prepared: (), _mark: &mut Mark, states: &mut dyn States<Sum>) -> Result<Folded, StoreError> {
+    fn fold(
+        &self,
+        _prepared: (),
+        _mark: &mut Mark,
+        states: &mut dyn States<Sum>,
+    ) -> Result<Folded, StoreError> {
         for _ in 0..self.per_tick {
             let number = self.key();
             // Spread over the key space as hashed or composite keys are.
-            let key = [number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes(), number.to_be_bytes()].concat();
+            let key =
+                [number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes(), number.to_be_bytes()].concat();
             let state = states.state(&key, &|| Sum(0, 0, 0))?;
             state.0 += i128::from(number);
             state.1 += 1;
@@ -104,11 +110,17 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     for zipf in [false, true] {
         let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn KeyedStore> = Arc::new(FjallStore::open(&folder.path().join("store"), 256 << 20).unwrap());
+        let store: Arc<dyn KeyedStore> =
+            Arc::new(FjallStore::open(&folder.path().join("store"), 256 << 20).unwrap());
         let write_back = Arc::new(WriteBack::new(store.clone()));
         let clock = Arc::new(ManualClock::at(0));
-        let journal =
-            Journal::open(JournalOptions::at(folder.path().join("log")), Arc::new(RealDisk), clock.clone(), &SeededRandomness::new(1)).unwrap();
+        let journal = Journal::open(
+            JournalOptions::at(folder.path().join("log")),
+            Arc::new(RealDisk),
+            clock.clone(),
+            &SeededRandomness::new(1),
+        )
+        .unwrap();
         let per_tick = 10_000;
         let program = Arc::new(Draw {
             name: "table:bench".into(),
@@ -143,7 +155,11 @@ fn main() {
         write_back.flush().unwrap();
         let seconds = started.elapsed().as_secs_f64();
         let written = bytes_written() - before;
-        let rss = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 4096;
+        let rss = std::fs::read_to_string("/proc/self/statm")
+            .ok()
+            .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 4096;
         println!(
             "{:>10} {:>14.0} {:>16.0} {:>16} {:>14}",
             if zipf { "Zipf(1)" } else { "uniform" },

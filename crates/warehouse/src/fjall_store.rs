@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use highwater_event::Partition;
 use highwater_log::keyed::{KeyedBatch, KeyedSnapshot, KeyedStore, Mark, StoreError, Visit};
 
@@ -48,7 +48,11 @@ impl FjallStore {
         };
         let database = match open() {
             Ok(database) => database,
-            Err(error @ (fjall::Error::JournalRecovery(_) | fjall::Error::InvalidTrailer | fjall::Error::InvalidTag(_))) => {
+            Err(
+                error @ (fjall::Error::JournalRecovery(_)
+                | fjall::Error::InvalidTrailer
+                | fjall::Error::InvalidTag(_)),
+            ) => {
                 let aside = set_aside(dir)?;
                 tracing::error!(%error, aside = %aside.display(), "the keyed store is damaged; it is set aside and every table is derived from the log again");
                 open().map_err(unavailable)?
@@ -141,7 +145,8 @@ impl KeyedStore for FjallStore {
                 .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok())
                 .map(u32::from_be_bytes)
                 .ok_or_else(|| StoreError::Damaged("the key of a mark".into()))?;
-            let mark = postcard::from_bytes(&value).map_err(|error| StoreError::Damaged(error.to_string()))?;
+            let mark =
+                postcard::from_bytes(&value).map_err(|error| StoreError::Damaged(error.to_string()))?;
             marks.insert(partition, mark);
         }
         Ok(marks)

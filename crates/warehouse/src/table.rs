@@ -82,7 +82,15 @@ impl<S: Stored> Table<S> {
         let marks = self.store.marks(&self.name)?;
         let mut overlay = self.overlay();
         let generation = overlay.generation + 1;
-        *overlay = Overlay { slots: HashMap::new(), marks, weight: 0, dirty: 0, held: false, generation, collected: None };
+        *overlay = Overlay {
+            slots: HashMap::new(),
+            marks,
+            weight: 0,
+            dirty: 0,
+            held: false,
+            generation,
+            collected: None,
+        };
         Ok(())
     }
 
@@ -129,9 +137,8 @@ impl<S: Stored> States<S> for Folding<'_, S> {
         if !self.overlay.slots.contains_key(key) {
             let stored = self.store.get(self.table, key)?;
             let state = match stored {
-                Some(bytes) => {
-                    S::decode(&bytes).ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table)))?
-                }
+                Some(bytes) => S::decode(&bytes)
+                    .ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table)))?,
                 None => new(),
             };
             let weight = state.weight();
@@ -241,7 +248,13 @@ impl<S: Stored> StateReader<S> for Table<S> {
     fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let (fresh, snapshot) = {
             let overlay = self.overlay();
-            let fresh = overlay.slots.iter().filter(|(_, slot)| slot.change != Change::Clean).map(|(key, _)| key).max().cloned();
+            let fresh = overlay
+                .slots
+                .iter()
+                .filter(|(_, slot)| slot.change != Change::Clean)
+                .map(|(key, _)| key)
+                .max()
+                .cloned();
             (fresh, self.store.snapshot(&self.name)?)
         };
         Ok(fresh.max(snapshot.last_key()?))
@@ -277,7 +290,13 @@ impl<P: Program> TableView<P> {
     }
 
     /// Puts late and dead rows into the log, once: rows that an earlier run put there are left out.
-    async fn set_apart(&self, partition: Partition, to: Offset, late: Vec<Refused>, dead: Vec<Refused>) -> Result<(), ViewError> {
+    async fn set_apart(
+        &self,
+        partition: Partition,
+        to: Offset,
+        late: Vec<Refused>,
+        dead: Vec<Refused>,
+    ) -> Result<(), ViewError> {
         let writer = self.program.name().to_string();
         let from = self.log.advanced(&writer, &self.at(partition));
         let mut commit = Commit::default();
@@ -332,7 +351,9 @@ impl<P: Program> View for TableView<P> {
     }
 
     async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
-        let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(Applied::default()) };
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
+            return Ok(Applied::default());
+        };
         let (from, to) = (first.base, last.end());
         if self.table.dirty_keys() > self.dirty_limit {
             // Before more is taken in: a store that does not answer stops the intake.
@@ -345,9 +366,13 @@ impl<P: Program> View for TableView<P> {
             let mut overlay = self.table.overlay();
             let mut mark = overlay.marks.get(&partition).copied().unwrap_or_default();
             if mark.offset != from {
-                return Err(ViewError::Retry(format!("the table stands at {} and was given rows from {from}", mark.offset)));
+                return Err(ViewError::Retry(format!(
+                    "the table stands at {} and was given rows from {from}",
+                    mark.offset
+                )));
             }
-            let mut states = Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
+            let mut states =
+                Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
             let folded = self.program.fold(prepared, &mut mark, &mut states);
             mark.offset = to;
             overlay.marks.insert(partition, mark);

@@ -17,12 +17,12 @@ use async_trait::async_trait;
 use highwater_event::{Clock, Offset, Partition, Randomness, StreamName, StreamPartition};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::Log;
 use crate::commit::{Commit, LogBatch, Receipt};
 use crate::disk::{Disk, LockGuard};
 use crate::error::{AppendError, OpenError, ReadError};
 use crate::segment::Segment;
 use crate::tail::Tail;
-use crate::Log;
 
 pub use crate::recovery::Damage;
 
@@ -104,7 +104,13 @@ impl Journal {
             .name("journal".into())
             .spawn(move || writer.run(requests))
             .map_err(OpenError::io("the journal's thread could not be started"))?;
-        Ok(Self { shared, queue, writer: Mutex::new(Some(handle)), damage: opened.damage, _lock: opened.lock })
+        Ok(Self {
+            shared,
+            queue,
+            writer: Mutex::new(Some(handle)),
+            damage: opened.damage,
+            _lock: opened.lock,
+        })
     }
 
     /// Damage that was found in the middle of segments when the journal was opened.
@@ -162,7 +168,13 @@ impl Shared {
         }
     }
 
-    fn read_segments(&self, at: &StreamPartition, from: Offset, end: Offset, max_rows: usize) -> Result<Vec<LogBatch>, ReadError> {
+    fn read_segments(
+        &self,
+        at: &StreamPartition,
+        from: Offset,
+        end: Offset,
+        max_rows: usize,
+    ) -> Result<Vec<LogBatch>, ReadError> {
         let segments: Vec<Arc<Segment>> = self.segments().clone();
         let mut batches: Vec<LogBatch> = Vec::new();
         let mut rows = 0usize;
@@ -179,11 +191,13 @@ impl Shared {
                     return Ok(batches);
                 }
                 let gap = place.base > expected;
-                let fetched = if gap { Err(missing(at, expected, place.base)) } else { segment.fetch(at, &place) };
+                let fetched =
+                    if gap { Err(missing(at, expected, place.base)) } else { segment.fetch(at, &place) };
                 match fetched {
                     Ok(fetched) => {
                         rows += fetched.num_rows();
-                        let batch = LogBatch { base: place.base, recorded_at: place.recorded_at, rows: fetched };
+                        let batch =
+                            LogBatch { base: place.base, recorded_at: place.recorded_at, rows: fetched };
                         expected = batch.end();
                         batches.push(batch);
                     }
@@ -205,7 +219,12 @@ impl Shared {
 }
 
 fn missing(at: &StreamPartition, from: Offset, to: Offset) -> ReadError {
-    ReadError::Damaged { at: at.clone(), from, to, detail: "the commits that held them are unreadable".into() }
+    ReadError::Damaged {
+        at: at.clone(),
+        from,
+        to,
+        detail: "the commits that held them are unreadable".into(),
+    }
 }
 
 #[async_trait]

@@ -37,8 +37,14 @@ pub(super) fn open(
     let mut paths = disk.list(dir).map_err(OpenError::io("the log's folder can't be listed"))?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
 
-    let mut opened =
-        Opened { state: State::default(), segments: Vec::new(), active: None, log_id: [0; 16], damage: Vec::new(), lock };
+    let mut opened = Opened {
+        state: State::default(),
+        segments: Vec::new(),
+        active: None,
+        log_id: [0; 16],
+        damage: Vec::new(),
+        lock,
+    };
     let last = paths.len().saturating_sub(1);
     for (number, path) in paths.iter().enumerate() {
         open_segment(&mut opened, disk, path, number == 0, number == last)?;
@@ -74,7 +80,13 @@ pub(super) fn create_segment(
     Ok(Arc::new(Segment::new(path, first_commit, file)))
 }
 
-fn open_segment(opened: &mut Opened, disk: &dyn Disk, path: &Path, first: bool, last: bool) -> Result<(), OpenError> {
+fn open_segment(
+    opened: &mut Opened,
+    disk: &dyn Disk,
+    path: &Path,
+    first: bool,
+    last: bool,
+) -> Result<(), OpenError> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let file = disk.open(path).map_err(OpenError::io(format!("{name} can't be opened")))?;
     let length = file.len().map_err(OpenError::io(format!("{name} can't be read")))?;
@@ -82,14 +94,19 @@ fn open_segment(opened: &mut Opened, disk: &dyn Disk, path: &Path, first: bool, 
     file.read_at(&mut head, 0).map_err(OpenError::io(format!("{name} can't be read")))?;
     let header = match SegmentHeader::decode(&head) {
         Ok(header) => header,
-        Err(HeaderFault::Newer(found)) => return Err(OpenError::Version { file: name, found, known: VERSION }),
+        Err(HeaderFault::Newer(found)) => {
+            return Err(OpenError::Version { file: name, found, known: VERSION });
+        }
         // A crash while the segment was made: no commit can be in it, because its header is fsynced first.
         Err(HeaderFault::Damaged) if last && length <= SEGMENT_HEADER_LEN as u64 => {
             drop(file);
             return disk.remove(path).map_err(OpenError::io(format!("{name} can't be removed")));
         }
         Err(HeaderFault::Damaged) => {
-            return Err(OpenError::Damaged { file: name, detail: "its header is not what was written".into() });
+            return Err(OpenError::Damaged {
+                file: name,
+                detail: "its header is not what was written".into(),
+            });
         }
     };
     if first {
@@ -109,7 +126,8 @@ fn open_segment(opened: &mut Opened, disk: &dyn Disk, path: &Path, first: bool, 
         });
     }
 
-    let footer = read_footer(file.as_ref(), length).map_err(OpenError::io(format!("{name} can't be read")))?;
+    let footer =
+        read_footer(file.as_ref(), length).map_err(OpenError::io(format!("{name} can't be read")))?;
     match footer {
         Some((_, summary)) => {
             let segment = Segment::closed(path.to_owned(), header.first_commit, file, &summary);
@@ -140,7 +158,11 @@ fn scan_segment(
     let end = scan.end;
     if last {
         if end < length {
-            tracing::info!(segment = name, bytes = length - end, "cut a torn tail that no answer had confirmed");
+            tracing::info!(
+                segment = name,
+                bytes = length - end,
+                "cut a torn tail that no answer had confirmed"
+            );
             file.truncate(end).map_err(OpenError::io(format!("{name} can't be cut")))?;
         }
         // What the last process wrote but did not fsync becomes visible now, so it is made durable first.
@@ -148,7 +170,10 @@ fn scan_segment(
     } else if end < length && scan.next_commit == header.first_commit {
         return Err(OpenError::Damaged { file: name, detail: "no commit in it can be read".into() });
     } else {
-        tracing::error!(segment = name, "a closed segment has no sound footer; its commits were read instead");
+        tracing::error!(
+            segment = name,
+            "a closed segment has no sound footer; its commits were read instead"
+        );
     }
     opened.state.take_scan(&scan);
     let segment = Arc::new(Segment::scanned(path, header.first_commit, file, scan));

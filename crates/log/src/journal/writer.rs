@@ -146,7 +146,10 @@ impl Writer {
                 if append.rows.num_rows() == 0 {
                     continue;
                 }
-                let slot = slots.get(&append.to).copied().filter(|slot| same_schema(&group.rows[*slot].2, &append.rows));
+                let slot = slots
+                    .get(&append.to)
+                    .copied()
+                    .filter(|slot| same_schema(&group.rows[*slot].2, &append.rows));
                 match slot {
                     Some(slot) => group.rows[slot].2.push(append.rows),
                     None => {
@@ -166,7 +169,8 @@ impl Writer {
         let position = self.active.as_ref().map_or(0, |(_, position)| *position);
         let encode = |error: arrow::error::ArrowError| AppendError::Encode(error.to_string());
         let mut body = Vec::new();
-        let mut encoded = Encoded { bytes: Vec::new(), schemas: Vec::new(), places: Vec::new(), batches: Vec::new() };
+        let mut encoded =
+            Encoded { bytes: Vec::new(), schemas: Vec::new(), places: Vec::new(), batches: Vec::new() };
         let mut entries = Vec::new();
         for (to, base, batches) in &group.rows {
             let rows = match batches.as_slice() {
@@ -213,8 +217,12 @@ impl Writer {
         if body.len() as u64 > format::MAX_PART_LEN {
             return Err(AppendError::Encode(format!("a commit of {} bytes is too large", body.len())));
         }
-        let head =
-            CommitHead { number: self.state.next_commit, recorded_at, entries, advances: group.advances.clone() };
+        let head = CommitHead {
+            number: self.state.next_commit,
+            recorded_at,
+            entries,
+            advances: group.advances.clone(),
+        };
         format::encode_commit(&head, &body, &mut encoded.bytes)
             .map_err(|error| AppendError::Encode(error.to_string()))?;
         let body_position = position + (encoded.bytes.len() - body.len()) as u64;
@@ -226,7 +234,11 @@ impl Writer {
 
     fn schema_number(&self, schema: &SchemaRef, fresh: &[(SchemaRef, Vec<u8>)]) -> Option<u32> {
         let same = |known: &SchemaRef| Arc::ptr_eq(known, schema) || known == schema;
-        self.schemas.iter().chain(fresh.iter().map(|(schema, _)| schema)).position(same).map(|number| number as u32)
+        self.schemas
+            .iter()
+            .chain(fresh.iter().map(|(schema, _)| schema))
+            .position(same)
+            .map(|number| number as u32)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), AppendError> {
@@ -318,8 +330,13 @@ impl Writer {
 
     fn next_segment(&mut self) -> Result<(), AppendError> {
         let first_commit = self.state.next_commit;
-        let made =
-            open::create_segment(self.disk.as_ref(), &self.options.dir, self.log_id, first_commit, self.clock.now_micros());
+        let made = open::create_segment(
+            self.disk.as_ref(),
+            &self.options.dir,
+            self.log_id,
+            first_commit,
+            self.clock.now_micros(),
+        );
         match made {
             Ok(segment) => {
                 self.shared.segments.write().unwrap_or_else(PoisonError::into_inner).push(segment.clone());
@@ -334,7 +351,8 @@ impl Writer {
                     Ok(()) => Err(write_error(&error)),
                     Err(gone) if gone.kind() == io::ErrorKind::NotFound => Err(write_error(&error)),
                     Err(second) => {
-                        Err(self.poison(format!("a segment could not be made ({error}) nor removed: {second}")))
+                        Err(self
+                            .poison(format!("a segment could not be made ({error}) nor removed: {second}")))
                     }
                 }
             }

@@ -15,7 +15,8 @@ use crate::node::Script;
 pub fn read_pack(path: &Path) -> anyhow::Result<Script> {
     let mut script = Script::default();
     if path.is_file() {
-        script.text = std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
+        script.text =
+            std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         collect_csv(folder, "", 1, &mut script.files)?;
         return Ok(script);
@@ -28,14 +29,21 @@ pub fn read_pack(path: &Path) -> anyhow::Result<Script> {
     files.sort();
     anyhow::ensure!(!files.is_empty(), "the folder {} holds no .sql file", path.display());
     for file in files {
-        script.text.push_str(&std::fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))?);
+        script.text.push_str(
+            &std::fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))?,
+        );
         script.text.push_str("\n;\n");
     }
     collect_csv(path, "", 3, &mut script.files)?;
     Ok(script)
 }
 
-fn collect_csv(folder: &Path, prefix: &str, depth: usize, files: &mut BTreeMap<String, String>) -> anyhow::Result<()> {
+fn collect_csv(
+    folder: &Path,
+    prefix: &str,
+    depth: usize,
+    files: &mut BTreeMap<String, String>,
+) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
@@ -43,7 +51,8 @@ fn collect_csv(folder: &Path, prefix: &str, depth: usize, files: &mut BTreeMap<S
         if path.is_dir() && depth > 0 && !name.starts_with('.') {
             collect_csv(&path, &format!("{name}/"), depth - 1, files)?;
         } else if path.extension().is_some_and(|extension| extension == "csv") {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("{} can't be read", path.display()))?;
             files.insert(name, text);
         }
     }
@@ -52,11 +61,18 @@ fn collect_csv(folder: &Path, prefix: &str, depth: usize, files: &mut BTreeMap<S
 
 pub fn apply(arguments: ApplyArgs) -> Result<ExitCode, Failure> {
     let script = read_pack(&arguments.file)?;
-    let request = json!({"sql": script.text, "files": script.files, "dry_run": arguments.dry_run}).to_string();
+    let request =
+        json!({"sql": script.text, "files": script.files, "dry_run": arguments.dry_run}).to_string();
     let client = Client::new(&arguments.target)?;
-    let body = client.post("/api/v1/statements", "application/json", "application/json", request.as_bytes())?;
+    let body =
+        client.post("/api/v1/statements", "application/json", "application/json", request.as_bytes())?;
     let answer: Value = serde_json::from_str(&body).unwrap_or_default();
-    let rows: Vec<_> = answer["statements"].as_array().into_iter().flatten().filter_map(|row| row.as_object().cloned()).collect();
+    let rows: Vec<_> = answer["statements"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|row| row.as_object().cloned())
+        .collect();
     output::print(arguments.output.output, &["kind".into(), "name".into(), "outcome".into()], &rows)?;
     if arguments.dry_run {
         eprintln!("checked only, nothing was declared");

@@ -81,17 +81,23 @@ impl Client {
             (Some(url), _) => url.trim_end_matches('/').to_owned(),
             (None, Some(folder)) => listening(folder)?,
             (None, None) => {
-                return Err(Failure::new("no_node", "there is no data folder here (./highwater-demo or ./highwater-data)")
-                    .hint("name it with --data, or start a node with `highwater demo` or `highwater serve`")
-                    .exit(2));
+                return Err(Failure::new(
+                    "no_node",
+                    "there is no data folder here (./highwater-demo or ./highwater-data)",
+                )
+                .hint("name it with --data, or start a node with `highwater demo` or `highwater serve`")
+                .exit(2));
             }
         };
         let file = target.token_file.clone().or_else(|| folder.map(|folder| folder.join("operator.token")));
         let Some(file) = file else {
-            return Err(Failure::new("no_token", "there is no token to sign in with").hint("name its file with --token-file").exit(4));
+            return Err(Failure::new("no_token", "there is no token to sign in with")
+                .hint("name its file with --token-file")
+                .exit(4));
         };
         let token = std::fs::read_to_string(&file).map_err(|error| {
-            Failure::new("no_token", format!("the token in {} can't be read: {error}", file.display())).exit(4)
+            Failure::new("no_token", format!("the token in {} can't be read: {error}", file.display()))
+                .exit(4)
         })?;
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -103,7 +109,10 @@ impl Client {
     }
 
     pub fn get(&self, path: &str) -> Result<String, Failure> {
-        let request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let request = self
+            .agent
+            .get(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token));
         self.answer(request.call())
     }
 
@@ -117,7 +126,10 @@ impl Client {
         self.answer(request.send(body))
     }
 
-    fn answer(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<String, Failure> {
+    fn answer(
+        &self,
+        response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<String, Failure> {
         let unreachable = |error: ureq::Error| {
             Failure::new("unreachable", format!("no node answers at {}: {error}", self.url))
                 .hint("is it running? `highwater serve` or `highwater demo` starts one")
@@ -133,7 +145,9 @@ impl Client {
         if status == 422 && problem.get("results").is_some() {
             return Ok(body);
         }
-        let detail = text("rendered").or_else(|| text("detail")).unwrap_or_else(|| format!("the node answered {status}"));
+        let detail = text("rendered")
+            .or_else(|| text("detail"))
+            .unwrap_or_else(|| format!("the node answered {status}"));
         Err(Failure {
             code: text("code").unwrap_or_else(|| format!("http_{status}")),
             message: detail,
@@ -165,5 +179,10 @@ fn listening(folder: &Path) -> Result<String, Failure> {
             .hint(format!("start one with `highwater serve --data {}`", folder.display()))
     })?;
     let file: Value = serde_json::from_str(&text).unwrap_or_default();
-    file["url"].as_str().map(str::to_owned).ok_or_else(|| Failure::new("not_running", format!("{}/{LISTENING} does not say where the node listens", folder.display())))
+    file["url"].as_str().map(str::to_owned).ok_or_else(|| {
+        Failure::new(
+            "not_running",
+            format!("{}/{LISTENING} does not say where the node listens", folder.display()),
+        )
+    })
 }

@@ -15,14 +15,18 @@ const BATCH: usize = 1000;
 
 pub fn transactions(arguments: GenerateArgs) -> Result<ExitCode, Failure> {
     let usage = |message: String| Failure::new("usage", message).exit(2);
-    for (name, share) in [("bad", arguments.bad), ("duplicate", arguments.duplicate), ("late", arguments.late)] {
+    for (name, share) in
+        [("bad", arguments.bad), ("duplicate", arguments.duplicate), ("late", arguments.late)]
+    {
         if !(0.0..=1.0).contains(&share) {
             return Err(usage(format!("--{name} is a share between 0 and 1")));
         }
     }
     let span = (arguments.hours.max(0.0) * 3.6e9) as i64;
     let start = match &arguments.start {
-        Some(text) => time::parse_micros(text).ok_or_else(|| usage(format!("--start \"{text}\" is not a time")))?,
+        Some(text) => {
+            time::parse_micros(text).ok_or_else(|| usage(format!("--start \"{text}\" is not a time")))?
+        }
         None => SystemClock.now_micros() - span,
     };
     let shares = Shares { bad: arguments.bad, duplicate: arguments.duplicate, late: arguments.late };
@@ -53,7 +57,12 @@ pub fn transactions(arguments: GenerateArgs) -> Result<ExitCode, Failure> {
 fn flush(client: Option<&Client>, batch: &[u8]) -> Result<(), Failure> {
     match client {
         Some(client) => {
-            client.post("/api/v1/streams/transaction_log/events", "application/x-ndjson", "application/json", batch)?;
+            client.post(
+                "/api/v1/streams/transaction_log/events",
+                "application/x-ndjson",
+                "application/json",
+                batch,
+            )?;
         }
         None => {
             let mut out = std::io::stdout().lock();

@@ -25,9 +25,14 @@ pub fn print(format: Format, columns: &[String], rows: &[Map<String, Value>]) ->
             }
         }
         Format::Csv => {
-            writeln!(out, "{}", columns.iter().map(|column| csv_field(column)).collect::<Vec<_>>().join(","))?;
+            writeln!(
+                out,
+                "{}",
+                columns.iter().map(|column| csv_field(column)).collect::<Vec<_>>().join(",")
+            )?;
             for row in rows {
-                let fields: Vec<String> = columns.iter().map(|column| csv_field(&text(row.get(column)))).collect();
+                let fields: Vec<String> =
+                    columns.iter().map(|column| csv_field(&text(row.get(column)))).collect();
                 writeln!(out, "{}", fields.join(","))?;
             }
         }
@@ -51,12 +56,16 @@ fn table(out: &mut impl Write, columns: &[String], rows: &[Map<String, Value>]) 
         .collect();
     let numeric: Vec<bool> = columns
         .iter()
-        .map(|column| rows.iter().all(|row| row.get(column).is_none_or(|value| value.is_number() || value.is_null())))
+        .map(|column| {
+            rows.iter().all(|row| row.get(column).is_none_or(|value| value.is_number() || value.is_null()))
+        })
         .collect();
     let widths: Vec<usize> = columns
         .iter()
         .enumerate()
-        .map(|(at, column)| cells.iter().map(|row| row[at].chars().count()).chain([column.chars().count()]).max().unwrap_or(0))
+        .map(|(at, column)| {
+            cells.iter().map(|row| row[at].chars().count()).chain([column.chars().count()]).max().unwrap_or(0)
+        })
         .collect();
     let mut line = |fields: &[String]| -> std::io::Result<()> {
         let padded: Vec<String> = fields
@@ -78,5 +87,9 @@ fn table(out: &mut impl Write, columns: &[String], rows: &[Map<String, Value>]) 
 }
 
 fn csv_field(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
 }

@@ -10,7 +10,8 @@ use super::client::Client;
 use super::{Failure, ListCommand, SqlArgs, TailArgs, ViewCommand, output};
 
 fn parse(body: &str) -> Result<Value, Failure> {
-    serde_json::from_str(body).map_err(|error| Failure::new("bad_answer", format!("the node's answer is not JSON: {error}")))
+    serde_json::from_str(body)
+        .map_err(|error| Failure::new("bad_answer", format!("the node's answer is not JSON: {error}")))
 }
 
 fn objects(value: &Value) -> Vec<Map<String, Value>> {
@@ -26,19 +27,23 @@ pub fn sql(arguments: SqlArgs) -> Result<ExitCode, Failure> {
     }
     let mut params = Map::new();
     for param in &arguments.params {
-        let (name, value) = param
-            .split_once('=')
-            .ok_or_else(|| Failure::new("usage", format!("a parameter is written name=value, not {param}")).exit(2))?;
+        let (name, value) = param.split_once('=').ok_or_else(|| {
+            Failure::new("usage", format!("a parameter is written name=value, not {param}")).exit(2)
+        })?;
         params.insert(name.into(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)));
     }
     let request = json!({"query": query, "params": params}).to_string();
-    let body = client.post("/api/v1/sql", "application/json", "application/json", request.as_bytes()).map_err(|failure| {
-        let rendered = failure.message.clone();
-        Failure { message: rendered, ..failure }
-    })?;
+    let body = client
+        .post("/api/v1/sql", "application/json", "application/json", request.as_bytes())
+        .map_err(|failure| {
+            let rendered = failure.message.clone();
+            Failure { message: rendered, ..failure }
+        })?;
     let answer = parse(&body)?;
-    let columns: Vec<String> =
-        objects(&answer["columns"]).iter().filter_map(|column| column["name"].as_str().map(str::to_owned)).collect();
+    let columns: Vec<String> = objects(&answer["columns"])
+        .iter()
+        .filter_map(|column| column["name"].as_str().map(str::to_owned))
+        .collect();
     output::print(arguments.output.output, &columns, &objects(&answer["rows"]))?;
     if answer["truncated"] == Value::Bool(true) {
         eprintln!("only the first {} rows are shown; add LIMIT or a condition", answer["row_count"]);
@@ -114,7 +119,8 @@ pub fn list(kind: &str, columns: &[&str], command: ListCommand) -> Result<ExitCo
 }
 
 fn print_json(value: &Value) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new("bad_answer", error.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| Failure::new("bad_answer", error.to_string()))?;
     writeln!(std::io::stdout().lock(), "{text}")?;
     Ok(())
 }

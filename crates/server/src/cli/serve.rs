@@ -18,14 +18,16 @@ use tower::util::MapRequestLayer;
 use super::apply::read_pack;
 use super::client::LISTENING;
 use super::{DemoArgs, Failure, ServeArgs};
+use crate::demo;
 use crate::http;
 use crate::node::{DeclareError, Node, NodeOptions, Script};
-use crate::demo;
 
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HIGHWATER_LOG")
         // The Delta kernel calls a folder without a table an error; we ask because we do not know.
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,buoyant_kernel=off,highwater=info,highwater_log=info"));
+        .unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new("warn,buoyant_kernel=off,highwater=info,highwater_log=info")
+        });
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
@@ -67,10 +69,18 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
         declare(&node, &packs).await?;
         let catalog = node.catalog();
         eprintln!("highwater {}     data {}", env!("CARGO_PKG_VERSION"), arguments.data.display());
-        eprintln!("  {} streams, {} tables, {} endpoints", catalog.streams.len(), catalog.tables.len(), catalog.endpoints.len());
+        eprintln!(
+            "  {} streams, {} tables, {} endpoints",
+            catalog.streams.len(),
+            catalog.tables.len(),
+            catalog.endpoints.len()
+        );
         eprintln!("\n  Open   {url}/    API {url}/docs    Metrics {url}/metrics");
         eprintln!("  Token  {}", arguments.data.join("operator.token").display());
-        eprintln!("  Try    curl -H \"Authorization: Bearer $(cat {}/operator.token)\" {url}/api/v1/streams", arguments.data.display());
+        eprintln!(
+            "  Try    curl -H \"Authorization: Bearer $(cat {}/operator.token)\" {url}/api/v1/streams",
+            arguments.data.display()
+        );
         run(node, listener, &arguments.data).await
     })
 }
@@ -119,7 +129,8 @@ async fn open(
 ) -> Result<(Arc<Node>, String, tokio::net::TcpListener), Failure> {
     http::install_metrics()?;
     let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
-        Failure::new("address_in_use", format!("can't listen on {listen}: {error}")).hint("choose another with --listen 127.0.0.1:PORT")
+        Failure::new("address_in_use", format!("can't listen on {listen}: {error}"))
+            .hint("choose another with --listen 127.0.0.1:PORT")
     })?;
     let address = listener.local_addr()?;
     let data = options.data.clone();

@@ -68,24 +68,38 @@ pub fn pack() -> Script {
 
 /// Fills the node, prints the banner and goes on with live events.
 pub async fn run(node: Arc<Node>, plan: Plan) -> anyhow::Result<()> {
-    eprintln!("highwater {} demo      data {}  (delete it to start again)", env!("CARGO_PKG_VERSION"), plan.data.display());
+    eprintln!(
+        "highwater {} demo      data {}  (delete it to start again)",
+        env!("CARGO_PKG_VERSION"),
+        plan.data.display()
+    );
     node.declare(&pack(), &Principal::operator(), false).await?;
     let catalog = node.catalog();
     eprintln!("  ✓ log         1 pack, {} streams", catalog.streams.len());
     let views = node.driver.statuses().len();
-    eprintln!("  ✓ views       {} tables, {} endpoints, lake; {views} in all", catalog.tables.len(), catalog.endpoints.len());
+    eprintln!(
+        "  ✓ views       {} tables, {} endpoints, lake; {views} in all",
+        catalog.tables.len(),
+        catalog.endpoints.len()
+    );
     let shares = Shares { bad: 0.01, duplicate: 0.005, late: 0.005 };
     let mut events = Transactions::new(plan.seed, shares);
     history(&node, &plan, &mut events).await?;
     let percent = |share: f64| share * 100.0;
     eprintln!(
         "  ✓ generator   {} events/s, seed {}; {} % bad, {} % duplicate, {} % late",
-        plan.rate, plan.seed, percent(shares.bad), percent(shares.duplicate), percent(shares.late)
+        plan.rate,
+        plan.seed,
+        percent(shares.bad),
+        percent(shares.duplicate),
+        percent(shares.late)
     );
     let program = std::env::args().next().unwrap_or_else(|| "highwater".into());
     eprintln!("\n  Open   {}/#token={}", plan.url, node.operator_token);
     eprintln!("  API    {url}/docs          Metrics  {url}/metrics", url = plan.url);
-    eprintln!("  Try    {program} sql \"SELECT location_country, sum(amount_usd) FROM transactions_processed GROUP BY 1\"");
+    eprintln!(
+        "  Try    {program} sql \"SELECT location_country, sum(amount_usd) FROM transactions_processed GROUP BY 1\""
+    );
     eprintln!("         {program} tail transactions_processed");
     if plan.rate > 0.0 {
         live(&node, plan.rate, &mut events).await?;
@@ -128,7 +142,8 @@ async fn history(node: &Arc<Node>, plan: &Plan, events: &mut Transactions) -> an
                 number += 1;
             }
             let node = node.clone();
-            under_way.spawn(async move { node.door.submit(submission(body)?).await.map_err(anyhow::Error::from) });
+            under_way
+                .spawn(async move { node.door.submit(submission(body)?).await.map_err(anyhow::Error::from) });
         } else if let Some(done) = under_way.join_next().await {
             counts.take(&done??);
         }
@@ -139,11 +154,15 @@ async fn history(node: &Arc<Node>, plan: &Plan, events: &mut Transactions) -> an
         thousands(counts.accepted),
         started.elapsed().as_secs_f64()
     );
-    let behind = || node.driver.statuses().iter().filter(|view| view.kind != "lake").map(|view| view.lag).sum::<u64>();
+    let behind =
+        || node.driver.statuses().iter().filter(|view| view.kind != "lake").map(|view| view.lag).sum::<u64>();
     while behind() > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    eprintln!("                tables and derived streams are up to date{:>13.1} s", started.elapsed().as_secs_f64());
+    eprintln!(
+        "                tables and derived streams are up to date{:>13.1} s",
+        started.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -188,7 +207,11 @@ async fn live(node: &Arc<Node>, rate: f64, events: &mut Transactions) -> anyhow:
                 thousands(counts.duplicates),
                 thousands(counts.rejected)
             );
-            if terminal { eprint!("\r{line}\x1b[K") } else { eprintln!("{line}") }
+            if terminal {
+                eprint!("\r{line}\x1b[K")
+            } else {
+                eprintln!("{line}")
+            }
             std::io::stderr().flush()?;
             latencies.clear();
             shown = Instant::now();

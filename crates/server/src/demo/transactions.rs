@@ -30,7 +30,8 @@ const NAMES: [&str; 8] = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald",
 const SURNAMES: [&str; 8] = ["Moreau", "Schmidt", "Tanaka", "Silva", "Novak", "Larsen", "Rossi", "Okafor"];
 const CURRENCIES: [&str; 6] = ["USD", "EUR", "GBP", "CAD", "JPY", "AUD"];
 const TYPES: [&str; 4] = ["purchase", "refund", "payment", "withdrawal"];
-const METHODS: [&str; 6] = ["credit_card", "paypal", "bank_transfer", "apple_pay", "google_pay", "cryptocurrency"];
+const METHODS: [&str; 6] =
+    ["credit_card", "paypal", "bank_transfer", "apple_pay", "google_pay", "cryptocurrency"];
 const CATEGORIES: [&str; 5] = ["electronics", "clothing", "books", "home_goods", "food"];
 const PLACES: [(&str, &str); 12] = [
     ("Paris", "France"),
@@ -114,7 +115,11 @@ impl Transactions {
         let (ship_city, ship_country) = self.pick(&PLACES);
         let number = |from: u64, to: u64| from + self.random.below(to - from + 1);
         let rating = if self.random.chance(0.3) { Value::Null } else { json!(number(1, 5)) };
-        let discount = if self.random.chance(0.8) { Value::Null } else { json!(format!("DISCOUNT-{:03}", number(100, 999))) };
+        let discount = if self.random.chance(0.8) {
+            Value::Null
+        } else {
+            json!(format!("DISCOUNT-{:03}", number(100, 999)))
+        };
         json!({
             "transaction_id": format!("TXN-{:08x}", self.random.next() as u32),
             "timestamp": time::show_micros(at),

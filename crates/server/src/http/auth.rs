@@ -20,7 +20,8 @@ pub async fn require_operator(State(node): State<Arc<Node>>, mut request: Reques
             .into_response();
     };
     if !same(given.as_bytes(), node.operator_token.as_bytes()) {
-        return Problem::new(StatusCode::UNAUTHORIZED, "credentials_invalid", "the credential is not valid").into_response();
+        return Problem::new(StatusCode::UNAUTHORIZED, "credentials_invalid", "the credential is not valid")
+            .into_response();
     }
     request.extensions_mut().insert(Principal::operator());
     next.run(request).await
@@ -32,10 +33,12 @@ fn credential(headers: &HeaderMap) -> Option<String> {
     }
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    (scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("token")).then(|| token.trim().to_owned())
+    (scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("token"))
+        .then(|| token.trim().to_owned())
 }
 
 /// Compares without telling by its time where two texts differ.
 fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && std::hint::black_box(a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b))) == 0
+    a.len() == b.len()
+        && std::hint::black_box(a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b))) == 0
 }

@@ -65,7 +65,10 @@ pub async fn stream(
     let entry = streams::find(&node, &name)?;
     let schema = &entry.schema;
     if !schema.options.lake {
-        return Err(Problem::not_found("stream_not_found", format!("stream \"{name}\" is not kept in the lake")));
+        return Err(Problem::not_found(
+            "stream_not_found",
+            format!("stream \"{name}\" is not kept in the lake"),
+        ));
     }
     let page = page(&given)?;
     let fields = fields(schema, given.get("fields").map(String::as_str))?;
@@ -78,7 +81,10 @@ pub async fn stream(
     let ask = |sql: String, values: Vec<(String, ScalarValue)>| {
         let (node, fixed) = (node.clone(), fixed.clone());
         let asked = node.clone();
-        async move { node.ask(async move { adhoc::query(&asked.engine, fixed, &sql, values, QUERY_LIMITS).await }).await }
+        async move {
+            node.ask(async move { adhoc::query(&asked.engine, fixed, &sql, values, QUERY_LIMITS).await })
+                .await
+        }
     };
     let count = ask(format!("SELECT count(*) FROM rows{condition}"), values.clone()).await?;
     let count = count
@@ -94,7 +100,10 @@ pub async fn stream(
     }
     let pages = count.div_ceil(PAGE).max(1);
     if page > pages {
-        return Err(Problem::not_found("page_not_found", format!("there is no page {page}; the last one is {pages}")));
+        return Err(Problem::not_found(
+            "page_not_found",
+            format!("there is no page {page}; the last one is {pages}"),
+        ));
     }
     let columns: Vec<&str> = fields.iter().map(|(_, expression)| expression.as_str()).collect();
     let sql = format!(
@@ -178,7 +187,11 @@ fn fields(schema: &StreamSchema, chosen: Option<&str>) -> Result<Vec<(String, St
 }
 
 fn unknown(schema: &StreamSchema, parameter: &str, name: &str) -> Problem {
-    let known = schema.columns.iter().map(|column| column.name.as_str()).chain(schema.options.aliases.keys().map(String::as_str));
+    let known = schema
+        .columns
+        .iter()
+        .map(|column| column.name.as_str())
+        .chain(schema.options.aliases.keys().map(String::as_str));
     let problem = Problem::bad_request(
         "unknown_parameter",
         if parameter == "fields" {
@@ -208,7 +221,10 @@ fn conditions(
             })
         });
         let Some(((sql, data_type), operator)) = found else {
-            let bare = ["_gt", "_lt", "_eq"].iter().find_map(|suffix| parameter.strip_suffix(suffix)).unwrap_or(parameter);
+            let bare = ["_gt", "_lt", "_eq"]
+                .iter()
+                .find_map(|suffix| parameter.strip_suffix(suffix))
+                .unwrap_or(parameter);
             return Err(unknown(schema, parameter, bare));
         };
         let name = format!("p{}", values.len());
@@ -224,10 +240,13 @@ fn filter_value(parameter: &str, text: &str, data_type: &DataType) -> Result<Sca
     match data_type {
         DataType::Utf8 => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
         DataType::Timestamp(..) => {
-            let micros = time::parse_micros(text).ok_or_else(|| wrong("a time (RFC 3339, a date, or epoch seconds or milliseconds)"))?;
+            let micros = time::parse_micros(text)
+                .ok_or_else(|| wrong("a time (RFC 3339, a date, or epoch seconds or milliseconds)"))?;
             Ok(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
         }
-        DataType::Struct(_) | DataType::List(_) => Err(invalid(parameter, "a nested column can't be compared; name a member like a.b")),
+        DataType::Struct(_) | DataType::List(_) => {
+            Err(invalid(parameter, "a nested column can't be compared; name a member like a.b"))
+        }
         // Numbers are compared as exact decimals, so that 10.005 finds nothing in a column of two digits
         // instead of failing.
         DataType::Decimal128(..) | DataType::Int16 | DataType::Int32 | DataType::Int64 => {
@@ -235,7 +254,8 @@ fn filter_value(parameter: &str, text: &str, data_type: &DataType) -> Result<Sca
                 .map(|value| ScalarValue::Decimal128(Some(value), 38, 10))
                 .map_err(|_| wrong("a number"))
         }
-        other => ScalarValue::try_from_string(text.trim().to_owned(), other).map_err(|_| wrong("a value of the column's type")),
+        other => ScalarValue::try_from_string(text.trim().to_owned(), other)
+            .map_err(|_| wrong("a value of the column's type")),
     }
 }
 
@@ -246,7 +266,9 @@ fn day(given: &BTreeMap<String, String>) -> Result<Option<Day>, Problem> {
         [Some(year), Some(month), Some(date)] => [year, month, date],
         _ => return Err(invalid("year, month, day", "a version by day needs all three")),
     };
-    let number = |name: &str, text: &str| text.parse::<u32>().map_err(|_| invalid(name, format!("\"{text}\" is not a number")));
+    let number = |name: &str, text: &str| {
+        text.parse::<u32>().map_err(|_| invalid(name, format!("\"{text}\" is not a number")))
+    };
     let (year, month, date) = (number("year", year)?, number("month", month)?, number("day", date)?);
     let start = i32::try_from(year)
         .ok()
@@ -270,9 +292,10 @@ fn no_such_day(day: &Day, headers: &HeaderMap) -> Problem {
 fn moment(given: &BTreeMap<String, String>) -> Result<Moment, Problem> {
     match (given.get("version"), given.get("as_of")) {
         (Some(_), Some(_)) => Err(invalid("version, as_of", "give one of them")),
-        (Some(version), None) => {
-            version.parse().map(Moment::Version).map_err(|_| invalid("version", format!("\"{version}\" is not a version number")))
-        }
+        (Some(version), None) => version
+            .parse()
+            .map(Moment::Version)
+            .map_err(|_| invalid("version", format!("\"{version}\" is not a version number"))),
         (None, Some(text)) => time::parse_micros(text)
             .map(Moment::Time)
             .ok_or_else(|| invalid("as_of", format!("\"{text}\" is not a time"))),

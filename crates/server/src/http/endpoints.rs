@@ -17,7 +17,10 @@ pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Pr
     let mut parameters = BTreeMap::new();
     for (name, value) in given {
         if parameters.insert(name.clone(), value).is_some() {
-            return Err(Problem::bad_request("repeated_parameter", format!("parameter {name} is given twice")));
+            return Err(Problem::bad_request(
+                "repeated_parameter",
+                format!("parameter {name} is given twice"),
+            ));
         }
     }
     Ok(parameters)
@@ -31,10 +34,15 @@ pub async fn declared(
 ) -> Answer {
     let path = request.uri().path();
     let Some(endpoint) = node.catalog().endpoints.get(path).cloned() else {
-        return Err(Problem::not_found("path_not_found", format!("there is nothing at {path}")).hint("GET /docs lists the calls"));
+        return Err(Problem::not_found("path_not_found", format!("there is nothing at {path}"))
+            .hint("GET /docs lists the calls"));
     };
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this endpoint is read with GET"));
+        return Err(Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this endpoint is read with GET",
+        ));
     }
     let given: HashMap<String, String> = once(given)?.into_iter().collect();
     let known: Vec<&str> = endpoint.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
@@ -48,7 +56,8 @@ pub async fn declared(
     let values = endpoint_values(&node.engine, &endpoint, &given).await?;
     let relations = Arc::new(NodeRelations(node.clone()));
     let asked = node.clone();
-    let question = async move { run_endpoint(&asked.engine, relations, &endpoint, values, QUERY_LIMITS).await };
+    let question =
+        async move { run_endpoint(&asked.engine, relations, &endpoint, values, QUERY_LIMITS).await };
     let result = node.ask(question).await?;
     let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
     Ok(typed("application/json", format!("[{}]", rows(&result, &names, ","))))

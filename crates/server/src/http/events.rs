@@ -66,7 +66,8 @@ pub async fn ingest(
 ) -> Answer {
     let body = taken(body)?;
     if body.trim_ascii_start().first() == Some(&b'[') {
-        return Err(Problem::bad_request("not_an_object", "this call takes one event").hint("send several to /api/v1/events/batch"));
+        return Err(Problem::bad_request("not_an_object", "this call takes one event")
+            .hint("send several to /api/v1/events/batch"));
     }
     let stream = StreamName::system(crate::node::EVENTS);
     let submission = Submission { stream, body, format: Format::Json, principal };
@@ -76,7 +77,10 @@ pub async fn ingest(
     };
     let event_id = event_id.unwrap_or_default();
     let answer = |status: &str, offset: u64| {
-        (StatusCode::ACCEPTED, axum::Json(serde_json::json!({"event_id": event_id, "status": status, "offset": offset})))
+        (
+            StatusCode::ACCEPTED,
+            axum::Json(serde_json::json!({"event_id": event_id, "status": status, "offset": offset})),
+        )
             .into_response()
     };
     match outcome {
@@ -122,7 +126,8 @@ pub async fn batch(
 
 fn find(node: &Node, name: &str) -> Result<StreamName, Problem> {
     let missing = |known: &highwater_sql::Catalog| {
-        let names = known.streams.values().filter(|entry| entry.schema.raw).map(|entry| entry.schema.name.as_str());
+        let names =
+            known.streams.values().filter(|entry| entry.schema.raw).map(|entry| entry.schema.name.as_str());
         let problem = Problem::not_found("stream_not_found", format!("no stream \"{name}\" takes events"));
         match nearest(name, names) {
             Some(near) => problem.hint(format!("did you mean \"{near}\"?")),
@@ -146,13 +151,20 @@ fn format(headers: &HeaderMap) -> Result<Format, Problem> {
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && encoding != "identity"
     {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", "compressed bodies are not taken yet"));
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_encoding",
+            "compressed bodies are not taken yet",
+        ));
     }
-    let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
+    let declared =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
     match declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         // curl's default, when a user forgets the header.
         "application/json" | "text/json" | "" | "application/x-www-form-urlencoded" => Ok(Format::Json),
-        "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines" => Ok(Format::NdJson),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines" => {
+            Ok(Format::NdJson)
+        }
         other => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
@@ -167,7 +179,9 @@ fn batch_answer(verdicts: &[Verdict]) -> Response {
     let mut results = String::with_capacity(verdicts.len() * 64);
     for (index, Verdict { event_id, outcome }) in verdicts.iter().enumerate() {
         let separator = if index == 0 { "" } else { "," };
-        let id = event_id.as_ref().map_or_else(|| "null".to_owned(), |id| serde_json::Value::from(id.as_str()).to_string());
+        let id = event_id
+            .as_ref()
+            .map_or_else(|| "null".to_owned(), |id| serde_json::Value::from(id.as_str()).to_string());
         let rest = match outcome {
             Outcome::Accepted { offset, .. } => {
                 accepted += 1;
@@ -184,7 +198,8 @@ fn batch_answer(verdicts: &[Verdict]) -> Response {
             }
             Outcome::Rejected(error) => {
                 rejected += 1;
-                let error = serde_json::json!({"code": error.code, "path": error.path, "detail": error.detail});
+                let error =
+                    serde_json::json!({"code": error.code, "path": error.path, "detail": error.detail});
                 format!("\"status\":\"rejected\",\"error\":{error}")
             }
         };
@@ -204,7 +219,9 @@ fn batch_answer(verdicts: &[Verdict]) -> Response {
     metrics::counter!("highwater_events_total", "outcome" => "accepted").increment(accepted as u64);
     metrics::counter!("highwater_events_total", "outcome" => "duplicate").increment(duplicates as u64);
     metrics::counter!("highwater_events_total", "outcome" => "rejected").increment(rejected as u64);
-    let body = format!("{{\"accepted\":{accepted},\"duplicates\":{duplicates},\"rejected\":{rejected},\"results\":[{results}]}}");
+    let body = format!(
+        "{{\"accepted\":{accepted},\"duplicates\":{duplicates},\"rejected\":{rejected},\"results\":[{results}]}}"
+    );
     let mut response = (status, body).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

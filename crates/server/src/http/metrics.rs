@@ -42,7 +42,10 @@ pub fn install() -> anyhow::Result<()> {
 
 /// Times every call.
 pub async fn observe(request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "declared".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "declared".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().to_string();
     let started = Instant::now();
     let response = next.run(request).await;
@@ -62,10 +65,15 @@ pub async fn render(State(node): State<Arc<Node>>) -> Response {
     for view in node.driver.statuses() {
         metrics::gauge!("highwater_view_lag", "view" => view.name.clone()).set(view.lag as f64);
         let applied = view.applied;
-        let outcomes =
-            [("out", applied.out), ("filtered", applied.filtered), ("late", applied.late), ("dead", applied.dead)];
+        let outcomes = [
+            ("out", applied.out),
+            ("filtered", applied.filtered),
+            ("late", applied.late),
+            ("dead", applied.dead),
+        ];
         for (outcome, rows) in outcomes {
-            metrics::gauge!("highwater_view_rows_total", "view" => view.name.clone(), "outcome" => outcome).set(rows as f64);
+            metrics::gauge!("highwater_view_rows_total", "view" => view.name.clone(), "outcome" => outcome)
+                .set(rows as f64);
         }
     }
     metrics::gauge!("highwater_log_bytes").set(node.journal.bytes_on_disk() as f64);

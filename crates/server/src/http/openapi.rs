@@ -19,12 +19,33 @@ use crate::node::Node;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Highwater", description = "Live analytics, governed data and a provable audit trail in one binary.", license(name = "Apache-2.0", identifier = "Apache-2.0")),
+    info(
+        title = "Highwater",
+        description = "Live analytics, governed data and a provable audit trail in one binary.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
     paths(
-        events::stream_events, events::ingest, events::batch, sql::query, statements::declare, statements::list,
-        statements::tables, statements::table, statements::endpoints, streams::list, streams::show, streams::tail,
-        views::list, views::show, views::rebuild, views::pause, views::resume, datalake::stream, datalake::resources,
-        health::healthz, metrics::render
+        events::stream_events,
+        events::ingest,
+        events::batch,
+        sql::query,
+        statements::declare,
+        statements::list,
+        statements::tables,
+        statements::table,
+        statements::endpoints,
+        streams::list,
+        streams::show,
+        streams::tail,
+        views::list,
+        views::show,
+        views::rebuild,
+        views::pause,
+        views::resume,
+        datalake::stream,
+        datalake::resources,
+        health::healthz,
+        metrics::render
     )
 )]
 struct BuiltIn;
@@ -33,7 +54,11 @@ struct BuiltIn;
 pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::OpenApi> {
     let mut document = BuiltIn::openapi();
     for endpoint in node.catalog().endpoints.values() {
-        document.paths.add_path_operation(format!("{}/", endpoint.path), vec![HttpMethod::Get], operation(endpoint));
+        document.paths.add_path_operation(
+            format!("{}/", endpoint.path),
+            vec![HttpMethod::Get],
+            operation(endpoint),
+        );
     }
     let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     document.components.get_or_insert_with(Default::default).add_security_scheme("operator", scheme);

@@ -52,8 +52,11 @@ impl Problem {
 
     /// A row that was refused, for calls that take one event.
     pub fn row(error: RowError) -> Self {
-        let detail =
-            if error.path.is_empty() { error.detail.clone() } else { format!("{}: {}", error.path, error.detail) };
+        let detail = if error.path.is_empty() {
+            error.detail.clone()
+        } else {
+            format!("{}: {}", error.path, error.detail)
+        };
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, detail).with("path", error.path.into())
     }
 
@@ -105,9 +108,15 @@ impl From<SqlError> for Problem {
         let mut problem = match error.code {
             "internal" => {
                 tracing::error!(detail = error.message, "a query failed inside");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query failed inside the engine; the log of the server says more")
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "internal",
+                    "the query failed inside the engine; the log of the server says more",
+                )
             }
-            "stream_not_found" | "relation_not_found" | "no_such_version" => Self::not_found(error.code, error.message.clone()),
+            "stream_not_found" | "relation_not_found" | "no_such_version" => {
+                Self::not_found(error.code, error.message.clone())
+            }
             code => Self::of(error.reaction(), code, error.message.clone()),
         };
         if let Some(hint) = error.hint {
@@ -136,8 +145,14 @@ impl From<DeclareError> for Problem {
 impl From<AppendError> for Problem {
     fn from(error: AppendError) -> Self {
         match &error {
-            AppendError::DiskFull => Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", error.to_string()),
-            AppendError::Poisoned(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "log_poisoned", "the log stopped because the disk did not confirm a write; the operator has to act"),
+            AppendError::DiskFull => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk_full", error.to_string())
+            }
+            AppendError::Poisoned(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "log_poisoned",
+                "the log stopped because the disk did not confirm a write; the operator has to act",
+            ),
             _ => Self::of(error.reaction(), "log_unavailable", error.to_string()),
         }
     }
@@ -147,7 +162,9 @@ impl From<DoorError> for Problem {
     fn from(error: DoorError) -> Self {
         match error {
             DoorError::Append(error) => error.into(),
-            DoorError::UnknownStream(name) => Self::not_found("stream_not_found", format!("no stream \"{name}\" takes events")),
+            DoorError::UnknownStream(name) => {
+                Self::not_found("stream_not_found", format!("no stream \"{name}\" takes events"))
+            }
             DoorError::Body(BodyError::TooManyRows { .. }) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_rows", error.to_string())
             }
@@ -164,7 +181,9 @@ impl From<ControlError> for Problem {
         match error {
             ControlError::Unknown(_) => Self::not_found("view_not_found", error.to_string()),
             ControlError::Refused(_) => Self::new(StatusCode::CONFLICT, "view_refused", error.to_string()),
-            ControlError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", error.to_string()),
+            ControlError::Stopped => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", error.to_string())
+            }
         }
     }
 }

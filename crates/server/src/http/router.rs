@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::Router;
 use highwater_event::{Randomness, SystemRandomness};
 use serde_json::Value;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 
 use super::problem::{Problem, ProblemBody};
-use super::{auth, datalake, endpoints, events, health, metrics, openapi, pages, sql, statements, streams, views};
+use super::{
+    auth, datalake, endpoints, events, health, metrics, openapi, pages, sql, statements, streams, views,
+};
 use crate::node::Node;
 
 /// The largest body of a call that brings events.
@@ -22,9 +24,22 @@ pub const MAX_BODY: usize = 32 << 20;
 
 /// Paths without parameters that no declared endpoint may take.
 pub const BUILT_IN_PATHS: &[&str] = &[
-    "/", "/healthz", "/metrics", "/docs", "/swagger", "/redoc", "/api/openapi.json", "/api/v1/sql",
-    "/api/v1/statements", "/api/v1/streams", "/api/v1/tables", "/api/v1/endpoints", "/api/v1/views",
-    "/api/v1/events/ingest", "/api/v1/events/batch", "/api/datalake/resources",
+    "/",
+    "/healthz",
+    "/metrics",
+    "/docs",
+    "/swagger",
+    "/redoc",
+    "/api/openapi.json",
+    "/api/v1/sql",
+    "/api/v1/statements",
+    "/api/v1/streams",
+    "/api/v1/tables",
+    "/api/v1/endpoints",
+    "/api/v1/views",
+    "/api/v1/events/ingest",
+    "/api/v1/events/batch",
+    "/api/datalake/resources",
 ];
 
 /// The application. Declared endpoints are found by the fallback.
@@ -88,11 +103,20 @@ pub fn trim_slash(mut request: Request) -> Request {
 }
 
 async fn wrong_method(request: Request) -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("{} is not a method of this path", request.method()))
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!("{} is not a method of this path", request.method()),
+    )
 }
 
 fn on_panic(_panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call failed inside the engine; the log of the server says more").into_response()
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the call failed inside the engine; the log of the server says more",
+    )
+    .into_response()
 }
 
 /// Gives every call an id, takes over the caller's, and writes it into errors.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
+use axum::Json;
 use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use datafusion::common::ScalarValue;
 use highwater_sql::adhoc::{self, QueryResult, rows_as_json};
 use serde::Deserialize;
@@ -38,14 +38,20 @@ pub async fn query(
     body: Result<Json<QueryRequest>, JsonRejection>,
 ) -> Answer {
     let Json(request) = body.map_err(|rejection| {
-        Problem::bad_request("malformed_json", rejection.body_text()).hint("send {\"query\": \"SELECT …\"} as application/json")
+        Problem::bad_request("malformed_json", rejection.body_text())
+            .hint("send {\"query\": \"SELECT …\"} as application/json")
     })?;
     let started = Instant::now();
-    let parameters =
-        request.params.into_iter().map(|(name, value)| Ok((name.clone(), scalar(&name, value)?))).collect::<Result<Vec<_>, Problem>>()?;
+    let parameters = request
+        .params
+        .into_iter()
+        .map(|(name, value)| Ok((name.clone(), scalar(&name, value)?)))
+        .collect::<Result<Vec<_>, Problem>>()?;
     let relations = Arc::new(NodeRelations(node.clone()));
     let (asked, sql) = (node.clone(), request.query.clone());
-    let answer = node.ask(async move { adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await }).await;
+    let answer = node
+        .ask(async move { adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await })
+        .await;
     let result = answer.map_err(|error| {
         let rendered = error.render(&request.query);
         Problem::from(error).with("rendered", rendered.into())
@@ -69,7 +75,12 @@ fn scalar(name: &str, value: Value) -> Result<ScalarValue, Problem> {
             (Some(value), _) => ScalarValue::Int64(Some(value)),
             (None, value) => ScalarValue::Float64(value),
         },
-        _ => return Err(Problem::bad_request("invalid_parameter", format!("parameter {name} must be a plain value"))),
+        _ => {
+            return Err(Problem::bad_request(
+                "invalid_parameter",
+                format!("parameter {name} must be a plain value"),
+            ));
+        }
     })
 }
 
@@ -122,7 +133,9 @@ fn ndjson(result: &QueryResult) -> String {
 }
 
 fn csv(result: &QueryResult) -> Result<String, Problem> {
-    let failed = |error: arrow::error::ArrowError| Problem::bad_request("not_as_csv", format!("the rows can't be written as CSV: {error}"));
+    let failed = |error: arrow::error::ArrowError| {
+        Problem::bad_request("not_as_csv", format!("the rows can't be written as CSV: {error}"))
+    };
     let mut out = Vec::new();
     {
         let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut out);
@@ -151,8 +164,10 @@ pub fn type_name(data_type: &arrow::datatypes::DataType) -> String {
         DataType::Date32 | DataType::Date64 => "DATE".into(),
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "BYTES".into(),
         DataType::Struct(fields) => {
-            let members: Vec<String> =
-                fields.iter().map(|field| format!("{} {}", field.name(), type_name(field.data_type()))).collect();
+            let members: Vec<String> = fields
+                .iter()
+                .map(|field| format!("{} {}", field.name(), type_name(field.data_type())))
+                .collect();
             format!("STRUCT<{}>", members.join(", "))
         }
         DataType::List(element) => format!("ARRAY<{}>", type_name(element.data_type())),

@@ -40,7 +40,8 @@ pub async fn declare(
     Extension(principal): Extension<Principal>,
     body: Result<Json<DeclareRequest>, JsonRejection>,
 ) -> Answer {
-    let Json(request) = body.map_err(|rejection| Problem::bad_request("malformed_json", rejection.body_text()))?;
+    let Json(request) =
+        body.map_err(|rejection| Problem::bad_request("malformed_json", rejection.body_text()))?;
     let script = Script { text: request.sql, files: request.files };
     let outcomes = node.declare(&script, &principal, request.dry_run).await?;
     Ok((StatusCode::OK, Json(json!({"statements": outcomes, "dry_run": request.dry_run}))).into_response())
@@ -50,9 +51,14 @@ pub async fn declare(
 #[utoipa::path(get, path = "/api/v1/statements", tag = "declare", responses((status = 200, description = "statements by kind and name")))]
 pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
     let catalog = node.catalog();
-    let streams = catalog.streams.values().map(|entry| ("stream", entry.schema.name.to_string(), &entry.text));
-    let references = catalog.references.values().map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
-    let tables = catalog.tables.values().map(|entry| ("table", entry.program.table().to_string(), &entry.text));
+    let streams =
+        catalog.streams.values().map(|entry| ("stream", entry.schema.name.to_string(), &entry.text));
+    let references = catalog
+        .references
+        .values()
+        .map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
+    let tables =
+        catalog.tables.values().map(|entry| ("table", entry.program.table().to_string(), &entry.text));
     let endpoints = catalog.endpoints.values().map(|entry| ("endpoint", entry.path.clone(), &entry.text));
     let statements: Vec<Value> = references
         .chain(streams)

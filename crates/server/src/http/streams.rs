@@ -78,7 +78,9 @@ fn ends(node: &Node, schema: &StreamSchema) -> BTreeMap<u32, u64> {
 #[utoipa::path(get, path = "/api/v1/streams", tag = "declare", responses((status = 200, description = "streams with columns, number of events and lake")))]
 pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
     let catalog = node.catalog();
-    Json(json!({"streams": catalog.streams.values().map(|entry| stream_json(&node, entry)).collect::<Vec<_>>()}))
+    Json(
+        json!({"streams": catalog.streams.values().map(|entry| stream_json(&node, entry)).collect::<Vec<_>>()}),
+    )
 }
 
 /// One stream.
@@ -110,7 +112,8 @@ pub async fn tail(
     Path(name): Path<String>,
     query: Result<Query<TailQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Answer {
-    let Query(query) = query.map_err(|rejection| Problem::bad_request("invalid_parameter", rejection.body_text()))?;
+    let Query(query) =
+        query.map_err(|rejection| Problem::bad_request("invalid_parameter", rejection.body_text()))?;
     let entry = find(&node, &name)?;
     let schema = &entry.schema;
     let partition = query.partition.unwrap_or(0);
@@ -127,7 +130,9 @@ pub async fn tail(
         "SELECT {}{hidden}, _event_time, _recorded_at, _partition, _offset FROM rows ORDER BY _offset LIMIT {limit}",
         columns.join(", ")
     );
-    let result = adhoc::query(&node.engine, Arc::new(Fixed::new("rows", relation)), &sql, Vec::new(), QUERY_LIMITS).await?;
+    let result =
+        adhoc::query(&node.engine, Arc::new(Fixed::new("rows", relation)), &sql, Vec::new(), QUERY_LIMITS)
+            .await?;
     let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
     let next = from + result.row_count() as u64;
     Ok(typed("application/json", format!("{{\"events\":[{}],\"next\":{next}}}", rows(&result, &names, ","))))

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, anyhow};
 use highwater_event::{Principal, StreamName, StreamPartition};
-use highwater_log::{AppendError, Commit};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, LATE_EVENTS};
+use highwater_log::{AppendError, Commit};
 use highwater_sql::catalog::Planned;
 use highwater_sql::{Catalog, SqlError, Statement, parse_script};
 use serde::Serialize;
@@ -79,7 +79,8 @@ impl Node {
         let at = StreamPartition::new(StreamName::system(SYSTEM), 0);
         let mut next = 0;
         while next < self.log.end(&at) {
-            let batches = self.log.read(&at, next, 1024).context("the declarations can't be read from the log")?;
+            let batches =
+                self.log.read(&at, next, 1024).context("the declarations can't be read from the log")?;
             for batch in batches {
                 let Some(batch) = batch.from_offset(next) else { continue };
                 next = batch.end();
@@ -168,7 +169,10 @@ impl Node {
             let csv = match &declared.statement {
                 Statement::CreateReferenceTable { csv, .. } => script.files.get(csv).cloned(),
                 Statement::CreateEndpoint { path, .. } if BUILT_IN_PATHS.contains(&path.as_str()) => {
-                    return Err(wrong(SqlError::new("already_exists", format!("{path} is a path of the engine's own"))));
+                    return Err(wrong(SqlError::new(
+                        "already_exists",
+                        format!("{path} is a path of the engine's own"),
+                    )));
                 }
                 _ => None,
             };

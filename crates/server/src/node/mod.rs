@@ -35,8 +35,8 @@ use highwater_sql::{Catalog, Engine, SqlError};
 use highwater_warehouse::FjallStore;
 
 pub use declare::{DeclareError, Script};
-pub use system::EVENTS;
 pub use relations::{Fixed, NodeRelations};
+pub use system::EVENTS;
 
 /// How a node is run.
 #[derive(Debug, Clone)]
@@ -121,7 +121,8 @@ impl Node {
         }
         let journal = Arc::new(journal);
         let log: Arc<dyn Log> = journal.clone();
-        let store: Arc<dyn KeyedStore> = Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
+        let store: Arc<dyn KeyedStore> =
+            Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
         let operator_token = secrets::operator_token(&options.data)?;
         let engine = Engine::new(secrets::token_key(&options.data)?, options.query_memory)?;
         let node = Arc::new(Self {

@@ -123,8 +123,15 @@ impl Node {
                     count += batch.rows.num_rows();
                     bytes += batch.rows.get_array_memory_size();
                     if bytes > MAX_HOT_BYTES {
-                        return Err(SqlError::new("query_memory", format!("more than {} MiB of \"{}\" are not in the lake yet", MAX_HOT_BYTES >> 20, schema.name))
-                            .hint("try again when the lake has caught up; `highwater view list` shows its lag"));
+                        return Err(SqlError::new(
+                            "query_memory",
+                            format!(
+                                "more than {} MiB of \"{}\" are not in the lake yet",
+                                MAX_HOT_BYTES >> 20,
+                                schema.name
+                            ),
+                        )
+                        .hint("try again when the lake has caught up; `highwater view list` shows its lag"));
                     }
                     let read = reader.read(partition, &batch);
                     rows.push(read.map_err(|error| SqlError::new("internal", error.to_string()))?);

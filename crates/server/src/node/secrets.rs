@@ -21,7 +21,10 @@ pub fn token_key(data: &Path) -> anyhow::Result<[u8; 32]> {
     let text = secret(&data.join(TOKEN_KEY), 32)?;
     let mut key = [0; 32];
     for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok()).unwrap_or(0);
+        *byte = std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .unwrap_or(0);
     }
     Ok(key)
 }
@@ -36,7 +39,10 @@ fn secret(path: &Path, bytes: usize) -> anyhow::Result<String> {
         let text = std::fs::read_to_string(path).with_context(|| format!("{shown} can't be read"))?;
         let text = text.trim().to_owned();
         if text.len() != bytes * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            bail!("{shown} does not hold {} hexadecimal digits; restore it from a backup, or remove it to get a new one", bytes * 2);
+            bail!(
+                "{shown} does not hold {} hexadecimal digits; restore it from a backup, or remove it to get a new one",
+                bytes * 2
+            );
         }
         return Ok(text);
     }

@@ -26,7 +26,11 @@ pub async fn keep(node: Weak<Node>) {
     }
 }
 
-async fn snapshot(node: &Arc<Node>, name: &StreamName, lakes: &mut BTreeMap<StreamName, LakeTable>) -> anyhow::Result<()> {
+async fn snapshot(
+    node: &Arc<Node>,
+    name: &StreamName,
+    lakes: &mut BTreeMap<StreamName, LakeTable>,
+) -> anyhow::Result<()> {
     let Some(rows) = node.table(name) else { return Ok(()) };
     let lake = match lakes.entry(name.clone()) {
         std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),

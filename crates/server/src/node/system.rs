@@ -72,7 +72,9 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
             Arc::new(commands.iter().map(|command| Some(command.text.as_str())).collect::<StringArray>()),
             Arc::new(commands.iter().map(|command| command.csv.as_deref()).collect::<StringArray>()),
             Arc::new(StringArray::from(vec![principal; rows])),
-            Arc::new(TimestampMicrosecondArray::from_value(now, rows).with_data_type(columns::timestamp_type())),
+            Arc::new(
+                TimestampMicrosecondArray::from_value(now, rows).with_data_type(columns::timestamp_type()),
+            ),
         ],
     )?;
     Ok(Append { to: StreamPartition::new(StreamName::system(SYSTEM), 0), rows: batch })

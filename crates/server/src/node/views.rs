@@ -36,7 +36,8 @@ impl Node {
             self.driver.start(Box::new(view));
         }
         if schema.raw {
-            let decoder = Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
+            let decoder =
+                Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
             let index = self.open_index(&schema.name, schema.options.event_id.is_empty()).await?;
             self.door.admit(decoder, index);
         }
@@ -46,7 +47,10 @@ impl Node {
                 .await
                 .with_context(|| format!("the lake of {} can't be opened", schema.name))?;
             let lake = Arc::new(lake);
-            self.lakes.write().unwrap_or_else(PoisonError::into_inner).insert(schema.name.clone(), lake.clone());
+            self.lakes
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(schema.name.clone(), lake.clone());
             let gather = Gather { rows: LAKE_ROWS, wait: self.options.lake_wait };
             self.driver.start(Box::new(LakeView::new(root, lake, gather)));
         }
@@ -54,7 +58,11 @@ impl Node {
     }
 
     /// The dedupe index of a raw stream, read up to the head of the log.
-    async fn open_index(self: &Arc<Self>, name: &StreamName, without_ids: bool) -> anyhow::Result<Option<Arc<DedupeIndex>>> {
+    async fn open_index(
+        self: &Arc<Self>,
+        name: &StreamName,
+        without_ids: bool,
+    ) -> anyhow::Result<Option<Arc<DedupeIndex>>> {
         if without_ids {
             return Ok(None);
         }

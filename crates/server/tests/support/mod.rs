@@ -30,10 +30,20 @@ fn pack() -> PathBuf {
 impl Node {
     /// Starts a node with the transaction pack on a folder and waits until it gives acks.
     pub fn start(data: &Path) -> Self {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
         std::fs::remove_file(data.join("server.json")).ok();
         let mut child = Command::new(env!("CARGO_BIN_EXE_highwater"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--lake-wait", "0.3", "--snapshot-every", "2", "--data"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--lake-wait",
+                "0.3",
+                "--snapshot-every",
+                "2",
+                "--data",
+            ])
             .arg(data)
             .arg("--pack")
             .arg(pack())
@@ -44,22 +54,31 @@ impl Node {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = child.try_wait().unwrap() {
-                panic!("the node ended with {status}: {}", std::fs::read_to_string(data.with_extension("log")).unwrap());
+                panic!(
+                    "the node ended with {status}: {}",
+                    std::fs::read_to_string(data.with_extension("log")).unwrap()
+                );
             }
-            if let (Ok(file), Ok(token)) =
-                (std::fs::read_to_string(data.join("server.json")), std::fs::read_to_string(data.join("operator.token")))
-                && let Ok(address) = serde_json::from_str::<Value>(&file)
+            if let (Ok(file), Ok(token)) = (
+                std::fs::read_to_string(data.join("server.json")),
+                std::fs::read_to_string(data.join("operator.token")),
+            ) && let Ok(address) = serde_json::from_str::<Value>(&file)
             {
                 let client = Client::new(address["url"].as_str().unwrap(), token.trim());
                 // The pack is declared after the address is known.
                 let ready = client.try_get("/api/v1/endpoints").is_some_and(|(_, body)| {
-                    serde_json::from_str::<Value>(&body).is_ok_and(|body| body["endpoints"].as_array().is_some_and(|e| e.len() == 3))
+                    serde_json::from_str::<Value>(&body)
+                        .is_ok_and(|body| body["endpoints"].as_array().is_some_and(|e| e.len() == 3))
                 });
                 if ready {
                     return Self { child, data: data.to_owned(), client };
                 }
             }
-            assert!(Instant::now() < deadline, "the node did not start: {}", std::fs::read_to_string(data.with_extension("log")).unwrap());
+            assert!(
+                Instant::now() < deadline,
+                "the node did not start: {}",
+                std::fs::read_to_string(data.with_extension("log")).unwrap()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -95,9 +114,15 @@ impl Client {
     }
 
     pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
-        let request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let request = self
+            .agent
+            .get(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token));
         let mut response = request.call().ok()?;
-        Some((response.status().as_u16(), response.body_mut().with_config().limit(1 << 30).read_to_string().ok()?))
+        Some((
+            response.status().as_u16(),
+            response.body_mut().with_config().limit(1 << 30).read_to_string().ok()?,
+        ))
     }
 
     pub fn get(&self, path: &str) -> (u16, Value) {
@@ -117,11 +142,15 @@ impl Client {
     }
 
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        self.try_post(path, "application/json", &body.to_string()).unwrap_or_else(|| panic!("no answer to {path}"))
+        self.try_post(path, "application/json", &body.to_string())
+            .unwrap_or_else(|| panic!("no answer to {path}"))
     }
 
     pub fn put(&self, path: &str) -> (u16, Value) {
-        let request = self.agent.put(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let request = self
+            .agent
+            .put(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token));
         let mut response = request.send_empty().unwrap();
         let text = response.body_mut().read_to_string().unwrap();
         (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
@@ -148,7 +177,8 @@ impl Client {
         while quiet < 3 {
             let (_, answer) = self.get("/api/v1/views");
             let views = answer["views"].as_array().unwrap().clone();
-            let behind: Vec<&Value> = views.iter().filter(|view| view["lag"] != 0 || view["state"] != "running").collect();
+            let behind: Vec<&Value> =
+                views.iter().filter(|view| view["lag"] != 0 || view["state"] != "running").collect();
             quiet = if behind.is_empty() { quiet + 1 } else { 0 };
             assert!(Instant::now() < deadline, "views are behind: {behind:?}");
             std::thread::sleep(Duration::from_millis(50));

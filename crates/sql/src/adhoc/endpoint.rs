@@ -35,13 +35,21 @@ pub async fn check_endpoint(
     for name in unbound.get_parameter_names()? {
         let name = name.trim_start_matches('$');
         if !parameters.iter().any(|parameter| parameter.name == name) {
-            return Err(SqlError::new("unknown_parameter", format!("${name} is not a parameter of this endpoint"))
-                .hint("declare it in the parentheses after the path"));
+            return Err(SqlError::new(
+                "unknown_parameter",
+                format!("${name} is not a parameter of this endpoint"),
+            )
+            .hint("declare it in the parentheses after the path"));
         }
     }
     let planned = plan(&context, statement, samples).await?;
     let optimized = context.state().optimize(&planned)?;
-    Ok(optimized.schema().fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect())
+    Ok(optimized
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| (field.name().clone(), field.data_type().clone()))
+        .collect())
 }
 
 /// A value of the parameter's type, for planning.
@@ -67,7 +75,9 @@ pub async fn endpoint_values(
             (Some(text), _) => ScalarValue::try_from_string(text.trim().to_owned(), data_type)
                 .ok()
                 .filter(|value| !value.is_null())
-                .ok_or_else(|| invalid(format!("parameter {name} must be {}, not \"{text}\"", type_name(data_type))))?,
+                .ok_or_else(|| {
+                    invalid(format!("parameter {name} must be {}, not \"{text}\"", type_name(data_type)))
+                })?,
             (None, Some(default)) => default.clone(),
             (None, None) => return Err(invalid(format!("parameter {name} is required"))),
         };
@@ -126,7 +136,13 @@ impl fmt::Debug for Shapes {
 impl Relations for Shapes {
     fn names(&self) -> Vec<String> {
         let catalog = &self.0;
-        catalog.streams.keys().chain(catalog.tables.keys()).chain(catalog.references.keys()).map(ToString::to_string).collect()
+        catalog
+            .streams
+            .keys()
+            .chain(catalog.tables.keys())
+            .chain(catalog.references.keys())
+            .map(ToString::to_string)
+            .collect()
     }
 
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {

@@ -52,15 +52,21 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
         DataType::Utf8View => write_text(array.as_string_view().value(row), out),
         DataType::Float64 => write_float(array.as_primitive::<Float64Type>().value(row), out),
         DataType::Float32 => write_float(f64::from(array.as_primitive::<Float32Type>().value(row)), out),
-        DataType::Decimal128(_, scale) => write_decimal(array.as_primitive::<Decimal128Type>().value(row), *scale, out),
-        DataType::Timestamp(..) => match arrow::compute::cast(&array.slice(row, 1), &highwater_event::columns::timestamp_type()) {
-            Ok(micros) => {
-                let micros = micros.as_primitive::<TimestampMicrosecondType>().value(0);
-                write_text(&highwater_event::time::show_micros(micros), out);
+        DataType::Decimal128(_, scale) => {
+            write_decimal(array.as_primitive::<Decimal128Type>().value(row), *scale, out)
+        }
+        DataType::Timestamp(..) => {
+            match arrow::compute::cast(&array.slice(row, 1), &highwater_event::columns::timestamp_type()) {
+                Ok(micros) => {
+                    let micros = micros.as_primitive::<TimestampMicrosecondType>().value(0);
+                    write_text(&highwater_event::time::show_micros(micros), out);
+                }
+                Err(_) => out.push_str("null"),
             }
-            Err(_) => out.push_str("null"),
-        },
-        DataType::Date32 => write_text(&crate::reference::show_date(array.as_primitive::<Date32Type>().value(row)), out),
+        }
+        DataType::Date32 => {
+            write_text(&crate::reference::show_date(array.as_primitive::<Date32Type>().value(row)), out)
+        }
         DataType::Binary => write_bytes(array.as_binary::<i32>().value(row), out),
         DataType::BinaryView => write_bytes(array.as_binary_view().value(row), out),
         DataType::Struct(fields) => {

@@ -84,15 +84,19 @@ pub async fn query(
     context.deregister_udf("tokenize");
     // EXPLAIN and DESCRIBE are DataFusion's; questions are parsed here, so that errors point at the word.
     let first = sql.split_whitespace().next().unwrap_or_default();
-    let statement = if ["explain", "describe", "desc", "show"].iter().any(|word| first.eq_ignore_ascii_case(word)) {
-        check_statement(sql)?;
-        context.state().sql_to_statement(sql, &datafusion::config::Dialect::Generic)?
-    } else if ["select", "with", "values", "(", "from"].iter().any(|word| first.to_ascii_lowercase().starts_with(word)) {
-        as_statement(parse_query(sql)?)
-    } else {
-        check_statement(sql)?;
-        return Err(read_only());
-    };
+    let statement =
+        if ["explain", "describe", "desc", "show"].iter().any(|word| first.eq_ignore_ascii_case(word)) {
+            check_statement(sql)?;
+            context.state().sql_to_statement(sql, &datafusion::config::Dialect::Generic)?
+        } else if ["select", "with", "values", "(", "from"]
+            .iter()
+            .any(|word| first.to_ascii_lowercase().starts_with(word))
+        {
+            as_statement(parse_query(sql)?)
+        } else {
+            check_statement(sql)?;
+            return Err(read_only());
+        };
     run(&context, statement, parameters, limits).await.map_err(|error| with_nearest(error, &names))
 }
 
@@ -103,10 +107,14 @@ fn read_only() -> SqlError {
 
 /// Adds the nearest known name to an error about an unknown relation.
 fn with_nearest(error: SqlError, names: &[String]) -> SqlError {
-    let Some(missing) = error.message.strip_prefix("table '").and_then(|rest| rest.split('\'').next()) else { return error };
+    let Some(missing) = error.message.strip_prefix("table '").and_then(|rest| rest.split('\'').next()) else {
+        return error;
+    };
     let bare = missing.rsplit('.').next().unwrap_or(missing).to_owned();
-    let mut error = SqlError { code: "relation_not_found", message: format!("no stream or table \"{bare}\""), ..error };
-    error.hint = highwater_event::name::nearest(&bare, names.iter().map(String::as_str)).map(|near| format!("did you mean \"{near}\"?"));
+    let mut error =
+        SqlError { code: "relation_not_found", message: format!("no stream or table \"{bare}\""), ..error };
+    error.hint = highwater_event::name::nearest(&bare, names.iter().map(String::as_str))
+        .map(|near| format!("did you mean \"{near}\"?"));
     error
 }
 
@@ -151,8 +159,11 @@ async fn run(
             let batch = batch?;
             bytes += batch.get_array_memory_size();
             if bytes > limits.bytes {
-                return Err(SqlError::new("result_too_large", format!("the result is larger than {} MiB", limits.bytes >> 20))
-                    .hint("select fewer columns or rows"));
+                return Err(SqlError::new(
+                    "result_too_large",
+                    format!("the result is larger than {} MiB", limits.bytes >> 20),
+                )
+                .hint("select fewer columns or rows"));
             }
             if rows + batch.num_rows() > limits.rows {
                 batches.push(batch.slice(0, limits.rows - rows));
@@ -165,8 +176,11 @@ async fn run(
     };
     match tokio::time::timeout(limits.time, answer).await {
         Ok(result) => result,
-        Err(_) => Err(SqlError::new("query_timeout", format!("the query took longer than {} s and was stopped", limits.time.as_secs()))
-            .hint("read fewer rows, for example by a condition on _event_time")),
+        Err(_) => Err(SqlError::new(
+            "query_timeout",
+            format!("the query took longer than {} s and was stopped", limits.time.as_secs()),
+        )
+        .hint("read fewer rows, for example by a condition on _event_time")),
     }
 }
 

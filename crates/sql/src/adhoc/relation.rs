@@ -8,7 +8,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
-use highwater_event::{Partition, Offset, StreamSchema, columns};
+use highwater_event::{Offset, Partition, StreamSchema, columns};
 
 use crate::dialect::SqlError;
 use crate::session::Engine;
@@ -34,7 +34,8 @@ pub fn stream_relation(
     let schema = stream.reader_schema();
     let names: Vec<Expr> = schema.fields().iter().map(|field| ident(field.name())).collect();
     let hot = MemTable::try_new(schema.clone(), vec![hot])?;
-    let mut plan = LogicalPlanBuilder::scan("log", provider_as_source(Arc::new(hot)), None)?.project(names.clone())?;
+    let mut plan =
+        LogicalPlanBuilder::scan("log", provider_as_source(Arc::new(hot)), None)?.project(names.clone())?;
     if let Some(day) = day {
         plan = plan.filter(within(day))?;
     }
@@ -42,7 +43,12 @@ pub fn stream_relation(
         let mut cold = LogicalPlanBuilder::scan("lake", provider_as_source(lake), None)?;
         if let Some(day) = day {
             let (year, month, date) = day.parts.clone();
-            cold = cold.filter(ident("year").eq(lit(year)).and(ident("month").eq(lit(month))).and(ident("day").eq(lit(date))))?;
+            cold = cold.filter(
+                ident("year")
+                    .eq(lit(year))
+                    .and(ident("month").eq(lit(month)))
+                    .and(ident("day").eq(lit(date))),
+            )?;
         }
         plan = plan.union(cold.project(names)?.build()?)?;
     }
@@ -80,7 +86,12 @@ pub fn table_relation(
 }
 
 /// Puts a mask over columns, inside the plan.
-fn masked(engine: &Engine, plan: LogicalPlan, schema: &SchemaRef, sensitive: &[&str]) -> Result<LogicalPlan, SqlError> {
+fn masked(
+    engine: &Engine,
+    plan: LogicalPlan,
+    schema: &SchemaRef,
+    sensitive: &[&str],
+) -> Result<LogicalPlan, SqlError> {
     if sensitive.is_empty() {
         return Ok(plan);
     }

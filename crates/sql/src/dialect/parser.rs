@@ -41,7 +41,10 @@ pub fn check_statement(text: &str) -> Result<(), SqlError> {
 
 fn check_length(words: &[TokenWithSpan]) -> Result<(), SqlError> {
     match words.get(MAX_TOKENS) {
-        Some(word) => Err(SqlError::new("statement_too_long", format!("a statement may have {MAX_TOKENS} words")).at(word.span)),
+        Some(word) => {
+            Err(SqlError::new("statement_too_long", format!("a statement may have {MAX_TOKENS} words"))
+                .at(word.span))
+        }
         None => Ok(()),
     }
 }
@@ -68,7 +71,8 @@ pub fn parse_script(text: &str) -> Result<Vec<Declared>, SqlError> {
         let source = slice(text, first.span.start, last.span.end);
         let (first_line, end) = (first.span.start.line, last.span);
         // An error at the end of the statement points at its last word.
-        let statement = statement(words).map_err(|error| if error.at.is_none() { error.at(end) } else { error })?;
+        let statement =
+            statement(words).map_err(|error| if error.at.is_none() { error.at(end) } else { error })?;
         declared.push(Declared { statement, text: source, first_line });
     }
     Ok(declared)
@@ -77,8 +81,7 @@ pub fn parse_script(text: &str) -> Result<Vec<Declared>, SqlError> {
 fn slice(text: &str, start: Location, end: Location) -> String {
     let position = |location: Location| {
         let line: usize = text.split_inclusive('\n').take(location.line as usize - 1).map(str::len).sum();
-        let column: usize =
-            text[line..].chars().take(location.column as usize - 1).map(char::len_utf8).sum();
+        let column: usize = text[line..].chars().take(location.column as usize - 1).map(char::len_utf8).sum();
         line + column
     };
     text[position(start)..position(end).min(text.len())].to_owned()
@@ -135,7 +138,8 @@ impl Words {
 
     fn expected(&self, wanted: &str) -> SqlError {
         let token = self.parser.peek_token();
-        SqlError::new("invalid_sql", format!("expected {wanted}, found {}", shown(&token.token))).at(token.span)
+        SqlError::new("invalid_sql", format!("expected {wanted}, found {}", shown(&token.token)))
+            .at(token.span)
     }
 
     fn symbol(&mut self, token: &Token) -> Result<(), SqlError> {
@@ -143,7 +147,10 @@ impl Words {
     }
 
     /// Runs one of `sqlparser`'s own functions; an error points at the word where it stopped.
-    fn inner<T>(&mut self, parse: impl FnOnce(&mut Parser<'static>) -> Result<T, ParserError>) -> Result<T, SqlError> {
+    fn inner<T>(
+        &mut self,
+        parse: impl FnOnce(&mut Parser<'static>) -> Result<T, ParserError>,
+    ) -> Result<T, SqlError> {
         parse(&mut self.parser).map_err(|error| syntax_error(&self.parser, error))
     }
 
@@ -153,7 +160,11 @@ impl Words {
         let name = StreamName::new(&identifier.value)
             .map_err(|error| SqlError::new("invalid_name", error.to_string()).at(token.span))?;
         if name.is_system() {
-            return Err(SqlError::new("reserved_name", format!("\"{name}\": names that start with an underscore are kept for the engine")).at(token.span));
+            return Err(SqlError::new(
+                "reserved_name",
+                format!("\"{name}\": names that start with an underscore are kept for the engine"),
+            )
+            .at(token.span));
         }
         Ok(name)
     }
@@ -165,8 +176,8 @@ impl Words {
             let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
             let type_token = self.parser.peek_token();
             let declared = self.inner(Parser::parse_data_type)?;
-            let (data_type, json) =
-                arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(type_token.span))?;
+            let (data_type, json) = arrow_type(&declared)
+                .map_err(|message| SqlError::unsupported(message).at(type_token.span))?;
             let mut column = Column { name, data_type, nullable: true, sensitive: false, json };
             loop {
                 if self.take("SENSITIVE") {
@@ -198,7 +209,8 @@ impl Words {
             let token = self.parser.peek_token();
             let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
             if !known.contains(&name.as_str()) {
-                let error = SqlError::new("unknown_option", format!("there is no option \"{name}\" here")).at(token.span);
+                let error = SqlError::new("unknown_option", format!("there is no option \"{name}\" here"))
+                    .at(token.span);
                 let hint = match nearest(&name, known.iter().copied()) {
                     Some(near) => format!("did you mean {near}?"),
                     None => format!("the options are {}", known.join(", ")),
@@ -208,7 +220,9 @@ impl Words {
             self.symbol(&Token::Eq)?;
             let value = self.inner(Parser::parse_expr)?;
             if options.insert(name.clone(), value).is_some() {
-                return Err(SqlError::new("invalid_sql", format!("option \"{name}\" is given twice")).at(token.span));
+                return Err(
+                    SqlError::new("invalid_sql", format!("option \"{name}\" is given twice")).at(token.span)
+                );
             }
             if !self.parser.consume_token(&Token::Comma) {
                 break;
@@ -238,7 +252,10 @@ impl Words {
                 _ => {
                     for pair in list(&text_value(&name, &value)?) {
                         let (alias, column) = pair.split_once('=').ok_or_else(|| {
-                            SqlError::new("invalid_option", "aliases is a list like 'amount = amount_usd, country = location_country'")
+                            SqlError::new(
+                                "invalid_option",
+                                "aliases is a list like 'amount = amount_usd, country = location_country'",
+                            )
                         })?;
                         options.aliases.insert(alias.trim().to_owned(), column.trim().to_owned());
                     }
@@ -249,7 +266,11 @@ impl Words {
     }
 
     fn end(&mut self) -> Result<(), SqlError> {
-        if self.parser.peek_token().token == Token::EOF { Ok(()) } else { Err(self.expected("the end of the statement")) }
+        if self.parser.peek_token().token == Token::EOF {
+            Ok(())
+        } else {
+            Err(self.expected("the end of the statement"))
+        }
     }
 
     fn create_stream(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
@@ -264,7 +285,10 @@ impl Words {
         self.expect("AS")?;
         let (query, window) = self.query(tokens)?;
         if let Some((_, token)) = window {
-            return Err(SqlError::unsupported("a stream is derived row by row; WINDOW belongs to CREATE TABLE").at(token.span));
+            return Err(SqlError::unsupported(
+                "a stream is derived row by row; WINDOW belongs to CREATE TABLE",
+            )
+            .at(token.span));
         }
         Ok(Statement::CreateStreamAs { name, options, query })
     }
@@ -290,12 +314,15 @@ impl Words {
         let required = |option: &str| {
             options
                 .get(option)
-                .ok_or_else(|| SqlError::new("missing_option", format!("a reference table needs WITH ({option} = …)")))
+                .ok_or_else(|| {
+                    SqlError::new("missing_option", format!("a reference table needs WITH ({option} = …)"))
+                })
                 .and_then(|value| text_value(option, value))
         };
         let csv = required("csv")?;
         let key = list(&required("key")?);
-        let valid_from = options.get("valid_from").map(|value| text_value("valid_from", value)).transpose()?;
+        let valid_from =
+            options.get("valid_from").map(|value| text_value("valid_from", value)).transpose()?;
         for column in key.iter().chain(&valid_from) {
             if !columns.iter().any(|known| known.name == *column) {
                 return Err(SqlError::new("invalid_option", format!("column \"{column}\" is not declared")));
@@ -307,7 +334,8 @@ impl Words {
     fn create_endpoint(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
         let token = self.parser.peek_token();
         let path = self.inner(|parser| parser.parse_literal_string())?;
-        let path = endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))?;
+        let path =
+            endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))?;
         let mut parameters = Vec::new();
         if self.parser.consume_token(&Token::LParen) && !self.parser.consume_token(&Token::RParen) {
             loop {
@@ -318,12 +346,16 @@ impl Words {
             }
             self.symbol(&Token::RParen)?;
         }
-        self.expect("REQUIRES").map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
+        self.expect("REQUIRES")
+            .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
         let permission = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
         self.expect("AS")?;
         let (query, window) = self.query(tokens)?;
         if let Some((_, token)) = window {
-            return Err(SqlError::unsupported("an endpoint reads tables and streams; WINDOW belongs to CREATE TABLE").at(token.span));
+            return Err(SqlError::unsupported(
+                "an endpoint reads tables and streams; WINDOW belongs to CREATE TABLE",
+            )
+            .at(token.span));
         }
         Ok(Statement::CreateEndpoint { path, parameters, permission, query })
     }
@@ -332,7 +364,8 @@ impl Words {
         let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
         let token = self.parser.peek_token();
         let declared = self.inner(Parser::parse_data_type)?;
-        let (data_type, _) = arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(token.span))?;
+        let (data_type, _) =
+            arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(token.span))?;
         if matches!(data_type, DataType::Struct(_) | DataType::List(_)) {
             return Err(SqlError::unsupported("a parameter holds one plain value").at(token.span));
         }
@@ -349,7 +382,10 @@ impl Words {
     }
 
     /// The query that makes up the rest of the statement, with its WINDOW clause cut out.
-    fn query(&mut self, tokens: &[TokenWithSpan]) -> Result<(Box<Query>, Option<(Window, TokenWithSpan)>), SqlError> {
+    fn query(
+        &mut self,
+        tokens: &[TokenWithSpan],
+    ) -> Result<(Box<Query>, Option<(Window, TokenWithSpan)>), SqlError> {
         let mut rest = tokens[self.parser.index().min(tokens.len())..].to_vec();
         let mut window = None;
         if let Some(at) = window_clause(&rest) {
@@ -376,7 +412,9 @@ impl Words {
         } else {
             return Err(SqlError::unsupported(format!("WINDOW {token} is not supported"))
                 .at(token.span)
-                .hint("supported: TUMBLING (SIZE …), HOPPING (SIZE …, ADVANCE BY …), both with GRACE PERIOD …"));
+                .hint(
+                    "supported: TUMBLING (SIZE …), HOPPING (SIZE …, ADVANCE BY …), both with GRACE PERIOD …",
+                ));
         };
         self.symbol(&Token::LParen)?;
         self.expect("SIZE")?;
@@ -389,7 +427,8 @@ impl Words {
             let token = self.parser.peek_token();
             advance = self.duration()?;
             if advance > size || size % advance != 0 {
-                return Err(SqlError::unsupported("the window's SIZE must be a multiple of ADVANCE BY").at(token.span));
+                return Err(SqlError::unsupported("the window's SIZE must be a multiple of ADVANCE BY")
+                    .at(token.span));
             }
         }
         let mut grace = 24 * 3_600_000_000;
@@ -418,7 +457,11 @@ impl Words {
             _ => 0,
         };
         if micros == 0 {
-            return Err(SqlError::new("invalid_sql", "expected MILLISECONDS, SECONDS, MINUTES, HOURS or DAYS").at(unit.span));
+            return Err(SqlError::new(
+                "invalid_sql",
+                "expected MILLISECONDS, SECONDS, MINUTES, HOURS or DAYS",
+            )
+            .at(unit.span));
         }
         let duration = i64::try_from(count).ok().and_then(|count| count.checked_mul(micros));
         duration
@@ -455,12 +498,16 @@ fn syntax_error(parser: &Parser<'_>, error: ParserError) -> SqlError {
     // sqlparser appends the place as text; we point at it instead.
     let (message, place) = match message.rsplit_once(" at Line: ") {
         Some((head, tail)) => {
-            let place = tail.split_once(", Column: ").and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?)));
+            let place = tail
+                .split_once(", Column: ")
+                .and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?)));
             (head.to_owned(), place)
         }
         None => (message, None),
     };
-    let message = message.replacen("Expected: ", "expected ", 1).replace("found: EOF", "found the end of the statement");
+    let message = message
+        .replacen("Expected: ", "expected ", 1)
+        .replace("found: EOF", "found the end of the statement");
     let error = SqlError::new("invalid_sql", message);
     match place {
         Some((line, column)) => SqlError { at: Some(Place { line, column, length: 1 }), ..error },
@@ -506,9 +553,16 @@ fn endpoint_path(path: &str) -> Result<String, String> {
     let trimmed = path.trim_end_matches('/');
     let good = trimmed.starts_with('/')
         && trimmed[1..].split('/').all(|part| {
-            !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) && part != ".." && part != "."
+            !part.is_empty()
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                && part != ".."
+                && part != "."
         });
-    if good { Ok(trimmed.to_owned()) } else { Err(format!("'{path}' is not a path: write it like '/api/metrics/top-products/'")) }
+    if good {
+        Ok(trimmed.to_owned())
+    } else {
+        Err(format!("'{path}' is not a path: write it like '/api/metrics/top-products/'"))
+    }
 }
 
 #[cfg(test)]
@@ -532,7 +586,10 @@ mod tests {
               WINDOW HOPPING (SIZE 5 MINUTES, ADVANCE BY 1 MINUTE, GRACE PERIOD 1 HOUR) GROUP BY id;
             CREATE ENDPOINT '/api/x/' (x INT DEFAULT 10 CHECK (x > 0)) REQUIRES view AS SELECT * FROM w LIMIT $x;";
         let declared = parse_script(script).unwrap();
-        assert_eq!(declared.iter().map(|d| d.statement.name()).collect::<Vec<_>>(), ["s", "t", "w", "/api/x"]);
+        assert_eq!(
+            declared.iter().map(|d| d.statement.name()).collect::<Vec<_>>(),
+            ["s", "t", "w", "/api/x"]
+        );
         assert!(declared[1].text.starts_with("CREATE STREAM t") && declared[1].text.ends_with("amount > 0"));
         let Statement::CreateTableAs { window, .. } = &declared[2].statement else { panic!() };
         assert_eq!(*window, Some(Window { size: 300_000_000, advance: 60_000_000, grace: 3_600_000_000 }));
@@ -544,8 +601,14 @@ mod tests {
             fails("CREATE STREAM s (id TEXT) WITH (event_idd = 'id')"),
             "there is no option \"event_idd\" here\n  |\n1 | CREATE STREAM s (id TEXT) WITH (event_idd = 'id')\n  |                                 ^^^^^^^^^\nhint: did you mean event_id?"
         );
-        assert!(fails("CREATE STREAM s (id BLOB)").contains("1 | CREATE STREAM s (id BLOB)\n  |                     ^^^^"));
-        assert!(fails("CREATE TABLE t AS SELECT a FROM s WINDOW SESSION (5 MINUTES) GROUP BY a").contains("^^^^^^^"));
+        assert!(
+            fails("CREATE STREAM s (id BLOB)")
+                .contains("1 | CREATE STREAM s (id BLOB)\n  |                     ^^^^")
+        );
+        assert!(
+            fails("CREATE TABLE t AS SELECT a FROM s WINDOW SESSION (5 MINUTES) GROUP BY a")
+                .contains("^^^^^^^")
+        );
         assert!(fails("DROP STREAM s").contains("expected CREATE"));
         assert!(fails("CREATE STREAM _s (id TEXT)").contains("kept for the engine"));
         assert!(fails("CREATE TABLE t AS SELECT FROM").contains("CREATE TABLE t AS SELECT FROM"));

@@ -9,12 +9,16 @@ pub fn arrow_type(declared: &SqlType) -> Result<(DataType, bool), String> {
     Ok((
         match declared {
             SqlType::JSON => return Ok((DataType::Utf8, true)),
-            SqlType::Text | SqlType::Varchar(_) | SqlType::String(_) | SqlType::Char(_) | SqlType::Uuid => DataType::Utf8,
+            SqlType::Text | SqlType::Varchar(_) | SqlType::String(_) | SqlType::Char(_) | SqlType::Uuid => {
+                DataType::Utf8
+            }
             SqlType::Boolean | SqlType::Bool => DataType::Boolean,
             SqlType::SmallInt(_) => DataType::Int16,
             SqlType::Int(_) | SqlType::Integer(_) => DataType::Int32,
             SqlType::BigInt(_) => DataType::Int64,
-            SqlType::Double(_) | SqlType::DoublePrecision | SqlType::Float(_) | SqlType::Real => DataType::Float64,
+            SqlType::Double(_) | SqlType::DoublePrecision | SqlType::Float(_) | SqlType::Real => {
+                DataType::Float64
+            }
             SqlType::Decimal(info) | SqlType::Numeric(info) | SqlType::Dec(info) => decimal(info)?,
             SqlType::Timestamp(..) => columns::timestamp_type(),
             SqlType::Date => DataType::Date32,
@@ -23,13 +27,17 @@ pub fn arrow_type(declared: &SqlType) -> Result<(DataType, bool), String> {
                     .iter()
                     .map(|field| {
                         let name = field.field_name.as_ref().ok_or("a STRUCT member needs a name")?;
-                        Ok(Field::new(name.value.to_ascii_lowercase(), arrow_type(&field.field_type)?.0, true))
+                        Ok(Field::new(
+                            name.value.to_ascii_lowercase(),
+                            arrow_type(&field.field_type)?.0,
+                            true,
+                        ))
                     })
                     .collect::<Result<Fields, String>>()?,
             ),
-            SqlType::Array(ArrayElemTypeDef::AngleBracket(element) | ArrayElemTypeDef::SquareBracket(element, _)) => {
-                DataType::List(Field::new("element", arrow_type(element)?.0, true).into())
-            }
+            SqlType::Array(
+                ArrayElemTypeDef::AngleBracket(element) | ArrayElemTypeDef::SquareBracket(element, _),
+            ) => DataType::List(Field::new("element", arrow_type(element)?.0, true).into()),
             other => {
                 return Err(format!(
                     "type {other} is not supported; use TEXT, BOOLEAN, SMALLINT, INT, BIGINT, DOUBLE, DECIMAL(p,s), TIMESTAMP, DATE, JSON, STRUCT<…> or ARRAY<…>"
@@ -47,7 +55,9 @@ fn decimal(info: &ExactNumberInfo) -> Result<DataType, String> {
         ExactNumberInfo::PrecisionAndScale(precision, scale) => (*precision, *scale),
     };
     if !(1..=38).contains(&precision) || scale < 0 || scale as u64 > precision {
-        return Err(format!("DECIMAL({precision},{scale}) is not possible: the precision is 1 to 38 and the scale 0 to the precision"));
+        return Err(format!(
+            "DECIMAL({precision},{scale}) is not possible: the precision is 1 to 38 and the scale 0 to the precision"
+        ));
     }
     Ok(DataType::Decimal128(precision as u8, scale as i8))
 }
@@ -57,7 +67,9 @@ fn decimal(info: &ExactNumberInfo) -> Result<DataType, String> {
 pub fn stored_type(data_type: &DataType) -> Option<DataType> {
     Some(match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null => DataType::Utf8,
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => DataType::Binary,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
+            DataType::Binary
+        }
         DataType::Boolean => DataType::Boolean,
         DataType::Int8 | DataType::Int16 | DataType::UInt8 => DataType::Int16,
         DataType::Int32 | DataType::UInt16 => DataType::Int32,

@@ -102,7 +102,10 @@ impl ScalarUDFImpl for Lookup {
         let wanted = 2 + table.key.len() + usize::from(table.valid_from.is_some());
         if constants.len() != wanted {
             let date = if table.valid_from.is_some() { ", date" } else { "" };
-            return plan_err!("lookup('{name}', 'column', {}{date}) is how this table is asked", table.key.join(", "));
+            return plan_err!(
+                "lookup('{name}', 'column', {}{date}) is how this table is asked",
+                table.key.join(", ")
+            );
         }
         match table.rows.schema_ref().field_with_name(&column) {
             Ok(field) => Ok(Arc::new(Field::new("lookup", field.data_type().clone(), true))),
@@ -136,7 +139,9 @@ impl ScalarUDFImpl for Lookup {
                 Some(place) => found.push(place),
                 None => {
                     let key: Vec<&str> = key.into_iter().map(|part| part.unwrap_or("NULL")).collect();
-                    let on = date.map(|days| format!(" on {}", crate::reference::show_date(days))).unwrap_or_default();
+                    let on = date
+                        .map(|days| format!(" on {}", crate::reference::show_date(days)))
+                        .unwrap_or_default();
                     return exec_err!("{name} has no row for {}{on}", key.join(", "));
                 }
             }

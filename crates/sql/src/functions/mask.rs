@@ -6,7 +6,9 @@ use arrow::array::{Array, ArrayRef, AsArray, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, ScalarValue, exec_err, plan_err};
-use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
 
 /// Which characters are replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,12 +143,17 @@ fn masked_type(data_type: &DataType) -> Result<DataType> {
 
 fn mask_array(values: &ArrayRef, mask: &dyn Fn(&str) -> String) -> Result<ArrayRef> {
     if let Some(group) = values.as_struct_opt() {
-        let columns = group.columns().iter().map(|column| mask_array(column, mask)).collect::<Result<Vec<_>>>()?;
+        let columns =
+            group.columns().iter().map(|column| mask_array(column, mask)).collect::<Result<Vec<_>>>()?;
         let DataType::Struct(fields) = masked_type(group.data_type())? else {
             return exec_err!("a masked struct is a struct");
         };
-        let masked =
-            arrow::array::StructArray::try_new_with_length(fields, columns, group.nulls().cloned(), group.len())?;
+        let masked = arrow::array::StructArray::try_new_with_length(
+            fields,
+            columns,
+            group.nulls().cloned(),
+            group.len(),
+        )?;
         return Ok(Arc::new(masked));
     }
     let texts = cast(values, &DataType::Utf8)?;
@@ -168,10 +175,12 @@ fn count(name: &str, value: &ColumnarValue) -> Result<usize> {
 fn character(name: &str, value: &ColumnarValue) -> Result<Option<char>> {
     match value {
         ColumnarValue::Scalar(value) if value.is_null() => Ok(None),
-        ColumnarValue::Scalar(value) => match value.try_as_str().flatten().map(|text| (text.chars().next(), text.chars().count())) {
-            Some((Some(character), 1)) => Ok(Some(character)),
-            _ => exec_err!("{name}: a replacement is one character, or NULL to keep what is there"),
-        },
+        ColumnarValue::Scalar(value) => {
+            match value.try_as_str().flatten().map(|text| (text.chars().next(), text.chars().count())) {
+                Some((Some(character), 1)) => Ok(Some(character)),
+                _ => exec_err!("{name}: a replacement is one character, or NULL to keep what is there"),
+            }
+        }
         ColumnarValue::Array(_) => exec_err!("{name}: a replacement is a constant"),
     }
 }

@@ -16,7 +16,8 @@ pub use aggregate::{COLLECT_LIST, LATEST_BY_OFFSET};
 pub use mask::mask_text;
 
 /// Functions that hide what they are given, so that their result is no longer sensitive.
-pub const HIDING: [&str; 6] = ["mask", "mask_left", "mask_right", "mask_keep_left", "mask_keep_right", "tokenize"];
+pub const HIDING: [&str; 6] =
+    ["mask", "mask_left", "mask_right", "mask_keep_left", "mask_keep_right", "tokenize"];
 
 /// All scalar functions.
 pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Vec<Arc<ScalarUDF>> {

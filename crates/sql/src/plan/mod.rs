@@ -27,7 +27,10 @@ pub(crate) fn as_statement(query: Box<Query>) -> DFStatement {
 
 /// True for the columns that the engine adds to every stream.
 fn is_system_column(name: &str) -> bool {
-    matches!(name, columns::EVENT_TIME | columns::RECORDED_AT | columns::PARTITION | columns::OFFSET | columns::EXTRA)
+    matches!(
+        name,
+        columns::EVENT_TIME | columns::RECORDED_AT | columns::PARTITION | columns::OFFSET | columns::EXTRA
+    )
 }
 
 /// A system column of the rows that a plan reads, under whatever alias the query gave them.
@@ -46,14 +49,16 @@ fn shows_sensitive(expression: &Expr, source: &StreamSchema) -> bool {
     let walked = expression.apply(|node| {
         Ok(match node {
             Expr::ScalarFunction(function) if HIDING.contains(&function.name()) => TreeNodeRecursion::Jump,
-            Expr::ScalarFunction(function) if function.name() == "get_field" => match function.args.as_slice() {
-                [Expr::Column(column), Expr::Literal(member, _), ..] => {
-                    let member = member.try_as_str().flatten().unwrap_or_default();
-                    shows |= source.is_sensitive_member(&column.name, member);
-                    TreeNodeRecursion::Jump
+            Expr::ScalarFunction(function) if function.name() == "get_field" => {
+                match function.args.as_slice() {
+                    [Expr::Column(column), Expr::Literal(member, _), ..] => {
+                        let member = member.try_as_str().flatten().unwrap_or_default();
+                        shows |= source.is_sensitive_member(&column.name, member);
+                        TreeNodeRecursion::Jump
+                    }
+                    _ => TreeNodeRecursion::Continue,
                 }
-                _ => TreeNodeRecursion::Continue,
-            },
+            }
             Expr::Column(column) if source.is_sensitive(&column.name) => {
                 shows = true;
                 TreeNodeRecursion::Stop
@@ -66,6 +71,8 @@ fn shows_sensitive(expression: &Expr, source: &StreamSchema) -> bool {
 
 fn storable(name: &str, data_type: &DataType) -> Result<DataType, SqlError> {
     crate::dialect::stored_type(data_type).ok_or_else(|| {
-        SqlError::unsupported(format!("column \"{name}\" would have type {data_type}, which can't be stored; CAST it"))
+        SqlError::unsupported(format!(
+            "column \"{name}\" would have type {data_type}, which can't be stored; CAST it"
+        ))
     })
 }

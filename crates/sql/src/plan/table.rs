@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema};
-use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::DFSchemaRef;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, ident};
@@ -39,7 +39,10 @@ pub async fn plan_table(
         group_by_window(&mut query)?;
         for bound in [WINDOW_START, WINDOW_END] {
             if source.column(bound).is_some() {
-                return Err(SqlError::unsupported(format!("stream {} has a column named {bound}, which the window needs", source.name)));
+                return Err(SqlError::unsupported(format!(
+                    "stream {} has a column named {bound}, which the window needs",
+                    source.name
+                )));
             }
             fields.push(Arc::new(Field::new(bound, columns::timestamp_type(), false)));
         }
@@ -95,8 +98,16 @@ pub async fn plan_table(
         .collect();
     result_fields.push(last_updated_field());
     let result_schema = Arc::new(Schema::new(result_fields));
-    let (output, schema, sensitive) =
-        plan_output(&state, &analyzed, &projection.expr, &aggregate.schema, &aggregate.group_expr, &result_schema, &source).await?;
+    let (output, schema, sensitive) = plan_output(
+        &state,
+        &analyzed,
+        &projection.expr,
+        &aggregate.schema,
+        &aggregate.group_expr,
+        &result_schema,
+        &source,
+    )
+    .await?;
 
     Ok(TableProgram {
         name: format!("table:{name}").into(),
@@ -116,7 +127,8 @@ pub async fn plan_table(
 }
 
 fn not_a_table() -> SqlError {
-    SqlError::unsupported("a table is SELECT keys and aggregates FROM stream GROUP BY keys").hint("to derive row by row, use CREATE STREAM … AS SELECT")
+    SqlError::unsupported("a table is SELECT keys and aggregates FROM stream GROUP BY keys")
+        .hint("to derive row by row, use CREATE STREAM … AS SELECT")
 }
 
 /// Windows are groups too; the user does not have to say so.
@@ -149,7 +161,9 @@ fn group_type(expression: &Expr, schema: &DFSchemaRef) -> Result<DataType, SqlEr
     }
     let data_type = expression.get_type(schema.as_ref())?;
     if !is_keepable(&data_type) {
-        return Err(SqlError::unsupported(format!("GROUP BY {expression}: groups of type {data_type} can't be kept")));
+        return Err(SqlError::unsupported(format!(
+            "GROUP BY {expression}: groups of type {data_type} can't be kept"
+        )));
     }
     storable(&expression.to_string(), &data_type)
 }
@@ -161,7 +175,9 @@ fn plan_aggregate(
     arguments: &mut Vec<Expr>,
 ) -> Result<Aggregate, SqlError> {
     let inner = expression.clone().unalias();
-    let Expr::AggregateFunction(AggregateFunction { func, params }) = &inner else { return Err(not_a_table()) };
+    let Expr::AggregateFunction(AggregateFunction { func, params }) = &inner else {
+        return Err(not_a_table());
+    };
     let function = match func.name() {
         "count" => Function::Count,
         "sum" => Function::Sum,
@@ -171,8 +187,11 @@ fn plan_aggregate(
         LATEST_BY_OFFSET => Function::Latest,
         COLLECT_LIST => Function::List,
         other => {
-            return Err(SqlError::unsupported(format!("{}(…) can't be kept up incrementally yet", other.to_ascii_uppercase()))
-                .hint("supported: COUNT, SUM, MIN, MAX, AVG, LATEST_BY_OFFSET, COLLECT_LIST"));
+            return Err(SqlError::unsupported(format!(
+                "{}(…) can't be kept up incrementally yet",
+                other.to_ascii_uppercase()
+            ))
+            .hint("supported: COUNT, SUM, MIN, MAX, AVG, LATEST_BY_OFFSET, COLLECT_LIST"));
         }
     };
     let name = func.name().to_ascii_uppercase();
@@ -180,7 +199,9 @@ fn plan_aggregate(
         return Err(SqlError::unsupported(format!("{name}(DISTINCT …) can't be kept up incrementally yet")));
     }
     if !params.order_by.is_empty() {
-        return Err(SqlError::unsupported(format!("{name}(… ORDER BY …) can't be kept up incrementally: rows come in the order of the log")));
+        return Err(SqlError::unsupported(format!(
+            "{name}(… ORDER BY …) can't be kept up incrementally: rows come in the order of the log"
+        )));
     }
     let mut take = |expression: &Expr| {
         arguments.push(expression.clone());
@@ -188,7 +209,9 @@ fn plan_aggregate(
     };
     let (argument, input) = match params.args.as_slice() {
         [] => (None, DataType::Int64),
-        [Expr::Literal(value, _)] if function == Function::Count && !value.is_null() => (None, DataType::Int64),
+        [Expr::Literal(value, _)] if function == Function::Count && !value.is_null() => {
+            (None, DataType::Int64)
+        }
         [argument] => {
             let data_type = argument.get_type(schema.as_ref())?;
             if !is_keepable(&data_type) && function != Function::Count {
@@ -223,7 +246,10 @@ async fn plan_output(
     for (expression, field) in expressions.iter().zip(analyzed.schema().fields()) {
         let name = field.name().to_ascii_lowercase();
         if fields.iter().any(|known| *known.name() == name) {
-            return Err(SqlError::new("invalid_schema", format!("column \"{name}\" is selected twice; give one of them an alias")));
+            return Err(SqlError::new(
+                "invalid_schema",
+                format!("column \"{name}\" is selected twice; give one of them an alias"),
+            ));
         }
         let rewritten = expression.clone().transform_down(|node| {
             Ok(match &node {
@@ -269,7 +295,8 @@ fn shows_sensitive_result(
         Some(at) if at < group_expr.len() => shows_sensitive(&group_expr[at], source),
         Some(at) => aggregate.aggr_expr.get(at - group_expr.len()).is_none_or(|expression| {
             let inner = expression.clone().unalias();
-            let counts = matches!(&inner, Expr::AggregateFunction(function) if function.func.name() == "count");
+            let counts =
+                matches!(&inner, Expr::AggregateFunction(function) if function.func.name() == "count");
             !counts && shows_sensitive(&inner, source)
         }),
         None => true,

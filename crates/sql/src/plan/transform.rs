@@ -24,11 +24,15 @@ pub async fn plan_transform(
     let state = engine.state_with(source.name.as_str(), feed.clone())?;
     let planned = state.statement_to_plan(as_statement(query)).await?;
     let LogicalPlan::Projection(projection) = &planned else {
-        return Err(SqlError::unsupported("aggregates belong to CREATE TABLE; a stream is derived row by row"));
+        return Err(SqlError::unsupported(
+            "aggregates belong to CREATE TABLE; a stream is derived row by row",
+        ));
     };
     let input = projection.input.clone();
     if contains_aggregate(&input) {
-        return Err(SqlError::unsupported("GROUP BY and aggregates belong to CREATE TABLE; a stream is derived row by row"));
+        return Err(SqlError::unsupported(
+            "GROUP BY and aggregates belong to CREATE TABLE; a stream is derived row by row",
+        ));
     }
     let mut wanted: Vec<Expr> = Vec::new();
     let mut columns_out: Vec<Column> = Vec::new();

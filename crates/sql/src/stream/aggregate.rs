@@ -94,7 +94,9 @@ impl Column {
             DataType::Utf8 | DataType::Utf8View | DataType::LargeUtf8 => {
                 Self::Text(cast(array, &DataType::Utf8)?.as_string::<i32>().clone())
             }
-            DataType::Date32 => Self::Int(cast(&cast(array, &DataType::Int32)?, &DataType::Int64)?.as_primitive::<Int64Type>().clone()),
+            DataType::Date32 => Self::Int(
+                cast(&cast(array, &DataType::Int32)?, &DataType::Int64)?.as_primitive::<Int64Type>().clone(),
+            ),
             DataType::Timestamp(..) => {
                 let micros = cast(array, &highwater_event::columns::timestamp_type())?;
                 Self::Int(cast(&micros, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
@@ -240,7 +242,12 @@ impl Aggregate {
             }
             let values = column(values.into_iter(), element.data_type())?;
             let field = Arc::new(Field::new("element", element.data_type().clone(), true));
-            return Ok(Arc::new(ListArray::try_new(field, OffsetBuffer::from_lengths(lengths), values, None)?));
+            return Ok(Arc::new(ListArray::try_new(
+                field,
+                OffsetBuffer::from_lengths(lengths),
+                values,
+                None,
+            )?));
         }
         let values = partials.map(|partial| self.result(partial)).collect::<Result<Vec<_>, _>>()?;
         column(values.into_iter(), &self.output)
@@ -253,7 +260,9 @@ impl Aggregate {
             Partial::Average(_, 0) => Value::Null,
             Partial::Average(Value::Float(sum), count) => Value::Float(*sum / *count as f64),
             Partial::Average(Value::Decimal(sum), count) => {
-                let (DataType::Decimal128(_, from), DataType::Decimal128(_, to)) = (&self.input, &self.output) else {
+                let (DataType::Decimal128(_, from), DataType::Decimal128(_, to)) =
+                    (&self.input, &self.output)
+                else {
                     return Err(ArrowError::ComputeError("AVG of a decimal is a decimal".into()));
                 };
                 let scaled = 10i128
@@ -271,17 +280,21 @@ impl Aggregate {
 pub fn column(values: impl Iterator<Item = Value>, data_type: &DataType) -> Result<ArrayRef, ArrowError> {
     let int = |value: Value| if let Value::Int(value) = value { Some(value) } else { None };
     Ok(match data_type {
-        DataType::Boolean => {
-            Arc::new(values.map(|value| if let Value::Bool(value) = value { Some(value) } else { None }).collect::<BooleanArray>())
-        }
+        DataType::Boolean => Arc::new(
+            values
+                .map(|value| if let Value::Bool(value) = value { Some(value) } else { None })
+                .collect::<BooleanArray>(),
+        ),
         DataType::Float16 | DataType::Float32 | DataType::Float64 => {
-            let floats: Float64Array =
-                values.map(|value| if let Value::Float(value) = value { Some(value) } else { None }).collect();
+            let floats: Float64Array = values
+                .map(|value| if let Value::Float(value) = value { Some(value) } else { None })
+                .collect();
             cast(&floats, data_type)?
         }
         DataType::Decimal128(..) => {
-            let decimals: Decimal128Array =
-                values.map(|value| if let Value::Decimal(value) = value { Some(value) } else { None }).collect();
+            let decimals: Decimal128Array = values
+                .map(|value| if let Value::Decimal(value) = value { Some(value) } else { None })
+                .collect();
             Arc::new(decimals.with_data_type(data_type.clone()))
         }
         DataType::Utf8 | DataType::Utf8View | DataType::LargeUtf8 => {

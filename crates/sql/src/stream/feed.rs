@@ -13,7 +13,9 @@ use datafusion::common::{DataFusionError, Result, internal_err, project_schema};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
-use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, SchedulingType, reset_plan_states};
+use datafusion::physical_plan::execution_plan::{
+    Boundedness, EmissionType, SchedulingType, reset_plan_states,
+};
 use datafusion::physical_plan::memory::MemoryStream;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, collect,
@@ -43,8 +45,10 @@ impl FeedTable {
 
 /// Nodes that keep nothing between two executions.
 fn is_stateless(plan: &dyn ExecutionPlan) -> bool {
-    matches!(plan.name(), "FeedExec" | "FilterExec" | "ProjectionExec" | "CooperativeExec" | "CoalesceBatchesExec")
-        && plan.children().into_iter().all(|child| is_stateless(child.as_ref()))
+    matches!(
+        plan.name(),
+        "FeedExec" | "FilterExec" | "ProjectionExec" | "CooperativeExec" | "CoalesceBatchesExec"
+    ) && plan.children().into_iter().all(|child| is_stateless(child.as_ref()))
 }
 
 /// A planned statement.
@@ -148,7 +152,10 @@ impl ExecutionPlan for FeedExec {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn with_new_children(self: Arc<Self>, _children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn with_new_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         Ok(self)
     }
 

@@ -18,7 +18,10 @@ pub struct BadRow {
 
 /// Runs a statement. Where that fails for a reason that can lie in a row, halves are tried until the
 /// rows at fault stand alone.
-pub async fn run_isolated(plan: &FeedPlan, rows: &RecordBatch) -> Result<(Vec<RecordBatch>, Vec<BadRow>), ViewError> {
+pub async fn run_isolated(
+    plan: &FeedPlan,
+    rows: &RecordBatch,
+) -> Result<(Vec<RecordBatch>, Vec<BadRow>), ViewError> {
     let mut results = Vec::new();
     let mut bad = Vec::new();
     let mut pending = vec![(0, rows.num_rows())];
@@ -38,7 +41,10 @@ pub async fn run_isolated(plan: &FeedPlan, rows: &RecordBatch) -> Result<(Vec<Re
 }
 
 fn lies_in_a_row(error: &DataFusionError) -> bool {
-    matches!(error.find_root(), DataFusionError::ArrowError(..) | DataFusionError::Execution(_) | DataFusionError::External(_))
+    matches!(
+        error.find_root(),
+        DataFusionError::ArrowError(..) | DataFusionError::Execution(_) | DataFusionError::External(_)
+    )
 }
 
 fn clean(error: &DataFusionError) -> String {

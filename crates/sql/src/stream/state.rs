@@ -98,7 +98,9 @@ impl Stored for GroupState {
                 .map(|partial| {
                     size_of::<Partial>()
                         + match partial {
-                            Partial::List(values) => values.iter().map(|(_, _, value)| 16 + value.weight()).sum(),
+                            Partial::List(values) => {
+                                values.iter().map(|(_, _, value)| 16 + value.weight()).sum()
+                            }
                             Partial::Sum(value)
                             | Partial::Extreme(value)
                             | Partial::Average(value, _)
@@ -143,7 +145,11 @@ mod tests {
                 Partial::Count(3),
                 Partial::Sum(Value::Decimal(-(1 << 100))),
                 Partial::Latest(7, 8, Value::Text("é".into())),
-                Partial::List(vec![(1, 2, Value::Int(1)), (3, 4, Value::Bool(true)), (5, 6, Value::Float(0.5))]),
+                Partial::List(vec![
+                    (1, 2, Value::Int(1)),
+                    (3, 4, Value::Bool(true)),
+                    (5, 6, Value::Float(0.5)),
+                ]),
             ],
             last_updated_at: 5,
         };

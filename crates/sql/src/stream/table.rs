@@ -110,8 +110,11 @@ impl TableProgram {
 
     fn ready(&self, rows: &RecordBatch) -> Result<Ready, ArrowError> {
         let groups = &rows.columns()[..self.groups.len()];
-        let groups: Vec<ArrayRef> =
-            groups.iter().zip(&self.groups).map(|(group, wanted)| cast(group, wanted)).collect::<Result<_, _>>()?;
+        let groups: Vec<ArrayRef> = groups
+            .iter()
+            .zip(&self.groups)
+            .map(|(group, wanted)| cast(group, wanted))
+            .collect::<Result<_, _>>()?;
         let last = rows.num_columns() - 3;
         let int = |at: usize| -> Result<Int64Array, ArrowError> {
             Ok(cast(rows.column(at), &DataType::Int64)?.as_primitive::<Int64Type>().clone())
@@ -125,7 +128,10 @@ impl TableProgram {
         };
         Ok(Ready {
             keys,
-            columns: rows.columns()[self.groups.len()..last].iter().map(Column::read).collect::<Result<_, _>>()?,
+            columns: rows.columns()[self.groups.len()..last]
+                .iter()
+                .map(Column::read)
+                .collect::<Result<_, _>>()?,
             event_times: int(last)?,
             recorded_at: int(last + 1)?,
             offsets: int(last + 2)?,
@@ -133,7 +139,10 @@ impl TableProgram {
     }
 
     fn empty(&self) -> GroupState {
-        GroupState { partials: self.aggregates.iter().map(Aggregate::empty).collect(), last_updated_at: i64::MIN }
+        GroupState {
+            partials: self.aggregates.iter().map(Aggregate::empty).collect(),
+            last_updated_at: i64::MIN,
+        }
     }
 
     /// Aggregated rows of some groups; the key comes without its pane.
@@ -142,7 +151,10 @@ impl TableProgram {
         let keys = self.keys.convert_rows(groups.iter().map(|(_, key, _)| parser.parse(key)))?;
         let size = self.window.map_or(0, |window| window.size);
         let times = |add: i64| -> Result<ArrayRef, ArrowError> {
-            column(groups.iter().map(|(start, _, _)| start.map_or(Value::Null, |start| Value::Int(start + add))), &columns::timestamp_type())
+            column(
+                groups.iter().map(|(start, _, _)| start.map_or(Value::Null, |start| Value::Int(start + add))),
+                &columns::timestamp_type(),
+            )
         };
         let mut arrays: Vec<ArrayRef> = Vec::with_capacity(self.results.len() + 1);
         for (source, field) in self.results.iter().zip(self.result_schema.fields()) {
@@ -164,7 +176,9 @@ impl TableProgram {
 
     /// The state of a window from the panes it spans, the earliest first.
     fn combine(&self, into: &mut GroupState, pane: &GroupState) -> Option<()> {
-        for ((aggregate, earlier), later) in self.aggregates.iter().zip(&mut into.partials).zip(&pane.partials) {
+        for ((aggregate, earlier), later) in
+            self.aggregates.iter().zip(&mut into.partials).zip(&pane.partials)
+        {
             aggregate.combine(earlier, later)?;
         }
         into.last_updated_at = into.last_updated_at.max(pane.last_updated_at);
@@ -227,7 +241,10 @@ impl Program for TableProgram {
         let mut key = Vec::new();
         if let Some(ready) = ready {
             for row in 0..ready.offsets.len() {
-                let place = RowPlace { recorded_at: ready.recorded_at.value(row), offset: ready.offsets.value(row) as Offset };
+                let place = RowPlace {
+                    recorded_at: ready.recorded_at.value(row),
+                    offset: ready.offsets.value(row) as Offset,
+                };
                 key.clear();
                 if let Some(window) = self.window {
                     let time = ready.event_times.value(row);
@@ -247,7 +264,11 @@ impl Program for TableProgram {
                 }
                 key.extend_from_slice(ready.keys.row(row).as_ref());
                 if key.len() > MAX_KEY {
-                    folded.dead.push(refuse(place.offset, "key_too_long", format!("a group's key may take {MAX_KEY} bytes")));
+                    folded.dead.push(refuse(
+                        place.offset,
+                        "key_too_long",
+                        format!("a group's key may take {MAX_KEY} bytes"),
+                    ));
                     continue;
                 }
                 let state = states.state(&key, &|| self.empty())?;
@@ -406,7 +427,13 @@ struct Slide<'a> {
 }
 
 impl Slide<'_> {
-    fn take(&mut self, pane: i64, key: &[u8], state: &GroupState, chunks: &mut Chunks<'_>) -> Result<(), String> {
+    fn take(
+        &mut self,
+        pane: i64,
+        key: &[u8],
+        state: &GroupState,
+        chunks: &mut Chunks<'_>,
+    ) -> Result<(), String> {
         if self.panes.back().is_none_or(|(last, _)| *last != pane) {
             self.emit_before(pane, chunks)?;
             self.panes.push_back((pane, BTreeMap::new()));

@@ -42,7 +42,11 @@ pub struct Transformed {
 
 impl Transform {
     /// Derives rows of one partition.
-    pub async fn transform(&self, partition: Partition, batches: &[LogBatch]) -> Result<Transformed, ViewError> {
+    pub async fn transform(
+        &self,
+        partition: Partition,
+        batches: &[LogBatch],
+    ) -> Result<Transformed, ViewError> {
         let broken = |error: arrow::error::ArrowError| ViewError::Broken(error.to_string());
         let source = RowReader::new(&self.source).read_all(partition, batches).map_err(broken)?;
         let first = batches.first().map_or(0, |batch| batch.base);
@@ -53,7 +57,8 @@ impl Transform {
         for result in &results {
             let last = result.num_columns() - 1;
             let column = cast(result.column(last), &DataType::Int64).map_err(broken)?;
-            offsets.extend(column.as_primitive::<Int64Type>().values().iter().map(|offset| *offset as Offset));
+            offsets
+                .extend(column.as_primitive::<Int64Type>().values().iter().map(|offset| *offset as Offset));
             rows.push(store(&stored, &result.columns()[..last]).map_err(broken)?);
         }
         let rows = match rows.as_slice() {
@@ -74,7 +79,11 @@ fn store(schema: &SchemaRef, columns: &[ArrayRef]) -> Result<RecordBatch, arrow:
         .iter()
         .zip(schema.fields())
         .map(|(column, field)| {
-            if column.data_type() == field.data_type() { Ok(column.clone()) } else { cast(column, field.data_type()) }
+            if column.data_type() == field.data_type() {
+                Ok(column.clone())
+            } else {
+                cast(column, field.data_type())
+            }
         })
         .collect::<Result<Vec<_>, _>>()?;
     RecordBatch::try_new(schema.clone(), columns)
@@ -118,7 +127,9 @@ impl View for DerivedStream {
     }
 
     async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
-        let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(Applied::default()) };
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
+            return Ok(Applied::default());
+        };
         let (from, to) = (first.base, last.end());
         let transformed = self.transform.transform(partition, &batches).await?;
         let mut applied = Applied {
@@ -138,7 +149,10 @@ impl View for DerivedStream {
             }],
         };
         if let Some(rows) = transformed.rows {
-            commit.appends.push(Append { to: StreamPartition::new(self.transform.schema.name.clone(), partition), rows });
+            commit.appends.push(Append {
+                to: StreamPartition::new(self.transform.schema.name.clone(), partition),
+                rows,
+            });
         }
         if !transformed.dead.is_empty() {
             let letters: Vec<DeadLetter> = transformed

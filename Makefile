@@ -1,0 +1,39 @@
+# Two commands: `make run` and `make test`.
+.PHONY: run test build lint bench nightly independent
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PROGRAM := $(TARGET)/release/highwater
+
+## Build the program and start the demo on http://127.0.0.1:7700
+run: build
+	$(PROGRAM) demo
+
+build:
+	$(CARGO) build --release --locked -p highwater-server
+
+## Everything that every change must pass: lints, tests, and the independent count.
+test: lint
+	$(CARGO) test --workspace --locked
+	bash tests/independent/run.sh debug
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	bash tests/supply-chain.sh
+
+## Compare every answer of a node with a count in Python and the lake with another engine.
+independent:
+	bash tests/independent/run.sh debug
+
+## Figures for docs/PERFORMANCE.md.
+bench: build
+	$(CARGO) bench -p highwater-warehouse --bench cold_keys
+	$(CARGO) bench -p highwater-sql --bench micro_batch
+	$(CARGO) run --release -p xtask -- bench-http --program $(PROGRAM)
+
+## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds.
+nightly:
+	HIGHWATER_SEEDS=100000 $(CARGO) test --release -p highwater-log --test journal power_cuts
+	HIGHWATER_SEEDS=2000 $(CARGO) test --workspace --test oracle
+	HIGHWATER_CYCLES=1000 $(CARGO) test --workspace --test crash -- --nocapture
