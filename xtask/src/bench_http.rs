@@ -52,12 +52,10 @@ struct Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        for gone in
-            [self.child.kill().err(), self.child.wait().err(), std::fs::remove_dir_all(&self.data).err()]
-        {
-            if let Some(error) = gone {
-                eprintln!("{error}");
-            }
+        let errors =
+            [self.child.kill().err(), self.child.wait().err(), std::fs::remove_dir_all(&self.data).err()];
+        for error in errors.into_iter().flatten() {
+            eprintln!("{error}");
         }
     }
 }

@@ -72,6 +72,9 @@ pub enum BodyError {
     Empty,
 }
 
+/// Called with each event of a body: its bytes, and the row or why it is refused.
+pub type EachRow<'a, 'b> = &'a mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>);
+
 /// How far an event's own time may be ahead of the server's clock, microseconds.
 const MAX_AHEAD: i64 = 3_600_000_000;
 
@@ -154,7 +157,7 @@ impl Decoder {
         format: Format,
         limit: usize,
         row: &mut Row,
-        each: &mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>),
+        each: EachRow<'_, 'b>,
     ) -> Result<usize, BodyError> {
         match format {
             Format::Json => self.decode_json(body, limit, row, each),
@@ -167,7 +170,7 @@ impl Decoder {
         body: &'b [u8],
         limit: usize,
         row: &mut Row,
-        each: &mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>),
+        each: EachRow<'_, 'b>,
     ) -> Result<usize, BodyError> {
         let mut count = 0;
         for line in body.split(|byte| *byte == b'\n') {
@@ -194,7 +197,7 @@ impl Decoder {
         body: &'b [u8],
         limit: usize,
         row: &mut Row,
-        each: &mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>),
+        each: EachRow<'_, 'b>,
     ) -> Result<usize, BodyError> {
         let malformed = |at: usize, error: &JiterError| malformed(body, at + error.index, error);
         let mut base = 0;

@@ -148,12 +148,15 @@ pub struct Door {
     clock: Arc<dyn Clock>,
 }
 
+/// Where the outcome of a request goes.
+type Answer = oneshot::Sender<Result<Vec<Verdict>, DoorError>>;
+
 /// A request on its way to the owner.
 struct Waiting {
     entrance: Arc<Entrance>,
     principal: Principal,
     load: Load,
-    answer: oneshot::Sender<Result<Vec<Verdict>, DoorError>>,
+    answer: Answer,
     _room: OwnedSemaphorePermit,
 }
 
@@ -282,6 +285,9 @@ enum Draft {
     Rejected(RowError),
 }
 
+/// Each event of a request: its id, and what is known of it.
+type Drafts = Vec<(Option<String>, Draft)>;
+
 /// Everything of one group of requests.
 #[derive(Default)]
 struct Group {
@@ -291,11 +297,7 @@ struct Group {
     small: BTreeMap<(StreamName, Partition), (usize, Arc<Entrance>, SmallRows)>,
     /// Keys that are new in this group.
     fresh: HashMap<Digest128, (Arc<DedupeIndex>, Place)>,
-    answers: Vec<(
-        oneshot::Sender<Result<Vec<Verdict>, DoorError>>,
-        Vec<(Option<String>, Draft)>,
-        OwnedSemaphorePermit,
-    )>,
+    answers: Vec<(Answer, Drafts, OwnedSemaphorePermit)>,
 }
 
 struct SmallRows(RowBatch);
@@ -361,7 +363,7 @@ impl Owner {
         principal: &Principal,
         body: &[u8],
         format: Format,
-    ) -> Result<Vec<(Option<String>, Draft)>, DoorError> {
+    ) -> Result<Drafts, DoorError> {
         if format == Format::Json {
             check_json(body)?;
         }
@@ -407,7 +409,7 @@ impl Owner {
         entrance: &Arc<Entrance>,
         principal: &Principal,
         decoded: Decoded,
-    ) -> Result<Vec<(Option<String>, Draft)>, DoorError> {
+    ) -> Result<Drafts, DoorError> {
         let Decoded { rows, identities, items } = decoded;
         // One append per partition; the rows that are new are picked after all are judged.
         let mut picked: BTreeMap<Partition, (usize, Vec<u32>)> = BTreeMap::new();
@@ -610,7 +612,7 @@ fn verdict((event_id, draft): (Option<String>, Draft), bases: &[Offset]) -> Verd
     Verdict { event_id, outcome }
 }
 
-fn reply(answer: oneshot::Sender<Result<Vec<Verdict>, DoorError>>, outcome: Result<Vec<Verdict>, DoorError>) {
+fn reply(answer: Answer, outcome: Result<Vec<Verdict>, DoorError>) {
     if answer.send(outcome).is_err() {
         tracing::debug!("events became durable after their sender had gone");
     }

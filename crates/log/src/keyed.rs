@@ -50,11 +50,14 @@ impl Default for Mark {
     }
 }
 
+/// Table, key and value; no value removes the key.
+pub type Put = (Arc<str>, Vec<u8>, Option<Vec<u8>>);
+
 /// Changes that become visible together.
 #[derive(Debug, Default)]
 pub struct KeyedBatch {
-    /// Key and value by table; no value removes the key.
-    pub puts: Vec<(Arc<str>, Vec<u8>, Option<Vec<u8>>)>,
+    /// In the order in which they are applied.
+    pub puts: Vec<Put>,
     /// Marks by view and partition.
     pub marks: BTreeMap<(Arc<str>, Partition), Mark>,
 }

@@ -1,5 +1,7 @@
 //! The journal under everything that a disk and a power supply can do to it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

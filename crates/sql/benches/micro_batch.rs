@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p highwater-sql --bench micro_batch`
 
-#![allow(missing_docs, reason = "a program")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "a program that measures")]
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,7 +61,6 @@ fn batch(rows: usize) -> LogBatch {
     LogBatch { base: 0, recorded_at: 0, rows }
 }
 
-#[allow(clippy::panic, clippy::unwrap_used, reason = "a program that measures")]
 fn main() {
     let statements = [
         "SELECT user_id, status, amount, quantity FROM s",

@@ -11,6 +11,9 @@ use highwater_event::{Column, StreamName};
 
 use crate::dialect::SqlError;
 
+/// Rows by key: from which day on, and which row.
+type Index = HashMap<Vec<String>, Vec<(i32, u32)>>;
+
 /// One version of a reference table.
 #[derive(Debug)]
 pub struct ReferenceTable {
@@ -23,7 +26,7 @@ pub struct ReferenceTable {
     /// Its rows.
     pub rows: RecordBatch,
     /// Rows by key, the newest date first.
-    index: HashMap<Vec<String>, Vec<(i32, u32)>>,
+    index: Index,
 }
 
 /// The reference tables that functions look into; shared by every plan.
@@ -97,7 +100,7 @@ impl ReferenceTable {
         Ok(table)
     }
 
-    fn build_index(&self) -> Result<HashMap<Vec<String>, Vec<(i32, u32)>>, String> {
+    fn build_index(&self) -> Result<Index, String> {
         let text = |column: &str| {
             let values =
                 self.rows.column_by_name(column).ok_or_else(|| format!("column {column} is missing"))?;
@@ -115,7 +118,7 @@ impl ReferenceTable {
             }
             None => None,
         };
-        let mut index: HashMap<Vec<String>, Vec<(i32, u32)>> = HashMap::new();
+        let mut index = Index::new();
         for row in 0..self.rows.num_rows() {
             let key = keys
                 .iter()

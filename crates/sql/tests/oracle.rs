@@ -2,6 +2,14 @@
 //! in one go over all rows, whatever the data and however it was cut into batches.
 //! `HIGHWATER_SEED` and `HIGHWATER_SEEDS` choose the data.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::type_complexity,
+    reason = "a test fails by panicking"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

@@ -18,9 +18,12 @@ use crate::error::AppendError;
 use crate::format::{self, BatchPlace, CommitHead, Entry, SEGMENT_HEADER_LEN, SegmentSummary};
 use crate::segment::Segment;
 
+/// Where the outcome of an append goes.
+pub(super) type Answer = oneshot::Sender<Result<Receipt, AppendError>>;
+
 pub(super) struct Request {
     pub commit: Commit,
-    pub answer: oneshot::Sender<Result<Receipt, AppendError>>,
+    pub answer: Answer,
 }
 
 /// Rows that one group may hold before it is written.
@@ -50,7 +53,7 @@ struct Group {
     /// Rows by partition in the order of their offsets.
     rows: Vec<(StreamPartition, Offset, Vec<RecordBatch>)>,
     advances: Vec<Advance>,
-    answers: Vec<(oneshot::Sender<Result<Receipt, AppendError>>, Vec<Offset>)>,
+    answers: Vec<(Answer, Vec<Offset>)>,
 }
 
 /// A group as bytes.
@@ -403,7 +406,7 @@ fn write_error(error: &io::Error) -> AppendError {
     }
 }
 
-fn refuse(answers: impl Iterator<Item = oneshot::Sender<Result<Receipt, AppendError>>>, error: &AppendError) {
+fn refuse(answers: impl Iterator<Item = Answer>, error: &AppendError) {
     for answer in answers {
         if answer.send(Err(error.clone())).is_err() {
             tracing::debug!("an append failed after its caller had gone");

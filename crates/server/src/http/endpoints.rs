@@ -46,7 +46,7 @@ pub async fn declared(
     }
     let given: HashMap<String, String> = once(given)?.into_iter().collect();
     let known: Vec<&str> = endpoint.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
-    for name in given.keys().filter(|name| !known.contains(&name.as_str())) {
+    if let Some(name) = given.keys().find(|name| !known.contains(&name.as_str())) {
         let problem = Problem::bad_request("unknown_parameter", format!("there is no parameter \"{name}\""));
         return Err(match nearest(name, known.iter().copied()) {
             Some(near) => problem.hint(format!("did you mean {near}?")),

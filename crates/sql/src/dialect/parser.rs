@@ -87,6 +87,9 @@ fn slice(text: &str, start: Location, end: Location) -> String {
     text[position(start)..position(end).min(text.len())].to_owned()
 }
 
+/// A query and its WINDOW clause, with the word that starts it.
+type WindowedQuery = (Box<Query>, Option<(Window, TokenWithSpan)>);
+
 struct Words {
     parser: Parser<'static>,
 }
@@ -382,10 +385,7 @@ impl Words {
     }
 
     /// The query that makes up the rest of the statement, with its WINDOW clause cut out.
-    fn query(
-        &mut self,
-        tokens: &[TokenWithSpan],
-    ) -> Result<(Box<Query>, Option<(Window, TokenWithSpan)>), SqlError> {
+    fn query(&mut self, tokens: &[TokenWithSpan]) -> Result<WindowedQuery, SqlError> {
         let mut rest = tokens[self.parser.index().min(tokens.len())..].to_vec();
         let mut window = None;
         if let Some(at) = window_clause(&rest) {
