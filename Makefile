@@ -26,10 +26,11 @@ lint:
 independent:
 	bash tests/independent/run.sh debug
 
+# Named together with the server, so that the query engine is not compiled a second time with other features.
 ## Figures for docs/PERFORMANCE.md.
 bench: build
-	$(CARGO) bench -p highwater-warehouse --bench cold_keys
-	$(CARGO) bench -p highwater-sql --bench micro_batch
+	$(CARGO) bench -p highwater-server -p highwater-warehouse --bench cold_keys
+	$(CARGO) bench -p highwater-server -p highwater-sql --bench micro_batch
 	$(CARGO) run --release -p xtask -- bench-http --program $(PROGRAM)
 
 ## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds.
