@@ -70,7 +70,7 @@ fn session(
         // Plans are executed again and again; a filter that a past run left behind would be wrong.
         .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", false)
         // This rule moves struct accesses below a union by position and mixes its branches up: columns
-        // change places and masks are lost. tests/masks.rs shows it.
+        // change places and masks are lost. The scenarios of `server` hold it off.
         .set_bool("datafusion.optimizer.enable_leaf_expression_pushdown", false);
     let options = config.options_mut();
     options.sql_parser.map_string_types_to_utf8view = false;
