@@ -91,7 +91,7 @@ impl Node {
         } else {
             Vec::new()
         };
-        stream_relation(&self.engine, schema, lake, hot, day)
+        stream_relation(&self.engine, schema, lake.map(|(provider, _)| provider), hot, day)
     }
 
     /// Rows of the log from the given offsets on, at most about `limit`.

@@ -1,6 +1,5 @@
 //! Streams and tables as relations of a query.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -8,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
-use highwater_event::{Offset, Partition, StreamSchema, columns};
+use highwater_event::{StreamSchema, columns};
 
 use crate::dialect::SqlError;
 use crate::session::Engine;
@@ -23,11 +22,11 @@ pub struct Day {
 }
 
 /// A stream as one relation: rows of the lake below its marks, and the rows of the log above them.
-/// `lake_marks` guards against a lake that holds more than it says.
+/// The caller takes `hot` from the marks of the very snapshot that `lake` reads.
 pub fn stream_relation(
     engine: &Engine,
     stream: &StreamSchema,
-    lake: Option<(Arc<dyn TableProvider>, BTreeMap<Partition, Offset>)>,
+    lake: Option<Arc<dyn TableProvider>>,
     hot: Vec<RecordBatch>,
     day: Option<&Day>,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
@@ -39,7 +38,7 @@ pub fn stream_relation(
     if let Some(day) = day {
         plan = plan.filter(within(day))?;
     }
-    if let Some((lake, _)) = lake {
+    if let Some(lake) = lake {
         let mut cold = LogicalPlanBuilder::scan("lake", provider_as_source(lake), None)?;
         if let Some(day) = day {
             let (year, month, date) = day.parts.clone();
