@@ -60,6 +60,26 @@ impl StreamName {
         self.0.to_ascii_uppercase()
     }
 
+    /// The name as users know it: without the version that a replaced statement has in the log.
+    pub fn public(&self) -> &str {
+        self.0.split('@').next().unwrap_or(&self.0)
+    }
+
+    /// Which version of the name this is, from 1. A statement that replaces another, or takes the name
+    /// of a dropped one, has a history of its own in the log, under the next version: `orders@2`.
+    pub fn version(&self) -> u32 {
+        self.0.split_once('@').and_then(|(_, version)| version.parse().ok()).unwrap_or(1)
+    }
+
+    /// The same name in another version.
+    pub fn at_version(&self, version: u32) -> Self {
+        if version <= 1 {
+            Self(self.public().into())
+        } else {
+            Self(format!("{}@{version}", self.public()).into())
+        }
+    }
+
     /// True for `_system`, `_dead_letters` and the like, which nobody may declare.
     pub fn is_system(&self) -> bool {
         self.0.starts_with('_')
@@ -69,7 +89,15 @@ impl StreamName {
 impl TryFrom<String> for StreamName {
     type Error = NameError;
     fn try_from(name: String) -> Result<Self, NameError> {
-        Self::new(name)
+        match name.split_once('@') {
+            None => Self::new(name),
+            Some((base, version)) => match version.parse::<u32>() {
+                Ok(number) if number > 1 && version == number.to_string() => {
+                    Ok(Self::new(base)?.at_version(number))
+                }
+                _ => Err(NameError { name }),
+            },
+        }
     }
 }
 
@@ -155,6 +183,19 @@ mod tests {
         for bad in ["", "1a", "a-b", "a/b", "é", "..", &"x".repeat(129)] {
             assert!(StreamName::new(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn versions_are_parts_of_stored_names_only() {
+        let orders = StreamName::new("orders").unwrap();
+        let second = orders.at_version(2);
+        assert_eq!((second.as_str(), second.public(), second.version()), ("orders@2", "orders", 2));
+        assert_eq!(second.at_version(1), orders);
+        assert_eq!(StreamName::try_from("orders@2".to_owned()), Ok(second));
+        for bad in ["orders@", "orders@1", "orders@02", "orders@x", "@2"] {
+            assert!(StreamName::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+        assert!(StreamName::new("orders@2").is_err(), "users can't write versions");
     }
 
     #[test]

@@ -42,6 +42,10 @@ pub struct StreamOptions {
     pub hidden: Vec<String>,
     /// Members of struct columns that are SENSITIVE, as `column.member`.
     pub sensitive: Vec<String>,
+    /// How long events are kept after they were recorded, microseconds; `None` for ever.
+    pub retention: Option<i64>,
+    /// Columns are added as events bring new members.
+    pub inferred: bool,
 }
 
 /// A stream's name, columns and options.
@@ -105,7 +109,7 @@ impl StreamSchema {
         mut options: StreamOptions,
         raw: bool,
     ) -> Result<Self, SchemaError> {
-        if columns.is_empty() {
+        if columns.is_empty() && !options.inferred {
             return Err(SchemaError::Empty);
         }
         let mut seen = std::collections::HashSet::new();

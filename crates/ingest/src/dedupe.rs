@@ -102,6 +102,11 @@ impl DedupeIndex {
         Ok(index)
     }
 
+    /// The name of its table in the keyed store.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
     fn replay(&self, log: &dyn Log, at: &StreamPartition) -> Result<(), DedupeError> {
         let mut next = self.state().marks.get(&at.partition).copied().unwrap_or(0);
         let end = log.end(at);

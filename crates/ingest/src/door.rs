@@ -190,6 +190,16 @@ impl Door {
         entrances.insert(name, Arc::new(Entrance { decoder, index }));
     }
 
+    /// Lets no more events into a stream.
+    pub fn dismiss(&self, stream: &StreamName) {
+        self.entrances.write().unwrap_or_else(PoisonError::into_inner).remove(stream);
+    }
+
+    /// The dedupe index of a stream that takes events.
+    pub fn index(&self, stream: &StreamName) -> Option<Arc<DedupeIndex>> {
+        self.entrances.read().unwrap_or_else(PoisonError::into_inner).get(stream)?.index.clone()
+    }
+
     /// Takes a request; answers when every accepted event of it is durable.
     pub async fn submit(&self, submission: Submission) -> Result<Vec<Verdict>, DoorError> {
         let entrance = self

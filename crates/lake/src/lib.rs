@@ -13,6 +13,7 @@
 //! Files are fsynced before the commit that names them and the commit after; Delta's own writer does
 //! neither. The format stays behind this room's types.
 
+mod maintain;
 mod stream;
 mod table;
 
@@ -26,7 +27,8 @@ use deltalake::parquet::file::properties::WriterProperties;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
-pub use stream::{LakeSnapshot, LakeStream, LakeView, Moment};
+pub use maintain::{Compacted, Version};
+pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
 pub use table::LakeTable;
 
 /// A lake call failed.
@@ -67,9 +69,16 @@ async fn open_or_create(
     partition_columns: &[&str],
 ) -> Result<DeltaTable, LakeError> {
     let url = ensure_table_uri(dir.to_string_lossy())?;
-    let table = DeltaTable::try_from_url(url).await?;
+    let mut table = DeltaTable::try_from_url(url.clone()).await?;
     if table.version().is_some() {
-        return Ok(table);
+        let owner = table.snapshot()?.metadata().name().map(str::to_owned);
+        if owner.as_deref() == Some(name) {
+            return add_columns(table, dir, schema).await;
+        }
+        // What an earlier thing of that name has left.
+        let aside = set_aside(dir, "dropped")?;
+        tracing::info!(aside = %aside.display(), "the folder of something dropped was in the way");
+        table = DeltaTable::try_from_url(url).await?;
     }
     let delta: StructType = schema.try_into_kernel()?;
     let table = table
@@ -81,6 +90,28 @@ async fn open_or_create(
         .with_configuration_property(TableProperty::DataSkippingStatsColumns, Some(stats_columns(schema)))
         .await?;
     sync_commit(dir.to_owned(), 0).await?;
+    Ok(table)
+}
+
+/// Adds the columns that a table lacks; older files show nulls in them.
+async fn add_columns(
+    table: DeltaTable,
+    dir: &Path,
+    schema: &arrow::datatypes::Schema,
+) -> Result<DeltaTable, LakeError> {
+    let known: Vec<String> = table.snapshot()?.schema().fields().map(|field| field.name().clone()).collect();
+    let missing: Vec<_> = schema
+        .fields()
+        .iter()
+        .filter(|field| !known.contains(field.name()))
+        .map(|field| field.as_ref().clone().with_nullable(true))
+        .collect();
+    if missing.is_empty() {
+        return Ok(table);
+    }
+    let delta: StructType = (&arrow::datatypes::Schema::new(missing)).try_into_kernel()?;
+    let table = table.add_columns().with_fields(delta.fields().cloned().collect::<Vec<_>>()).await?;
+    sync_commit(dir.to_owned(), table.version().unwrap_or(0)).await?;
     Ok(table)
 }
 
@@ -102,7 +133,7 @@ fn stats_columns(schema: &arrow::datatypes::Schema) -> String {
     plain.join(",")
 }
 
-/// Commits files that are written but not named yet, with the application's position.
+/// Commits files that are written but not named yet, with the application's position when it moves.
 async fn commit(
     table: &mut DeltaTable,
     dir: &Path,
@@ -110,13 +141,14 @@ async fn commit(
     mut actions: Vec<Action>,
     mode: SaveMode,
     partition_columns: &[&str],
-    position: (&str, i64),
+    position: Option<(&str, i64)>,
 ) -> Result<(), LakeError> {
     sync_files(dir.to_owned(), adds.iter().map(|add| add.path.clone()).collect()).await?;
     actions.extend(adds.into_iter().map(Action::Add));
-    let properties = CommitProperties::default()
-        .with_application_transaction(Transaction::new(position.0, position.1))
-        .with_cleanup_expired_logs(Some(false));
+    let mut properties = CommitProperties::default().with_cleanup_expired_logs(Some(false));
+    if let Some((application, offset)) = position {
+        properties = properties.with_application_transaction(Transaction::new(application, offset));
+    }
     let operation = DeltaOperation::Write {
         mode,
         partition_by: (!partition_columns.is_empty())

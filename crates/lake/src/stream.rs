@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
+use arrow::compute::{SortColumn, SortOptions, cast, concat, lexsort_to_indices, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
 use deltalake::DeltaTable;
 use deltalake::delta_datafusion::{DeltaScanConfig, DeltaScanNext};
 use deltalake::protocol::SaveMode;
 use deltalake::writer::{DeltaWriter, RecordBatchWriter};
-use highwater_event::{Offset, Partition, StreamName, StreamSchema, columns, time};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, time};
 use highwater_log::LogBatch;
 use highwater_log::reader::RowReader;
 use highwater_log::view::{Applied, Gather, View, ViewError};
@@ -21,15 +23,28 @@ use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, writer_properties};
 
 /// A stream's Delta table, shared by the view that writes it and those who read it.
 pub struct LakeStream {
-    stream: Arc<StreamSchema>,
-    dir: PathBuf,
-    schema: SchemaRef,
+    pub(crate) stream: Arc<StreamSchema>,
+    root: PathBuf,
+    folder: Folder,
+    pub(crate) dir: PathBuf,
+    pub(crate) schema: SchemaRef,
     current: RwLock<Arc<State>>,
+    /// Held while a commit is made: appends and maintenance take turns.
+    pub(crate) committing: tokio::sync::Mutex<()>,
 }
 
-struct State {
-    table: DeltaTable,
-    marks: BTreeMap<Partition, Offset>,
+pub(crate) struct State {
+    pub(crate) table: DeltaTable,
+    pub(crate) marks: BTreeMap<Partition, Offset>,
+}
+
+/// Where a stream's table lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Folder {
+    /// In the folder of the stream's public name, which other engines know.
+    Own,
+    /// Beside it, while an older version of the stream has that folder: `NAME@2`.
+    Versioned,
 }
 
 /// The lake of a stream at one version.
@@ -58,12 +73,31 @@ fn application_id(stream: &StreamName, partition: Partition) -> String {
 }
 
 impl LakeStream {
-    /// Opens a stream's table under the lake's root, making it when it is not there.
-    pub async fn open(root: &Path, stream: Arc<StreamSchema>) -> Result<Self, LakeError> {
-        let dir = root.join("streams").join(stream.name.shown());
+    /// Opens a stream's table under the lake's root, making it when it is not there. A version that was
+    /// built beside an older one and now has the name takes its folder.
+    pub async fn open(root: &Path, stream: Arc<StreamSchema>, folder: Folder) -> Result<Self, LakeError> {
+        let streams = root.join("streams");
+        let own = streams.join(stream.name.public().to_ascii_uppercase());
+        let versioned = streams.join(stream.name.shown());
+        let dir = match folder {
+            Folder::Own => own,
+            Folder::Versioned => versioned.clone(),
+        };
+        if dir != versioned && versioned.exists() {
+            if dir.exists() {
+                crate::set_aside(&dir, "dropped")?;
+            }
+            std::fs::rename(&versioned, &dir)?;
+            std::fs::File::open(&streams)?.sync_all()?;
+        }
         let mut fields: Vec<Field> =
             stream.reader_schema().fields().iter().map(|field| field.as_ref().clone()).collect();
-        fields.extend(DAY_COLUMNS.map(|column| Field::new(column, arrow::datatypes::DataType::Utf8, true)));
+        if stream.raw && !stream.options.event_id.is_empty() {
+            // What the dedupe index is rebuilt from, when the log does not reach back any more.
+            fields.push(Field::new(columns::EVENT_KEY, DataType::Binary, true));
+            fields.push(Field::new(columns::PAYLOAD_HASH, DataType::Int64, true));
+        }
+        fields.extend(DAY_COLUMNS.map(|column| Field::new(column, DataType::Utf8, true)));
         let schema = Arc::new(Schema::new(fields));
         let table = match open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await {
             Ok(table) => table,
@@ -74,9 +108,18 @@ impl LakeStream {
                 open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await?
             }
         };
+        // A column that was added later stands where the table has it.
+        let order: Vec<String> =
+            table.snapshot()?.schema().fields().map(|field| field.name().clone()).collect();
+        let fields: Vec<Field> =
+            order.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<_, _>>()?;
+        let schema = Arc::new(Schema::new(fields));
         let lake = Self {
             current: RwLock::new(Arc::new(State { table: table.clone(), marks: BTreeMap::new() })),
+            committing: tokio::sync::Mutex::new(()),
             stream,
+            root: root.to_owned(),
+            folder,
             dir,
             schema,
         };
@@ -84,11 +127,20 @@ impl LakeStream {
         Ok(lake)
     }
 
-    fn current(&self) -> Arc<State> {
+    /// Removes the table with all its files.
+    pub async fn remove(&self) -> Result<(), LakeError> {
+        let _alone = self.committing.lock().await;
+        // Renamed first: a folder that is half removed would still look like a table.
+        let dropped = crate::set_aside(&self.dir, "dropped")?;
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dropped)).await;
+        Ok(removed.map_err(std::io::Error::other)??)
+    }
+
+    pub(crate) fn current(&self) -> Arc<State> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn put(&self, state: State) {
+    pub(crate) fn put(&self, state: State) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
     }
 
@@ -174,25 +226,49 @@ impl LakeStream {
 
     async fn append(&self, partition: Partition, batches: &[LogBatch]) -> Result<(), LakeError> {
         let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
-        let state = self.current();
-        let mut table = state.table.clone();
-        let reader = RowReader::new(&self.stream);
-        let rows = self.with_day(&reader.read_all(partition, batches)?)?;
-        let mut writer = RecordBatchWriter::for_table(&table)?.with_writer_properties(writer_properties());
+        let rows = self.lake_rows(partition, batches)?;
+        let mut writer =
+            RecordBatchWriter::for_table(&self.current().table)?.with_writer_properties(writer_properties());
         writer.write(rows).await?;
         let adds = writer.flush().await?;
         let id = application_id(&self.stream.name, partition);
-        commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, (&id, end as i64))
-            .await?;
+        let _alone = self.committing.lock().await;
+        let state = self.current();
+        let mut table = state.table.clone();
+        let position = Some((id.as_str(), end as i64));
+        commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, position).await?;
         let mut marks = state.marks.clone();
         marks.insert(partition, end);
         self.put(State { table, marks });
         Ok(())
     }
 
-    fn with_day(&self, rows: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
-        let at = self.schema.index_of(columns::EVENT_TIME)?;
-        let times = rows.column(at).as_primitive::<TimestampMicrosecondType>();
+    /// Rows of the log as the lake keeps them, newest first.
+    fn lake_rows(&self, partition: Partition, batches: &[LogBatch]) -> Result<RecordBatch, ArrowError> {
+        let reader = RowReader::new(&self.stream);
+        let rows = reader.read_all(partition, batches)?;
+        let mut fields: Vec<_> = rows.schema_ref().fields().iter().cloned().collect();
+        let mut arrays = rows.columns().to_vec();
+        for name in [columns::EVENT_KEY, columns::PAYLOAD_HASH] {
+            let Ok(field) = self.schema.field_with_name(name) else { continue };
+            let parts = batches
+                .iter()
+                .map(|batch| match batch.rows.column_by_name(name) {
+                    Some(column) => cast(column, field.data_type()),
+                    None => Ok(new_null_array(field.data_type(), batch.rows.num_rows())),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            fields.push(Arc::new(field.clone()));
+            arrays.push(concat(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>())?);
+        }
+        self.with_day(&newest_first(&RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)?)
+    }
+
+    /// Rows in the table's columns: with the day of their event time, and nulls where they lack one.
+    pub(crate) fn with_day(&self, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+        let times = rows
+            .column(rows.schema_ref().index_of(columns::EVENT_TIME)?)
+            .as_primitive::<TimestampMicrosecondType>();
         let mut parts: [Vec<String>; 3] = Default::default();
         let mut last: Option<(i64, (String, String, String))> = None;
         for time in times.values() {
@@ -209,24 +285,46 @@ impl LakeStream {
             parts[1].push(day.1);
             parts[2].push(day.2);
         }
-        let mut arrays: Vec<ArrayRef> = rows.columns().to_vec();
-        arrays.extend(parts.map(|part| Arc::new(StringArray::from(part)) as ArrayRef));
+        let days = parts.map(|part| Arc::new(StringArray::from(part)) as ArrayRef);
+        let arrays = self
+            .schema
+            .fields()
+            .iter()
+            .map(|field| {
+                if let Some(at) = DAY_COLUMNS.iter().position(|column| column == field.name()) {
+                    return Ok(days[at].clone());
+                }
+                match rows.column_by_name(field.name()) {
+                    Some(column) => cast(column, field.data_type()),
+                    None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+                }
+            })
+            .collect::<Result<Vec<_>, ArrowError>>()?;
         RecordBatch::try_new(self.schema.clone(), arrays)
     }
+}
+
+/// Rows in the order in which pages show them, so that a reader of the newest can stop early.
+pub(crate) fn newest_first(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let newest = Some(SortOptions { descending: true, nulls_first: false });
+    let key = |name: &str| -> Result<SortColumn, ArrowError> {
+        Ok(SortColumn { values: rows.column(rows.schema_ref().index_of(name)?).clone(), options: newest })
+    };
+    let order = lexsort_to_indices(&[key(columns::EVENT_TIME)?, key(columns::OFFSET)?], None)?;
+    take_record_batch(rows, &order)
 }
 
 /// A stream's lake as a view.
 pub struct LakeView {
     name: String,
-    root: PathBuf,
     lake: Arc<LakeStream>,
     gather: Gather,
 }
 
 impl LakeView {
     /// Writes when `rows` rows wait or the first of them has waited `wait`.
-    pub fn new(root: PathBuf, lake: Arc<LakeStream>, gather: Gather) -> Self {
-        Self { name: format!("lake:{}", lake.stream.name), root, lake, gather }
+    pub fn new(lake: Arc<LakeStream>, gather: Gather) -> Self {
+        Self { name: format!("lake:{}", lake.stream.name), lake, gather }
     }
 }
 
@@ -244,36 +342,31 @@ impl View for LakeView {
         "lake"
     }
 
-    fn source(&self) -> &StreamName {
-        &self.lake.stream.name
+    fn sources(&self) -> Vec<StreamName> {
+        vec![self.lake.stream.name.clone()]
     }
 
     fn gather(&self) -> Gather {
         self.gather
     }
 
-    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError> {
+    async fn mark(&mut self, at: &StreamPartition) -> Result<Offset, ViewError> {
         // After a failed commit nobody knows whether it landed: the table is asked.
         let table = self.lake.current().table.clone();
         self.lake.refresh(table).await.map_err(retry)?;
-        Ok(self.lake.current().marks.get(&partition).copied().unwrap_or(0))
+        Ok(self.lake.current().marks.get(&at.partition).copied().unwrap_or(0))
     }
 
-    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
+    async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
         let rows = batches.iter().map(|batch| batch.rows.num_rows() as u64).sum();
-        self.lake.append(partition, &batches).await.map_err(retry)?;
+        self.lake.append(at.partition, &batches).await.map_err(retry)?;
         Ok(Applied { taken: rows, out: rows, ..Applied::default() })
     }
 
     async fn reset(&mut self) -> Result<(), ViewError> {
-        // Renamed first: a folder that is half removed would still look like a table.
-        let dropped = crate::set_aside(&self.lake.dir, "dropped")
-            .map_err(|error| ViewError::Retry(error.to_string()))?;
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(dropped)).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(%error, "a dropped table of the lake could not be removed");
-        }
-        let fresh = LakeStream::open(&self.root, self.lake.stream.clone()).await.map_err(retry)?;
+        self.lake.remove().await.map_err(retry)?;
+        let lake = &self.lake;
+        let fresh = LakeStream::open(&lake.root, lake.stream.clone(), lake.folder).await.map_err(retry)?;
         let state = fresh.current();
         self.lake.put(State { table: state.table.clone(), marks: state.marks.clone() });
         Ok(())

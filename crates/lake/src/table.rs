@@ -24,7 +24,7 @@ pub struct LakeTable {
 impl LakeTable {
     /// Opens a table's snapshots under the lake's root.
     pub async fn open(root: &Path, name: StreamName, schema: &SchemaRef) -> Result<Self, LakeError> {
-        let dir = root.join("tables").join(name.shown());
+        let dir = root.join("tables").join(name.public().to_ascii_uppercase());
         let table = open_or_create(&dir, name.as_str(), schema, &[]).await?;
         let id = application_id(&name);
         let mark =
@@ -56,7 +56,8 @@ impl LakeTable {
             .try_collect()
             .await?;
         let id = application_id(&self.name);
-        let outcome = commit(&mut table, &self.dir, adds, old, SaveMode::Overwrite, &[], (&id, mark)).await;
+        let outcome =
+            commit(&mut table, &self.dir, adds, old, SaveMode::Overwrite, &[], Some((&id, mark))).await;
         if outcome.is_err() {
             self.table.update_state().await?;
             return outcome;

@@ -1,10 +1,12 @@
 //! What a keyed, incremental view is made of, told apart from where its states are kept: a
 //! [`Program`] folds rows into states, something that implements [`States`] keeps them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use highwater_event::{Partition, StreamName};
+use highwater_event::{Offset, StreamName, StreamPartition};
 
 use crate::commit::LogBatch;
 use crate::keyed::{Mark, StoreError};
@@ -25,6 +27,8 @@ pub trait States<S> {
     /// The state of a key, loaded when it is cold and made by `new` when there is none. The caller
     /// changes it in place; it counts as changed.
     fn state(&mut self, key: &[u8], new: &dyn Fn() -> S) -> Result<&mut S, StoreError>;
+    /// The state of a key as it is; `None` when there is none.
+    fn peek(&mut self, key: &[u8]) -> Result<Option<&S>, StoreError>;
 }
 
 /// Reads the states of one view as of one moment.
@@ -33,46 +37,94 @@ pub trait StateReader<S>: Send + Sync {
     fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &S) -> bool) -> Result<(), StoreError>;
     /// The last key.
     fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError>;
+    /// How far the view has come.
+    fn marks(&self) -> LaneMarks;
 }
 
-/// Something that folds rows into states.
+/// A partition among all that a view reads: the source's number in its list, and the partition.
+pub type Lane = u32;
+
+/// How far a view has come, by lane.
+pub type LaneMarks = BTreeMap<Lane, Mark>;
+
+/// The lane of a partition; `None` when it is no source of the view.
+pub fn lane(sources: &[StreamName], at: &StreamPartition) -> Option<Lane> {
+    let source = sources.iter().position(|source| *source == at.stream)?;
+    Some((source as u32) << 16 | (at.partition & 0xffff))
+}
+
+/// Something that folds rows into states and may derive rows of a stream from them.
 #[async_trait]
 pub trait Program: Send + Sync + 'static {
     /// What is kept under each key.
     type State: Stored;
+    /// What has been made of rows before they are folded.
+    type Prepared: Send;
+    /// What a fold leaves to be finished outside of it.
+    type Pending: Send;
 
     /// The view's name, which is its table's too.
     fn name(&self) -> &Arc<str>;
 
-    /// The stream it reads.
-    fn source(&self) -> &StreamName;
+    /// "table", "join": for lists.
+    fn kind(&self) -> &'static str;
 
-    /// What has been made of rows before they are folded.
-    type Prepared: Send;
+    /// The streams it reads, as [`crate::view::View::sources`] has them.
+    fn sources(&self) -> &[StreamName];
+
+    /// The stream that it derives, and its number of partitions; `None` when its states are all it makes.
+    fn output(&self) -> Option<(&StreamName, u32)>;
 
     /// Computes what the fold needs of some rows of one partition: filters, keys, arguments. Rows for
     /// which that fails are set apart in the result.
-    async fn prepare(&self, partition: Partition, batches: &[LogBatch]) -> Result<Self::Prepared, ViewError>;
+    async fn prepare(&self, at: &StreamPartition, batches: &[LogBatch]) -> Result<Self::Prepared, ViewError>;
 
-    /// Folds prepared rows in order and moves the mark's event time; the offset is the caller's.
+    /// Folds prepared rows in order and moves the event time of their lane's mark; offsets are the
+    /// caller's.
     fn fold(
         &self,
         prepared: Self::Prepared,
-        mark: &mut Mark,
+        lane: Lane,
+        marks: &mut LaneMarks,
         states: &mut dyn States<Self::State>,
-    ) -> Result<Folded, StoreError>;
+    ) -> Result<Folded<Self::Pending>, StoreError>;
+
+    /// Makes rows of the output stream from what a fold has left.
+    async fn finish(&self, pending: Self::Pending) -> Result<Derived, ViewError>;
+
+    /// The key below which states are not needed any more at these marks; never falls when marks grow.
+    fn expired(&self, marks: &LaneMarks) -> Option<Vec<u8>>;
 }
 
 /// What became of the rows of one fold.
-#[derive(Debug, Default)]
-pub struct Folded {
-    /// Rows that changed a state.
+#[derive(Debug)]
+pub struct Folded<P> {
+    /// Rows that changed a state or found their match.
     pub folded: u64,
     /// Rows that a WHERE left out.
     pub filtered: u64,
     /// Rows that came too late.
     pub late: Vec<Refused>,
     /// Rows that could not be computed.
+    pub dead: Vec<Refused>,
+    /// Matches that are not rows yet.
+    pub pending: Option<P>,
+}
+
+impl<P> Default for Folded<P> {
+    fn default() -> Self {
+        Self { folded: 0, filtered: 0, late: Vec::new(), dead: Vec::new(), pending: None }
+    }
+}
+
+/// Rows of an output stream.
+#[derive(Debug, Default)]
+pub struct Derived {
+    /// In the stored schema of the output; `None` when there are none.
+    pub rows: Option<RecordBatch>,
+    /// For each row the source offset that brought it about, rising.
+    pub offsets: Vec<Offset>,
+    /// Matches that could not be computed.
     pub dead: Vec<Refused>,
 }
 

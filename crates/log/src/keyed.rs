@@ -148,6 +148,12 @@ impl WriteBack {
         lock(&self.views).push(view);
     }
 
+    /// Lets a view go: its changes are not written any more. Returns when no write of them is under way.
+    pub fn release(&self, view: &Arc<dyn Dirty>) {
+        let _one_at_a_time = lock(&self.flushing);
+        lock(&self.views).retain(|known| !Arc::ptr_eq(known, view));
+    }
+
     /// Writes everything that changed in one batch; answers the number of keys.
     pub fn flush(&self) -> Result<usize, StoreError> {
         let _one_at_a_time = lock(&self.flushing);

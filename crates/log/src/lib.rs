@@ -53,6 +53,10 @@ pub trait Log: Send + Sync {
     /// How far `writer` has consumed `source`, as its last durable commit said. 0 when never.
     fn advanced(&self, writer: &str, source: &StreamPartition) -> Offset;
 
+    /// When the newest durable commit was taken, microseconds UTC. Commits have strictly increasing
+    /// times: whatever becomes durable later is recorded later than this.
+    fn recorded_until(&self) -> i64;
+
     /// Changes whenever something became durable.
     fn durable(&self) -> watch::Receiver<u64>;
 

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{
+    ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray, new_null_array,
+};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use highwater_event::{Partition, StreamSchema, columns};
 
 use crate::commit::LogBatch;
 
-/// Turns stored batches into reader batches of one stream.
+/// Turns stored batches into reader batches of one stream. Rows that were stored before a column was
+/// added show null in it; columns that were added later than this schema are left out.
 #[derive(Debug, Clone)]
 pub struct RowReader {
     schema: SchemaRef,
@@ -31,13 +34,17 @@ impl RowReader {
     /// A batch as readers see it.
     pub fn read(&self, partition: Partition, batch: &LogBatch) -> Result<RecordBatch, ArrowError> {
         let rows = batch.rows.num_rows();
-        let stored = batch.rows.columns();
-        if stored.len() < self.kept {
-            return Err(ArrowError::SchemaError(
-                "the log holds fewer columns than the stream declares".into(),
-            ));
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.schema.fields().len());
+        for (at, field) in self.schema.fields().iter().take(self.kept).enumerate() {
+            let stored = batch.rows.schema_ref().fields();
+            let same = stored.get(at).is_some_and(|stored| stored.name() == field.name());
+            let found =
+                if same { Some(batch.rows.column(at)) } else { batch.rows.column_by_name(field.name()) };
+            columns.push(match found {
+                Some(column) => column.clone(),
+                None => new_null_array(field.data_type(), rows),
+            });
         }
-        let mut columns: Vec<ArrayRef> = stored[..self.kept].to_vec();
         columns.push(Arc::new(
             TimestampMicrosecondArray::from_value(batch.recorded_at, rows)
                 .with_data_type(columns::timestamp_type()),

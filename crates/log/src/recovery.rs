@@ -28,6 +28,8 @@ pub struct Damage {
 pub(crate) struct Scan {
     pub index: SegmentIndex,
     pub next_commit: u64,
+    /// When the newest commit was taken.
+    pub recorded_at: i64,
     pub ranges: BTreeMap<StreamPartition, (Offset, Offset)>,
     pub advances: Vec<Advance>,
     /// Position after the last whole commit.
@@ -105,5 +107,6 @@ impl Scan {
         }
         self.advances.extend(found.head.advances);
         self.next_commit = found.head.number + 1;
+        self.recorded_at = self.recorded_at.max(found.head.recorded_at);
     }
 }

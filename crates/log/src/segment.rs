@@ -125,6 +125,16 @@ impl Segment {
         Ok(taken)
     }
 
+    /// When the log took the newest rows of this segment; 0 when there are none.
+    pub fn recorded_until(&self) -> Result<i64, ReadError> {
+        let mut state = self.state();
+        if state.index.is_none() {
+            state.index = Some(self.load_index()?);
+        }
+        let places = state.index.iter().flat_map(|index| index.places.values()).flatten();
+        Ok(places.map(|place| place.recorded_at).max().unwrap_or(0))
+    }
+
     fn load_index(&self) -> Result<SegmentIndex, ReadError> {
         let io = |error: std::io::Error| ReadError::Io(error.to_string());
         let length = self.file.len().map_err(io)?;

@@ -1,6 +1,6 @@
 //! Views and the driver that keeps them going.
 //!
-//! A view reads one stream in order and keeps *its output and its mark in one atomic commit of its
+//! A view reads one stream in order, or several in the order of their commits, and keeps *its output and its mark in one atomic commit of its
 //! own*. The driver reads the log for it, hands it rows, retries what may pass, sets a failing view
 //! aside without stopping the others, and rebuilds a view from offset 0 on request. It keeps no state
 //! that matters: after a crash each view tells where it stands.
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, Partition, StreamName, StreamPartition};
+use highwater_event::{Clock, Offset, StreamName, StreamPartition};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -103,15 +103,16 @@ pub trait View: Send {
     fn name(&self) -> &str;
     /// "stream", "table", "lake", "dedupe": for lists.
     fn kind(&self) -> &'static str;
-    /// The stream it reads.
-    fn source(&self) -> &StreamName;
+    /// The streams it reads. When there are several, rows come in the order of their commits, and rows
+    /// of one commit in this order: what the view makes of them does not depend on when it ran.
+    fn sources(&self) -> Vec<StreamName>;
     /// When it wants rows.
     fn gather(&self) -> Gather;
     /// The next offset that it needs of a partition, from its own store.
-    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError>;
+    async fn mark(&mut self, at: &StreamPartition) -> Result<Offset, ViewError>;
     /// Applies rows of one partition, the first of which is at the mark, and moves the mark, in one
     /// atomic commit. On an error nothing may have changed.
-    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError>;
+    async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError>;
     /// Drops the output and the marks. `Err` when the view can't be rebuilt, with the reason.
     async fn reset(&mut self) -> Result<(), ViewError>;
 }
@@ -137,12 +138,12 @@ pub struct ViewStatus {
     pub name: String,
     /// Its kind.
     pub kind: &'static str,
-    /// The stream it reads.
-    pub source: StreamName,
+    /// The stream it reads, or several with commas between them.
+    pub source: String,
     /// What it is doing.
     pub state: ViewState,
-    /// Next offset by partition.
-    pub marks: BTreeMap<Partition, Offset>,
+    /// Next offset by partition, written `stream/partition`.
+    pub marks: BTreeMap<String, Offset>,
     /// Rows of the source that it has not applied.
     pub lag: u64,
     /// Rows per second, smoothed over some seconds.
@@ -177,6 +178,8 @@ pub enum ControlError {
 
 struct Running {
     status: Arc<Mutex<ViewStatus>>,
+    marks: SharedMarks,
+    sources: Vec<StreamName>,
     control: mpsc::Sender<Control>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -202,10 +205,11 @@ impl Driver {
     /// Starts a view. A running view of the same name is stopped first.
     pub fn start(&self, view: Box<dyn View>) {
         let name = view.name().to_owned();
+        let sources = view.sources();
         let status = Arc::new(Mutex::new(ViewStatus {
             name: name.clone(),
             kind: view.kind(),
-            source: view.source().clone(),
+            source: sources.iter().map(|source| source.public().to_owned()).collect::<Vec<_>>().join(", "),
             state: ViewState::Running,
             marks: BTreeMap::new(),
             lag: 0,
@@ -215,7 +219,10 @@ impl Driver {
             last_applied_at: None,
         }));
         let (control, controls) = mpsc::channel(8);
+        let marks = SharedMarks::default();
         let task = Task {
+            sources: sources.clone(),
+            shown: marks.clone(),
             durable: self.log.durable(),
             log: self.log.clone(),
             clock: self.clock.clone(),
@@ -227,26 +234,54 @@ impl Driver {
             failures: 0,
         };
         let task = self.runtime.spawn(task.run());
-        if let Some(previous) = lock(&self.running).insert(name, Running { status, control, task }) {
+        let running = Running { status, marks, sources, control, task };
+        if let Some(previous) = lock(&self.running).insert(name, running) {
             previous.task.abort();
         }
+    }
+
+    /// Ends a view for good: it is no longer listed and touches nothing any more. False when there is
+    /// none of that name.
+    pub async fn remove(&self, name: &str) -> bool {
+        let Some(running) = lock(&self.running).remove(name) else { return false };
+        drop(running.control);
+        if let Err(error) = running.task.await
+            && !error.is_cancelled()
+        {
+            tracing::error!(%error, view = name, "a view ended in a panic");
+        }
+        true
+    }
+
+    /// How far each view has read a partition, for those that read it.
+    pub fn readers(&self, at: &StreamPartition) -> Vec<(String, Offset)> {
+        let running = lock(&self.running);
+        let readers = running.iter().filter(|(_, running)| running.sources.contains(&at.stream));
+        readers
+            .map(|(name, running)| (name.clone(), lock(&running.marks).get(at).copied().unwrap_or(0)))
+            .collect()
     }
 
     /// All views by name.
     pub fn statuses(&self) -> Vec<ViewStatus> {
         let running = lock(&self.running);
-        running.values().map(|running| self.fresh(&running.status)).collect()
+        running.values().map(|running| self.fresh(running)).collect()
     }
 
     /// One view.
     pub fn status(&self, name: &str) -> Option<ViewStatus> {
-        lock(&self.running).get(name).map(|running| self.fresh(&running.status))
+        lock(&self.running).get(name).map(|running| self.fresh(running))
     }
 
     /// The status with a lag as of now rather than as of the last apply.
-    fn fresh(&self, status: &Mutex<ViewStatus>) -> ViewStatus {
-        let mut status = lock(status).clone();
-        status.lag = lag(self.log.as_ref(), &status.source, &status.marks);
+    fn fresh(&self, running: &Running) -> ViewStatus {
+        let marks = lock(&running.marks).clone();
+        let mut status = lock(&running.status).clone();
+        status.lag = lag(self.log.as_ref(), &running.sources, &marks);
+        status.marks = marks
+            .iter()
+            .map(|(at, mark)| (format!("{}/{}", at.stream.public(), at.partition), *mark))
+            .collect();
         status
     }
 
@@ -293,13 +328,24 @@ impl Driver {
     }
 }
 
-fn lag(log: &dyn Log, source: &StreamName, marks: &BTreeMap<Partition, Offset>) -> u64 {
-    log.partitions(source)
+type Marks = BTreeMap<StreamPartition, Offset>;
+type SharedMarks = Arc<Mutex<Marks>>;
+
+fn partitions(log: &dyn Log, sources: &[StreamName]) -> Vec<StreamPartition> {
+    let of = |source: &StreamName| {
+        let partitions = log.partitions(source);
+        partitions
+            .into_iter()
+            .map(|partition| StreamPartition::new(source.clone(), partition))
+            .collect::<Vec<_>>()
+    };
+    sources.iter().flat_map(of).collect()
+}
+
+fn lag(log: &dyn Log, sources: &[StreamName], marks: &Marks) -> u64 {
+    partitions(log, sources)
         .into_iter()
-        .map(|partition| {
-            let end = log.end(&StreamPartition::new(source.clone(), partition));
-            end.saturating_sub(marks.get(&partition).copied().unwrap_or(0))
-        })
+        .map(|at| log.end(&at).saturating_sub(marks.get(&at).copied().unwrap_or(0)))
         .sum()
 }
 
@@ -310,9 +356,17 @@ struct Task {
     view: Box<dyn View>,
     status: Arc<Mutex<ViewStatus>>,
     controls: mpsc::Receiver<Control>,
-    marks: BTreeMap<Partition, Offset>,
+    sources: Vec<StreamName>,
+    marks: Marks,
+    /// The marks as others see them.
+    shown: SharedMarks,
     waiting_since: Option<Instant>,
     failures: u32,
+}
+
+/// Rows from a mark on.
+fn read(log: &dyn Log, at: &StreamPartition, mark: Offset, rows: usize) -> Result<Vec<LogBatch>, ReadError> {
+    Ok(log.read(at, mark, rows)?.into_iter().filter_map(|batch| batch.from_offset(mark)).collect())
 }
 
 /// First wait after a failure; doubles up to [`MAX_BACKOFF`].
@@ -368,13 +422,13 @@ impl Task {
         self.durable.mark_unchanged();
         self.durable.borrow_and_update();
         let gather = self.view.gather();
-        let source = self.view.source().clone();
-        for partition in self.log.partitions(&source) {
-            if let std::collections::btree_map::Entry::Vacant(slot) = self.marks.entry(partition) {
-                slot.insert(self.view.mark(partition).await?);
+        for at in partitions(self.log.as_ref(), &self.sources) {
+            if let std::collections::btree_map::Entry::Vacant(slot) = self.marks.entry(at) {
+                let mark = self.view.mark(slot.key()).await?;
+                slot.insert(mark);
             }
         }
-        let waiting = lag(self.log.as_ref(), &source, &self.marks);
+        let waiting = lag(self.log.as_ref(), &self.sources, &self.marks);
         if waiting == 0 {
             self.waiting_since = None;
             self.recovered();
@@ -385,37 +439,73 @@ impl Task {
         if waiting < gather.rows as u64 && waited < gather.wait {
             return Ok((gather.wait - waited).min(IDLE_TICK));
         }
-        let partitions: Vec<Partition> = self.marks.keys().copied().collect();
-        for partition in partitions {
-            self.apply(&source, partition, gather.rows).await?;
+        if self.sources.len() > 1 {
+            for (at, batches) in self.merged(gather.rows)? {
+                self.apply(&at, batches).await?;
+            }
+        } else {
+            let partitions: Vec<StreamPartition> = self.marks.keys().cloned().collect();
+            for at in partitions {
+                let mark = self.marks.get(&at).copied().unwrap_or(0);
+                let batches = read(self.log.as_ref(), &at, mark, gather.rows)?;
+                self.apply(&at, batches).await?;
+            }
         }
         self.waiting_since = None;
         self.recovered();
         Ok(Duration::ZERO)
     }
 
-    async fn apply(
-        &mut self,
-        source: &StreamName,
-        partition: Partition,
-        rows: usize,
-    ) -> Result<(), ViewError> {
-        let at = StreamPartition::new(source.clone(), partition);
-        let mark = self.marks.get(&partition).copied().unwrap_or(0);
-        let batches: Vec<LogBatch> =
-            self.log.read(&at, mark, rows)?.into_iter().filter_map(|batch| batch.from_offset(mark)).collect();
+    /// Rows of all sources in the order of their commits, cut into runs of one partition.
+    fn merged(&self, rows: usize) -> Result<Vec<(StreamPartition, Vec<LogBatch>)>, ViewError> {
+        let log = self.log.as_ref();
+        // Asked before anything is read: up to here every source can be read to its end.
+        let mut complete = log.recorded_until();
+        let mut found: Vec<(i64, usize, StreamPartition, LogBatch)> = Vec::new();
+        for (at, mark) in &self.marks {
+            let order = self.sources.iter().position(|source| *source == at.stream).unwrap_or(0);
+            let mut batches = read(log, at, *mark, rows)?;
+            // A commit is taken whole or not at all, so reading goes on until the next one begins.
+            while let (Some(first), Some(last)) = (batches.first(), batches.last())
+                && last.end() < log.end(at)
+            {
+                if last.recorded_at > first.recorded_at {
+                    complete = complete.min(last.recorded_at - 1);
+                    break;
+                }
+                let more = read(log, at, last.end(), rows)?;
+                if more.is_empty() {
+                    break;
+                }
+                batches.extend(more);
+            }
+            found.extend(batches.into_iter().map(|batch| (batch.recorded_at, order, at.clone(), batch)));
+        }
+        found.retain(|(recorded_at, ..)| *recorded_at <= complete);
+        found.sort_by_key(|(recorded_at, order, at, batch)| (*recorded_at, *order, at.partition, batch.base));
+        let mut runs: Vec<(StreamPartition, Vec<LogBatch>)> = Vec::new();
+        for (_, _, at, batch) in found {
+            match runs.last_mut() {
+                Some((same, batches)) if *same == at => batches.push(batch),
+                _ => runs.push((at, vec![batch])),
+            }
+        }
+        Ok(runs)
+    }
+
+    async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<(), ViewError> {
         let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
         let started = Instant::now();
-        let outcome = self.view.apply(partition, batches).await;
+        let outcome = self.view.apply(at, batches).await;
         if outcome.is_err() {
-            // Whoever moved the mark (a second owner, a half-known commit) is believed, not us.
-            self.marks.remove(&partition);
+            // Whoever moved a mark (a second owner, a half-known commit) is believed, not us.
+            self.marks.clear();
         }
         let applied = outcome?;
-        self.marks.insert(partition, end);
+        self.marks.insert(at.clone(), end);
+        lock(&self.shown).insert(at.clone(), end);
         let mut status = lock(&self.status);
         status.applied.add(applied);
-        status.marks.insert(partition, end);
         status.last_applied_at = Some(self.clock.now_micros());
         let rate = applied.taken as f64 / started.elapsed().as_secs_f64().max(1e-6);
         status.rate = if status.rate == 0.0 { rate } else { status.rate * 0.9 + rate * 0.1 };
@@ -430,7 +520,7 @@ impl Task {
             status.last_error = None;
         }
         status.state = ViewState::Running;
-        status.marks.extend(self.marks.iter().map(|(partition, mark)| (*partition, *mark)));
+        *lock(&self.shown) = self.marks.clone();
     }
 
     fn failed(&mut self, error: &ViewError) -> Duration {
@@ -482,6 +572,6 @@ impl Task {
         let mut status = lock(&self.status);
         status.state = ViewState::Running;
         status.last_error = None;
-        status.marks.clear();
+        lock(&self.shown).clear();
     }
 }

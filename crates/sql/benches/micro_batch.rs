@@ -81,7 +81,7 @@ fn main() {
         let mut transforms = Vec::new();
         for sql in statements {
             let text = format!("CREATE STREAM t AS {sql}");
-            let Statement::CreateStreamAs { name, options, query } =
+            let Statement::CreateStreamAs { name, options, query, .. } =
                 parse_script(&text).unwrap().remove(0).statement
             else {
                 return;

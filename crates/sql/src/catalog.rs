@@ -1,32 +1,66 @@
 //! What is declared: streams, tables, reference tables and endpoints, each with its plan.
 //!
-//! The catalog is a deterministic view of the statements in the log: applying the same statements in
+//! A statement that replaces another is planned together with all that is derived from it, under the
+//! next version of their names, and built beside them; a later command swaps the names. The catalog is a deterministic view of the statements in the log: applying the same statements in
 //! the same order gives the same catalog. It checks and plans; it starts nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use datafusion::common::ScalarValue;
-use datafusion::sql::sqlparser::ast::{Expr, Query, Value};
+use datafusion::sql::sqlparser::ast::{
+    Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Query, Spanned, Value, Visit, Visitor,
+};
+use datafusion::sql::sqlparser::tokenizer::Span;
 use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema};
 
 use crate::adhoc;
-use crate::dialect::{Declared, EndpointParameter, SqlError, Statement};
-use crate::plan::{plan_table, plan_transform, source_of};
+use crate::dialect::{Alteration, Declared, EndpointParameter, Kind, SqlError, Statement, parse_script};
+use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
 use crate::session::Engine;
-use crate::stream::{TableProgram, Transform};
+use crate::stream::{JoinProgram, Step, TableProgram, Transform};
 
 /// A declared or built-in stream.
 #[derive(Debug)]
 pub struct StreamEntry {
-    /// Its columns and options.
+    /// Its columns and options; its name there carries the version that the log knows.
     pub schema: Arc<StreamSchema>,
     /// How it is derived; `None` when events come in through the door or the engine writes it.
-    pub transform: Option<Arc<Transform>>,
+    pub derivation: Option<Derivation>,
+    /// Names that the statement reads.
+    pub reads: BTreeSet<StreamName>,
     /// The statement.
     pub text: String,
+}
+
+/// How a stream is derived.
+#[derive(Debug, Clone)]
+pub enum Derivation {
+    /// Row by row from one stream.
+    Transform(Arc<Transform>),
+    /// From two sides.
+    Join(Arc<JoinProgram>),
+}
+
+impl Derivation {
+    /// What it reads, in words.
+    pub fn origin(&self) -> String {
+        match self {
+            Self::Transform(transform) => transform.source.name.public().to_owned(),
+            Self::Join(join) => format!("{}, {}", join.left().name.public(), join.right().public()),
+        }
+    }
+
+    /// How it is kept up.
+    pub fn explain(&self) -> Vec<Step> {
+        match self {
+            Self::Transform(transform) => transform.explain(),
+            Self::Join(join) => join.explain(),
+        }
+    }
 }
 
 /// A declared table.
@@ -34,6 +68,8 @@ pub struct StreamEntry {
 pub struct TableEntry {
     /// Its plan.
     pub program: Arc<TableProgram>,
+    /// Names that the statement reads.
+    pub reads: BTreeSet<StreamName>,
     /// The statement.
     pub text: String,
 }
@@ -62,6 +98,8 @@ pub struct Endpoint {
     pub query: Box<Query>,
     /// Columns of its rows: name and type.
     pub columns: Vec<(String, arrow::datatypes::DataType)>,
+    /// Names that the query reads.
+    pub reads: BTreeSet<StreamName>,
     /// The statement.
     pub text: String,
 }
@@ -82,7 +120,7 @@ pub struct Parameter {
 /// A statement that has been checked and planned.
 #[derive(Debug, Clone)]
 pub enum Planned {
-    /// The same thing is declared already.
+    /// The same thing is declared already, or gone already.
     Unchanged,
     /// A stream.
     Stream(Arc<StreamEntry>),
@@ -92,25 +130,77 @@ pub enum Planned {
     Reference(Arc<ReferenceEntry>),
     /// An endpoint, new or in the place of the one with its path.
     Endpoint(Arc<Endpoint>),
+    /// A stream with more columns or other options.
+    Altered(Arc<StreamEntry>),
+    /// A new version of a statement, and of all that is derived from it, to be built beside the old.
+    Building(Arc<Building>),
+    /// The new version takes the names.
+    Swapped(Arc<Building>),
+    /// Something is gone.
+    Dropped(Kind, String),
+    /// A derived stream or table stands still.
+    Paused(StreamName),
+    /// It goes on.
+    Resumed(StreamName),
+    /// A new version that was being built is given up.
+    Abandoned(StreamName),
+}
+
+/// A statement's new version on its way.
+#[derive(Debug)]
+pub struct Building {
+    /// The statement that is replaced.
+    pub root: StreamName,
+    /// The root and what is derived from it, each after what it reads.
+    pub members: Vec<Planned>,
+}
+
+impl Building {
+    /// Names of the root and all that is derived from it.
+    pub fn names(&self) -> Vec<StreamName> {
+        self.members.iter().filter_map(Planned::name).collect()
+    }
+}
+
+impl Planned {
+    /// The public name of a stream or table.
+    fn name(&self) -> Option<StreamName> {
+        match self {
+            Self::Stream(entry) | Self::Altered(entry) => Some(entry.schema.name.at_version(1)),
+            Self::Table(entry) => Some(entry.program.table().at_version(1)),
+            _ => None,
+        }
+    }
 }
 
 /// All declarations.
 #[derive(Debug, Default, Clone)]
 pub struct Catalog {
-    /// Streams by name.
+    /// Streams by public name.
     pub streams: BTreeMap<StreamName, Arc<StreamEntry>>,
-    /// Tables by name.
+    /// Tables by public name.
     pub tables: BTreeMap<StreamName, Arc<TableEntry>>,
     /// Reference tables by name.
     pub references: BTreeMap<StreamName, Arc<ReferenceEntry>>,
     /// Endpoints by path.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// New versions that are being built, by the public name of their root.
+    pub building: BTreeMap<StreamName, Arc<Building>>,
+    /// Streams and tables that stand still.
+    pub paused: BTreeSet<StreamName>,
+    /// The newest version of every name that ever was, also of dropped ones.
+    versions: BTreeMap<StreamName, u32>,
 }
 
 impl Catalog {
     /// Adds a stream that the engine declares itself.
     pub fn add_builtin(&mut self, schema: StreamSchema) {
-        let entry = StreamEntry { schema: Arc::new(schema), transform: None, text: String::new() };
+        let entry = StreamEntry {
+            schema: Arc::new(schema),
+            derivation: None,
+            reads: BTreeSet::new(),
+            text: String::new(),
+        };
         self.streams.insert(entry.schema.name.clone(), Arc::new(entry));
     }
 
@@ -122,27 +212,81 @@ impl Catalog {
         declared: Declared,
         csv: Option<String>,
     ) -> Result<Planned, SqlError> {
-        let Declared { statement, text, .. } = declared;
-        if self.is_unchanged(&statement, &text, csv.as_deref()) {
-            return Ok(Planned::Unchanged);
+        if self.is_unchanged(&declared.statement, &declared.text, csv.as_deref()) {
+            let name = StreamName::new(declared.statement.name()).ok();
+            let given_up = name.filter(|name| declared.replace && self.building.contains_key(name));
+            return Ok(given_up.map_or(Planned::Unchanged, Planned::Abandoned));
         }
-        self.check_free(&statement)?;
+        match &declared.statement {
+            Statement::Drop { kind, name, if_exists } => return self.plan_drop(*kind, name, *if_exists),
+            Statement::AlterStream { name, changes } => {
+                return self.plan_alter(name, changes, &declared.text);
+            }
+            Statement::Pause { name } => return self.plan_pause(name, true),
+            Statement::Resume { name } => return self.plan_pause(name, false),
+            _ => {}
+        }
+        if self.check_free(&declared)? {
+            return self.plan_replacement(engine, declared).await.map(Arc::new).map(Planned::Building);
+        }
+        self.plan_creation(engine, declared, csv).await
+    }
+
+    /// Plans a CREATE under the next version of its name.
+    async fn plan_creation(
+        &self,
+        engine: &Engine,
+        declared: Declared,
+        csv: Option<String>,
+    ) -> Result<Planned, SqlError> {
+        let Declared { statement, text, .. } = declared;
         Ok(match statement {
             Statement::CreateStream { name, columns, options } => {
-                let schema = StreamSchema::new(name, columns, options, true)
+                let schema = StreamSchema::new(self.next_version(&name), columns, options, true)
                     .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
-                Planned::Stream(Arc::new(StreamEntry { schema: Arc::new(schema), transform: None, text }))
+                let (schema, reads) = (Arc::new(schema), BTreeSet::new());
+                Planned::Stream(Arc::new(StreamEntry { schema, derivation: None, reads, text }))
             }
-            Statement::CreateStreamAs { name, options, query } => {
-                let source = self.source(&query)?;
-                let transform = plan_transform(engine, source, name, options, query).await?;
-                let schema = transform.schema.clone();
-                Planned::Stream(Arc::new(StreamEntry { schema, transform: Some(Arc::new(transform)), text }))
+            Statement::CreateStreamAs { name, options, mut query, within } => {
+                let reads = names_read(&query);
+                let name = self.next_version(&name);
+                let Reads { source, join } = reads_of(&mut query)?;
+                let from = from_span(&query);
+                let source = self.source(&source, from)?;
+                let (schema, derivation) = match join {
+                    None if within.is_some() => {
+                        return Err(SqlError::unsupported("WITHIN belongs to a JOIN"));
+                    }
+                    None => {
+                        let transform = plan_transform(engine, source, name, options, query).await?;
+                        (transform.schema.clone(), Derivation::Transform(Arc::new(transform)))
+                    }
+                    Some(shape) => {
+                        let target = match self.tables.get(&shape.right) {
+                            Some(table) => JoinTarget::Table(table.program.clone()),
+                            None => JoinTarget::Stream(self.source(&shape.right, Some(shape.span))?),
+                        };
+                        let join =
+                            plan_join(engine, source, (target, &shape), within, name, options, query).await?;
+                        (join.schema().clone(), Derivation::Join(Arc::new(join)))
+                    }
+                };
+                Planned::Stream(Arc::new(StreamEntry { schema, derivation: Some(derivation), reads, text }))
             }
-            Statement::CreateTableAs { name, window, query } => {
-                let source = self.source(&query)?;
-                let program = plan_table(engine, source, name, window, query).await?;
-                Planned::Table(Arc::new(TableEntry { program: Arc::new(program), text }))
+            Statement::CreateTableAs { name, window, mut query, emit_final } => {
+                let reads = names_read(&query);
+                let Reads { source, join } = reads_of(&mut query)?;
+                if let Some(join) = join {
+                    return Err(SqlError::unsupported(
+                        "a table aggregates one stream; JOIN belongs to CREATE STREAM",
+                    )
+                    .at(join.span)
+                    .hint("derive a stream from the join, and the table from that stream"));
+                }
+                let source = self.source(&source, from_span(&query))?;
+                let name = self.next_version(&name);
+                let program = plan_table(engine, source, name, window, emit_final, query).await?;
+                Planned::Table(Arc::new(TableEntry { program: Arc::new(program), reads, text }))
             }
             Statement::CreateReferenceTable { name, columns, csv: file, key, valid_from } => {
                 let csv = csv.ok_or_else(|| {
@@ -158,29 +302,296 @@ impl Catalog {
             Statement::CreateEndpoint { path, parameters, permission, query } => {
                 let parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?;
                 let columns = adhoc::check_endpoint(engine, self, &parameters, &query).await?;
-                Planned::Endpoint(Arc::new(Endpoint { path, parameters, permission, query, columns, text }))
+                let reads = names_read(&query);
+                let endpoint = Endpoint { path, parameters, permission, query, columns, reads, text };
+                Planned::Endpoint(Arc::new(endpoint))
             }
+            Statement::AlterStream { .. }
+            | Statement::Drop { .. }
+            | Statement::Pause { .. }
+            | Statement::Resume { .. } => return Err(SqlError::new("internal", "not a CREATE")),
         })
+    }
+
+    fn next_version(&self, name: &StreamName) -> StreamName {
+        name.at_version(self.versions.get(name).map_or(1, |version| version + 1))
+    }
+
+    /// Plans a new version of a statement and of everything that is derived from it.
+    async fn plan_replacement(&self, engine: &Engine, declared: Declared) -> Result<Building, SqlError> {
+        let root = StreamName::new(declared.statement.name())
+            .map_err(|error| SqlError::new("invalid_name", error.to_string()))?;
+        let mut next = self.clone();
+        next.drop_building(&root);
+        let planned = next.plan_creation(engine, declared, None).await?;
+        next.take(engine, &planned);
+        let mut members = vec![planned];
+        for name in self.derived_from(&root) {
+            let text = match (self.streams.get(&name), self.tables.get(&name)) {
+                (Some(entry), _) => &entry.text,
+                (None, Some(entry)) => &entry.text,
+                (None, None) => continue,
+            };
+            let declared = parse_script(text)?.remove(0);
+            let planned = next.plan_creation(engine, declared, None).await.map_err(|error| SqlError {
+                message: format!(
+                    "\"{name}\", which is derived from \"{root}\", would not work any more: {}",
+                    error.message
+                ),
+                at: None,
+                ..error
+            })?;
+            next.take(engine, &planned);
+            members.push(planned);
+        }
+        let names: BTreeSet<StreamName> = members.iter().filter_map(Planned::name).collect();
+        for endpoint in self.endpoints.values().filter(|endpoint| !endpoint.reads.is_disjoint(&names)) {
+            adhoc::check_endpoint(engine, &next, &endpoint.parameters, &endpoint.query).await.map_err(
+                |error| SqlError {
+                    message: format!(
+                        "the endpoint {} would not work any more: {}",
+                        endpoint.path, error.message
+                    ),
+                    at: None,
+                    ..error
+                },
+            )?;
+        }
+        Ok(Building { root, members })
+    }
+
+    /// Everything that is derived from a name, each after what it reads.
+    fn derived_from(&self, root: &StreamName) -> Vec<StreamName> {
+        let mut found: Vec<StreamName> = Vec::new();
+        let reads = |name: &StreamName| {
+            let stream = self.streams.get(name).map(|entry| &entry.reads);
+            stream.or_else(|| self.tables.get(name).map(|entry| &entry.reads))
+        };
+        let names: Vec<&StreamName> = self.streams.keys().chain(self.tables.keys()).collect();
+        let mut affected: BTreeSet<StreamName> = BTreeSet::from([root.clone()]);
+        loop {
+            let more: Vec<StreamName> = names
+                .iter()
+                .filter(|name| {
+                    !affected.contains(**name)
+                        && reads(name).is_some_and(|reads| !reads.is_disjoint(&affected))
+                })
+                .map(|name| (*name).clone())
+                .collect();
+            if more.is_empty() {
+                break;
+            }
+            affected.extend(more);
+        }
+        affected.remove(root);
+        while !affected.is_empty() {
+            let ready: Vec<StreamName> = affected
+                .iter()
+                .filter(|name| reads(name).is_none_or(|reads| reads.is_disjoint(&affected)))
+                .cloned()
+                .collect();
+            if ready.is_empty() {
+                break;
+            }
+            for name in ready {
+                affected.remove(&name);
+                found.push(name);
+            }
+        }
+        found
+    }
+
+    /// Who reads a name: streams, tables and endpoints, in words.
+    pub fn readers(&self, name: &StreamName) -> Vec<String> {
+        let streams = self
+            .streams
+            .iter()
+            .filter(|(_, entry)| entry.reads.contains(name))
+            .map(|(name, _)| format!("stream \"{name}\""));
+        let tables = self
+            .tables
+            .iter()
+            .filter(|(_, entry)| entry.reads.contains(name))
+            .map(|(name, _)| format!("table \"{name}\""));
+        let endpoints = self
+            .endpoints
+            .values()
+            .filter(|endpoint| endpoint.reads.contains(name))
+            .map(|endpoint| format!("endpoint '{}/'", endpoint.path));
+        streams.chain(tables).chain(endpoints).collect()
+    }
+
+    fn plan_drop(&self, kind: Kind, name: &str, if_exists: bool) -> Result<Planned, SqlError> {
+        let known = StreamName::new(name).ok();
+        let exists = match (kind, &known) {
+            (Kind::Endpoint, _) => self.endpoints.contains_key(name),
+            (_, None) => false,
+            (Kind::Stream, Some(name)) => self.streams.contains_key(name),
+            (Kind::Table, Some(name)) => self.tables.contains_key(name),
+            (Kind::ReferenceTable, Some(name)) => self.references.contains_key(name),
+        };
+        if !exists && if_exists {
+            return Ok(Planned::Unchanged);
+        }
+        if !exists {
+            let names: Vec<&str> = match kind {
+                Kind::Endpoint => self.endpoints.keys().map(String::as_str).collect(),
+                Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
+                Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
+                Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
+            };
+            let error = SqlError::new("not_found", format!("no {} \"{name}\"", kind.text()));
+            return Err(match nearest(name, names) {
+                Some(near) => error.hint(format!("did you mean \"{near}\"?")),
+                None => error,
+            });
+        }
+        if let Some(known) = &known {
+            if self.streams.get(known).is_some_and(|entry| entry.text.is_empty()) {
+                return Err(SqlError::new(
+                    "reserved_name",
+                    format!("\"{name}\" belongs to the engine and can't be dropped"),
+                ));
+            }
+            let readers = self.readers(known);
+            if kind != Kind::Endpoint && !readers.is_empty() {
+                return Err(SqlError::new(
+                    "in_use",
+                    format!("the {} \"{name}\" is read by {}", kind.text(), readers.join(", ")),
+                )
+                .hint("drop those first"));
+            }
+        }
+        Ok(Planned::Dropped(kind, name.to_owned()))
+    }
+
+    fn plan_alter(&self, name: &StreamName, changes: &[Alteration], text: &str) -> Result<Planned, SqlError> {
+        let entry = self.streams.get(name).ok_or_else(|| self.no_stream(name))?;
+        if entry.text.is_empty() {
+            return Err(SqlError::new(
+                "reserved_name",
+                format!("\"{name}\" belongs to the engine and can't be altered"),
+            ));
+        }
+        let mut columns = entry.schema.columns.clone();
+        let mut options = entry.schema.options.clone();
+        for change in changes {
+            match change {
+                Alteration::Add(_) if !entry.schema.raw => {
+                    return Err(SqlError::unsupported(format!(
+                        "\"{name}\" is derived: its columns come from its SELECT"
+                    ))
+                    .hint("CREATE OR REPLACE STREAM builds a new version beside the old one"));
+                }
+                Alteration::Add(column) => columns.push(column.clone()),
+                Alteration::Set(_) => change.apply(&mut options)?,
+            }
+        }
+        let schema = StreamSchema::new(entry.schema.name.clone(), columns, options, entry.schema.raw)
+            .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
+        Ok(Planned::Altered(Arc::new(StreamEntry {
+            schema: Arc::new(schema),
+            derivation: entry.derivation.clone(),
+            reads: entry.reads.clone(),
+            text: format!("{};\n{text}", entry.text),
+        })))
+    }
+
+    fn plan_pause(&self, name: &StreamName, pause: bool) -> Result<Planned, SqlError> {
+        let derived = self.streams.get(name).is_some_and(|entry| entry.derivation.is_some());
+        if !derived && !self.tables.contains_key(name) {
+            let names = self.streams.keys().chain(self.tables.keys()).map(StreamName::as_str);
+            let error = SqlError::new("not_found", format!("no derived stream or table \"{name}\""));
+            return Err(match nearest(name.as_str(), names) {
+                Some(near) => error.hint(format!("did you mean \"{near}\"?")),
+                None => error,
+            });
+        }
+        Ok(match (pause, self.paused.contains(name)) {
+            (true, false) => Planned::Paused(name.clone()),
+            (false, true) => Planned::Resumed(name.clone()),
+            _ => Planned::Unchanged,
+        })
+    }
+
+    /// The new version of a name takes its place.
+    pub fn plan_swap(&self, root: &StreamName) -> Option<Planned> {
+        self.building.get(root).cloned().map(Planned::Swapped)
     }
 
     /// Takes a planned statement in.
     pub fn insert(&mut self, engine: &Engine, planned: Planned) {
+        match &planned {
+            Planned::Building(building) => {
+                self.drop_building(&building.root);
+                for name in building.members.iter().filter_map(stored_name) {
+                    self.note_version(name);
+                }
+                self.building.insert(building.root.clone(), building.clone());
+            }
+            Planned::Swapped(building) => {
+                self.building.remove(&building.root);
+                building.members.iter().for_each(|member| self.take(engine, member));
+            }
+            other => self.take(engine, other),
+        }
+    }
+
+    fn drop_building(&mut self, root: &StreamName) {
+        if let Some(building) = self.building.remove(root) {
+            // Versions are never used twice, so the names of what was begun stay taken.
+            building.members.iter().filter_map(stored_name).for_each(|name| self.note_version(name));
+        }
+    }
+
+    fn note_version(&mut self, name: &StreamName) {
+        let newest = self.versions.entry(name.at_version(1)).or_insert(0);
+        *newest = (*newest).max(name.version());
+    }
+
+    fn take(&mut self, engine: &Engine, planned: &Planned) {
+        if let Some(name) = stored_name(planned) {
+            self.note_version(name);
+        }
         match planned {
-            Planned::Unchanged => {}
-            Planned::Stream(entry) => {
-                self.streams.insert(entry.schema.name.clone(), entry);
+            Planned::Unchanged | Planned::Building(_) | Planned::Swapped(_) => {}
+            Planned::Abandoned(name) => self.drop_building(name),
+            Planned::Stream(entry) | Planned::Altered(entry) => {
+                self.streams.insert(entry.schema.name.at_version(1), entry.clone());
             }
             Planned::Table(entry) => {
-                self.tables.insert(entry.program.table().clone(), entry);
+                self.tables.insert(entry.program.table().at_version(1), entry.clone());
             }
             Planned::Reference(entry) => {
                 engine.references().put(entry.table.clone());
-                self.references.insert(entry.table.name.clone(), entry);
+                self.references.insert(entry.table.name.clone(), entry.clone());
             }
             Planned::Endpoint(entry) => {
-                self.endpoints.insert(entry.path.clone(), entry);
+                self.endpoints.insert(entry.path.clone(), entry.clone());
+            }
+            Planned::Dropped(kind, name) => self.remove(*kind, name),
+            Planned::Paused(name) => {
+                self.paused.insert(name.clone());
+            }
+            Planned::Resumed(name) => {
+                self.paused.remove(name);
             }
         }
+    }
+
+    fn remove(&mut self, kind: Kind, name: &str) {
+        if kind == Kind::Endpoint {
+            self.endpoints.remove(name);
+            return;
+        }
+        let Ok(name) = StreamName::new(name) else { return };
+        match kind {
+            Kind::Stream => drop(self.streams.remove(&name)),
+            Kind::Table => drop(self.tables.remove(&name)),
+            Kind::ReferenceTable | Kind::Endpoint => drop(self.references.remove(&name)),
+        }
+        self.paused.remove(&name);
+        self.drop_building(&name);
     }
 
     fn is_unchanged(&self, statement: &Statement, text: &str, csv: Option<&str>) -> bool {
@@ -190,7 +601,11 @@ impl Catalog {
         let same = |known: &str| normalized(known) == normalized(text);
         match statement {
             Statement::CreateStream { .. } | Statement::CreateStreamAs { .. } => {
-                known.and_then(|name| self.streams.get(name)).is_some_and(|entry| same(&entry.text))
+                // An altered stream is still the one that was created.
+                known.and_then(|name| self.streams.get(name)).is_some_and(|entry| {
+                    let created = parse_script(&entry.text).ok().and_then(|parts| parts.into_iter().next());
+                    created.is_some_and(|created| same(&created.text))
+                })
             }
             Statement::CreateTableAs { .. } => {
                 known.and_then(|name| self.tables.get(name)).is_some_and(|entry| same(&entry.text))
@@ -201,53 +616,162 @@ impl Catalog {
             Statement::CreateEndpoint { .. } => {
                 self.endpoints.get(name).is_some_and(|entry| same(&entry.text))
             }
+            Statement::AlterStream { .. }
+            | Statement::Drop { .. }
+            | Statement::Pause { .. }
+            | Statement::Resume { .. } => false,
         }
     }
 
-    /// Endpoints and reference tables may be declared anew; what other views have read may not.
-    fn check_free(&self, statement: &Statement) -> Result<(), SqlError> {
-        let Ok(name) = StreamName::new(statement.name()) else { return Ok(()) };
-        let kind = if self.streams.contains_key(&name) {
+    /// True when a statement replaces one that is there. Endpoints and reference tables may be declared
+    /// anew at any time; streams and tables need OR REPLACE, and raw streams can't be replaced.
+    fn check_free(&self, declared: &Declared) -> Result<bool, SqlError> {
+        let Ok(name) = StreamName::new(declared.statement.name()) else { return Ok(false) };
+        let kind = declared.statement.kind();
+        let known = if let Some(entry) = self.streams.get(&name) {
+            if entry.derivation.is_none() && kind == "stream" {
+                let error = SqlError::new(
+                    "already_exists",
+                    format!("the stream \"{name}\" is declared already, and differently"),
+                );
+                return Err(error.hint("ALTER STREAM adds columns and changes options; DROP STREAM ends it"));
+            }
             "stream"
         } else if self.tables.contains_key(&name) {
             "table"
-        } else if self.references.contains_key(&name) && statement.kind() != "reference table" {
+        } else if self.references.contains_key(&name) {
             "reference table"
         } else {
-            return Ok(());
+            return Ok(false);
         };
-        Err(SqlError::new(
+        let from_events = matches!(declared.statement, Statement::CreateStream { .. });
+        if known == kind && known == "reference table" {
+            return Ok(false);
+        }
+        if known == kind && declared.replace && !from_events {
+            return Ok(true);
+        }
+        let error = SqlError::new(
             "already_exists",
-            format!("a {kind} \"{name}\" is declared already, and differently"),
-        )
-        .hint("changing a running statement is not possible yet: declare it under a new name"))
+            format!("a {known} \"{name}\" is declared already, and differently"),
+        );
+        Err(if known == kind && !from_events {
+            error.hint("CREATE OR REPLACE builds the new version beside the old one and swaps them when it has caught up")
+        } else {
+            error.hint(format!("choose another name, or drop the {known} first"))
+        })
     }
 
-    fn source(&self, query: &Query) -> Result<Arc<StreamSchema>, SqlError> {
-        use datafusion::sql::sqlparser::ast::Spanned;
-        let name = source_of(query)?;
-        if let Some(entry) = self.streams.get(&name) {
+    fn no_stream(&self, name: &StreamName) -> SqlError {
+        let error = SqlError::new("stream_not_found", format!("no stream \"{name}\""));
+        match nearest(name.as_str(), self.streams.keys().map(StreamName::as_str)) {
+            Some(near) => error.hint(format!("did you mean \"{near}\"?")),
+            None => error,
+        }
+    }
+
+    fn source(&self, name: &StreamName, span: Option<Span>) -> Result<Arc<StreamSchema>, SqlError> {
+        if let Some(entry) = self.streams.get(name) {
             return Ok(entry.schema.clone());
         }
-        let error = if self.tables.contains_key(&name) || self.references.contains_key(&name) {
+        let error = if self.tables.contains_key(name) || self.references.contains_key(name) {
             SqlError::unsupported(format!("\"{name}\" is a table; a continuous statement reads a stream"))
+                .hint("a table may stand on the right of a JOIN; a reference table is read with lookup(…)")
         } else {
-            let error = SqlError::new("stream_not_found", format!("no stream \"{name}\""));
-            match nearest(name.as_str(), self.streams.keys().map(StreamName::as_str)) {
-                Some(near) => error.hint(format!("did you mean \"{near}\"?")),
-                None => error,
-            }
+            self.no_stream(name)
         };
-        let from = query.body.as_select().and_then(|select| select.from.first());
-        Err(match from {
-            Some(from) => error.at(from.span()),
+        Err(match span {
+            Some(span) => error.at(span),
             None => error,
+        })
+    }
+
+    /// How a stream or table is kept up, part by part; `None` when there is none of that name.
+    pub fn explain(&self, name: &StreamName) -> Option<Vec<Step>> {
+        if let Some(entry) = self.tables.get(name) {
+            return Some(entry.program.explain());
+        }
+        let entry = self.streams.get(name)?;
+        Some(match &entry.derivation {
+            Some(derivation) => derivation.explain(),
+            None => vec![Step::new(
+                entry.schema.name.public(),
+                "events come in through the door, are deduplicated and appended to the log",
+                "one fsync a group of requests; one look-up an event in the index of event ids",
+            )],
         })
     }
 }
 
+impl Planned {
+    /// How what it declares is kept up.
+    pub fn explain(&self) -> Vec<Step> {
+        match self {
+            Self::Stream(entry) | Self::Altered(entry) => {
+                entry.derivation.as_ref().map(Derivation::explain).unwrap_or_default()
+            }
+            Self::Table(entry) => entry.program.explain(),
+            Self::Building(building) | Self::Swapped(building) => {
+                building.members.iter().flat_map(Self::explain).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The versioned name of a stream or table.
+fn stored_name(planned: &Planned) -> Option<&StreamName> {
+    match planned {
+        Planned::Stream(entry) | Planned::Altered(entry) => Some(&entry.schema.name),
+        Planned::Table(entry) => Some(entry.program.table()),
+        _ => None,
+    }
+}
+
+fn from_span(query: &Query) -> Option<Span> {
+    query.body.as_select().and_then(|select| select.from.first()).map(Spanned::span)
+}
+
+/// Names that a query reads: relations, and reference tables that its functions name.
+fn names_read(query: &Query) -> BTreeSet<StreamName> {
+    struct Names(BTreeSet<StreamName>);
+    impl Visitor for Names {
+        type Break = ();
+
+        fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
+            let last = relation.0.last().and_then(|part| part.as_ident());
+            let bare = last.map(|ident| ident.value.split('$').next().unwrap_or_default().to_owned());
+            self.0.extend(bare.and_then(|name| StreamName::new(name).ok()));
+            ControlFlow::Continue(())
+        }
+
+        fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
+            if let Expr::Function(function) = expression
+                && ["lookup", "in_reference"]
+                    .contains(&function.name.to_string().to_ascii_lowercase().as_str())
+                && let FunctionArguments::List(list) = &function.args
+                && let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))) =
+                    list.args.first()
+                && let Value::SingleQuotedString(name) = &value.value
+            {
+                self.0.extend(StreamName::new(name).ok());
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let mut names = Names(BTreeSet::new());
+    match query.visit(&mut names) {
+        ControlFlow::Continue(()) | ControlFlow::Break(()) => names.0,
+    }
+}
+
+/// A text for comparison: white space counts once, OR REPLACE not at all.
 fn normalized(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let create = words.first().is_some_and(|word| word.eq_ignore_ascii_case("create"));
+    let replace =
+        words.len() > 3 && words[1].eq_ignore_ascii_case("or") && words[2].eq_ignore_ascii_case("replace");
+    if create && replace { format!("CREATE {}", words[3..].join(" ")) } else { words.join(" ") }
 }
 
 fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {

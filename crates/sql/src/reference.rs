@@ -39,6 +39,11 @@ impl References {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    /// Takes a table away.
+    pub fn remove(&self, name: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
     /// Puts a version in place.
     pub fn put(&self, table: Arc<ReferenceTable>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(table.name.to_string(), table);

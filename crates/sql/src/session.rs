@@ -41,8 +41,11 @@ impl Engine {
         self.template.clone()
     }
 
-    /// A session that knows one relation.
-    pub fn state_with(&self, name: &str, provider: Arc<dyn TableProvider>) -> Result<SessionState, SqlError> {
+    /// A session that knows some relations.
+    pub fn state_with(
+        &self,
+        relations: impl IntoIterator<Item = (String, Arc<dyn TableProvider>)>,
+    ) -> Result<SessionState, SqlError> {
         let state = SessionStateBuilder::new_from_existing(self.template.clone())
             .with_catalog_list(Arc::new(datafusion::catalog::MemoryCatalogProviderList::new()))
             .build();
@@ -51,7 +54,9 @@ impl Engine {
         let schema = Arc::new(datafusion::catalog::MemorySchemaProvider::new());
         datafusion::catalog::CatalogProvider::register_schema(catalog.as_ref(), "public", schema)?;
         context.register_catalog("datafusion", catalog);
-        context.register_table(TableReference::bare(name), provider)?;
+        for (name, provider) in relations {
+            context.register_table(TableReference::bare(name), provider)?;
+        }
         Ok(context.state())
     }
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use highwater_event::{ManualClock, Partition, SeededRandomness, StreamName};
+use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::disk::RealDisk;
-use highwater_log::fold::{Folded, Program, States, Stored};
-use highwater_log::keyed::{KeyedStore, Mark, StoreError, WriteBack};
+use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, States, Stored};
+use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
 use highwater_log::{Journal, JournalOptions, LogBatch};
 use highwater_warehouse::{FjallStore, Table, TableView};
@@ -65,21 +65,35 @@ impl Draw {
 impl Program for Draw {
     type State = Sum;
     type Prepared = ();
+    type Pending = ();
     fn name(&self) -> &Arc<str> {
         &self.name
     }
-    fn source(&self) -> &StreamName {
-        &self.source
+    fn kind(&self) -> &'static str {
+        "table"
     }
-    async fn prepare(&self, _partition: Partition, _batches: &[LogBatch]) -> Result<(), ViewError> {
+    fn sources(&self) -> &[StreamName] {
+        std::slice::from_ref(&self.source)
+    }
+    fn output(&self) -> Option<(&StreamName, u32)> {
+        None
+    }
+    async fn prepare(&self, _at: &StreamPartition, _batches: &[LogBatch]) -> Result<(), ViewError> {
         Ok(())
+    }
+    async fn finish(&self, (): ()) -> Result<Derived, ViewError> {
+        Ok(Derived::default())
+    }
+    fn expired(&self, _marks: &LaneMarks) -> Option<Vec<u8>> {
+        None
     }
     fn fold(
         &self,
-        _prepared: (),
-        _mark: &mut Mark,
+        (): (),
+        _lane: Lane,
+        _marks: &mut LaneMarks,
         states: &mut dyn States<Sum>,
-    ) -> Result<Folded, StoreError> {
+    ) -> Result<Folded<()>, StoreError> {
         for _ in 0..self.per_tick {
             let number = self.key();
             // Spread over the key space as hashed or composite keys are.
@@ -139,6 +153,7 @@ fn main() {
             let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
             RecordBatch::try_new(schema, vec![Arc::new(Int64Array::from(vec![0; per_tick]))]).unwrap()
         };
+        let at = StreamPartition::new(StreamName::new("s").unwrap(), 0);
         // The first half fills the store, the second half is measured.
         let ticks = updates / per_tick as u64;
         let mut started = Instant::now();
@@ -150,7 +165,7 @@ fn main() {
                 before = bytes_written();
             }
             let batch = LogBatch { base: tick * per_tick as u64, recorded_at: 0, rows: rows.clone() };
-            runtime.block_on(view.apply(0, vec![batch])).unwrap();
+            runtime.block_on(view.apply(&at, vec![batch])).unwrap();
         }
         write_back.flush().unwrap();
         let seconds = started.elapsed().as_secs_f64();

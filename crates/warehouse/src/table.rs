@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, Partition, Principal, StreamName, StreamPartition};
+use highwater_event::{Clock, Offset, Principal, StreamName, StreamPartition};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
-use highwater_log::fold::{Program, Refused, StateReader, States, Stored};
-use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, Mark, StoreError, WriteBack};
+use highwater_log::fold::{
+    Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
+};
+use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{Applied, Gather, View, ViewError};
-use highwater_log::{Advance, Commit, Log, LogBatch};
+use highwater_log::{Advance, Append, Commit, Log, LogBatch};
 
 /// A table's states.
 pub struct Table<S: Stored> {
@@ -27,7 +29,12 @@ pub struct Table<S: Stored> {
 
 struct Overlay<S> {
     slots: HashMap<Vec<u8>, Slot<S>>,
-    marks: BTreeMap<Partition, Mark>,
+    marks: LaneMarks,
+    /// Keys below it have expired.
+    floor: Vec<u8>,
+    /// The floor that is on its way to the store, and the one that has arrived.
+    sinking: Vec<u8>,
+    sunk: Vec<u8>,
     weight: usize,
     dirty: usize,
     /// Rows were folded whose late and dead ones are not in the log yet: nothing may be written.
@@ -61,15 +68,7 @@ impl<S: Stored> Table<S> {
             // A reset that was cut short may have left states, and folding from the start would add to them.
             store.clear(&name)?;
         }
-        let overlay = Overlay {
-            slots: HashMap::new(),
-            marks,
-            weight: 0,
-            dirty: 0,
-            held: false,
-            generation: 0,
-            collected: None,
-        };
+        let overlay = Overlay::at(marks, 0);
         Ok(Self { name, store, overlay: Mutex::new(overlay), capacity })
     }
 
@@ -82,15 +81,7 @@ impl<S: Stored> Table<S> {
         let marks = self.store.marks(&self.name)?;
         let mut overlay = self.overlay();
         let generation = overlay.generation + 1;
-        *overlay = Overlay {
-            slots: HashMap::new(),
-            marks,
-            weight: 0,
-            dirty: 0,
-            held: false,
-            generation,
-            collected: None,
-        };
+        *overlay = Overlay::at(marks, generation);
         Ok(())
     }
 
@@ -102,6 +93,39 @@ impl<S: Stored> Table<S> {
 }
 
 impl<S: Stored> Overlay<S> {
+    fn at(marks: LaneMarks, generation: u64) -> Self {
+        Self {
+            slots: HashMap::new(),
+            marks,
+            floor: Vec::new(),
+            sinking: Vec::new(),
+            sunk: Vec::new(),
+            weight: 0,
+            dirty: 0,
+            held: false,
+            generation,
+            collected: None,
+        }
+    }
+
+    /// Forgets the states below a key; the next write-back removes them from the store.
+    fn expire(&mut self, floor: Vec<u8>) {
+        if floor <= self.floor {
+            return;
+        }
+        let (mut weight, mut dirty) = (self.weight, self.dirty);
+        self.slots.retain(|key, slot| {
+            let kept = *key >= floor;
+            if !kept {
+                weight = weight.saturating_sub(slot.weight + key.len());
+                dirty -= usize::from(slot.change == Change::Dirty);
+            }
+            kept
+        });
+        (self.weight, self.dirty) = (weight, dirty);
+        self.floor = floor;
+    }
+
     /// Second chance: a clean state that nobody touched since the last pass goes.
     fn evict(&mut self, capacity: usize) {
         for _pass in 0..2 {
@@ -132,19 +156,39 @@ struct Folding<'a, S: Stored> {
     table: &'a str,
 }
 
+impl<S: Stored> Folding<'_, S> {
+    /// Brings a state into memory; false when the store has none either.
+    fn load(&mut self, key: &[u8]) -> Result<bool, StoreError> {
+        if self.overlay.slots.contains_key(key) {
+            return Ok(true);
+        }
+        let Some(bytes) = self.store.get(self.table, key)? else { return Ok(false) };
+        let state =
+            S::decode(&bytes).ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table)))?;
+        self.insert(key, state);
+        Ok(true)
+    }
+
+    fn insert(&mut self, key: &[u8], state: S) {
+        let weight = state.weight();
+        self.overlay.weight += weight + key.len();
+        let slot = Slot { state, weight, change: Change::Clean, warm: true };
+        self.overlay.slots.insert(key.to_vec(), slot);
+    }
+}
+
 impl<S: Stored> States<S> for Folding<'_, S> {
+    fn peek(&mut self, key: &[u8]) -> Result<Option<&S>, StoreError> {
+        self.load(key)?;
+        Ok(self.overlay.slots.get_mut(key).map(|slot| {
+            slot.warm = true;
+            &slot.state
+        }))
+    }
+
     fn state(&mut self, key: &[u8], new: &dyn Fn() -> S) -> Result<&mut S, StoreError> {
-        if !self.overlay.slots.contains_key(key) {
-            let stored = self.store.get(self.table, key)?;
-            let state = match stored {
-                Some(bytes) => S::decode(&bytes)
-                    .ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table)))?,
-                None => new(),
-            };
-            let weight = state.weight();
-            self.overlay.weight += weight + key.len();
-            let slot = Slot { state, weight, change: Change::Clean, warm: true };
-            self.overlay.slots.insert(key.to_vec(), slot);
+        if !self.load(key)? {
+            self.insert(key, new());
         }
         let Some(slot) = self.overlay.slots.get_mut(key) else {
             return Err(StoreError::Unavailable("a state vanished from memory".into()));
@@ -175,6 +219,24 @@ impl<S: Stored> Dirty for Table<S> {
             slot.weight = now;
         }
         overlay.weight = overlay.weight.saturating_add_signed(weight);
+        if overlay.floor > overlay.sunk {
+            // Expired keys may be written again by nothing: rows for them are late.
+            let scanned = self.store.snapshot(&self.name).and_then(|snapshot| {
+                snapshot.scan(&[], &mut |key, _| {
+                    let below = key < overlay.floor.as_slice();
+                    if below {
+                        batch.puts.push((self.name.clone(), key.to_vec(), None));
+                    }
+                    below
+                })
+            });
+            match scanned {
+                Ok(()) => overlay.sinking = overlay.floor.clone(),
+                Err(error) => {
+                    tracing::warn!(table = %self.name, %error, "expired states stay until the next write-back");
+                }
+            }
+        }
         overlay.dirty = 0;
         overlay.collected = Some(overlay.generation);
         for (partition, mark) in &overlay.marks {
@@ -194,6 +256,9 @@ impl<S: Stored> Dirty for Table<S> {
             dirty += usize::from(!success);
         }
         overlay.dirty = dirty;
+        if success && !overlay.sinking.is_empty() {
+            overlay.sunk = std::mem::take(&mut overlay.sinking);
+        }
         overlay.evict(self.capacity);
     }
 
@@ -204,13 +269,15 @@ impl<S: Stored> Dirty for Table<S> {
 
 impl<S: Stored> StateReader<S> for Table<S> {
     fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &S) -> bool) -> Result<(), StoreError> {
+        let mut from = from.to_vec();
         // What is not in the store yet, and the store as of the same moment.
         let (fresh, snapshot) = {
             let overlay = self.overlay();
+            from = from.max(overlay.floor.clone());
             let fresh: BTreeMap<Vec<u8>, S> = overlay
                 .slots
                 .iter()
-                .filter(|(key, slot)| slot.change != Change::Clean && key.as_slice() >= from)
+                .filter(|(key, slot)| slot.change != Change::Clean && **key >= from)
                 .map(|(key, slot)| (key.clone(), slot.state.clone()))
                 .collect();
             (fresh, self.store.snapshot(&self.name)?)
@@ -218,7 +285,7 @@ impl<S: Stored> StateReader<S> for Table<S> {
         let mut fresh = fresh.into_iter().peekable();
         let mut damaged = false;
         let mut going = true;
-        snapshot.scan(from, &mut |key, bytes| {
+        snapshot.scan(&from, &mut |key, bytes| {
             while going && let Some((before, state)) = fresh.next_if(|(before, _)| before.as_slice() < key) {
                 going = visit(&before, &state);
             }
@@ -259,6 +326,10 @@ impl<S: Stored> StateReader<S> for Table<S> {
         };
         Ok(fresh.max(snapshot.last_key()?))
     }
+
+    fn marks(&self) -> LaneMarks {
+        self.overlay().marks.clone()
+    }
 }
 
 /// A table as a view.
@@ -285,29 +356,62 @@ impl<P: Program> TableView<P> {
         Self { program, table, write_back, log, clock, dirty_limit }
     }
 
-    fn at(&self, partition: Partition) -> StreamPartition {
-        StreamPartition::new(self.program.source().clone(), partition)
+    fn lane(&self, at: &StreamPartition) -> Result<Lane, ViewError> {
+        lane(self.program.sources(), at)
+            .ok_or_else(|| ViewError::Broken(format!("{at} is not read by this view")))
     }
 
-    /// Puts late and dead rows into the log, once: rows that an earlier run put there are left out.
+    /// Brings what a fold has left into the log.
+    async fn settle(
+        &self,
+        at: &StreamPartition,
+        (from, to): (Offset, Offset),
+        folded: Folded<P::Pending>,
+    ) -> Result<Applied, ViewError> {
+        let derived = match folded.pending {
+            Some(pending) => self.program.finish(pending).await?,
+            None => Derived::default(),
+        };
+        let applied = Applied {
+            taken: to - from,
+            out: folded.folded,
+            filtered: folded.filtered,
+            late: folded.late.len() as u64,
+            dead: folded.dead.len() as u64,
+        };
+        self.set_apart(at, to, derived, folded.late, folded.dead).await?;
+        Ok(applied)
+    }
+
+    /// Puts derived, late and dead rows into the log, once: rows that an earlier run put there are left
+    /// out. States may be older than what the log holds after a crash; folding again makes the same rows.
     async fn set_apart(
         &self,
-        partition: Partition,
+        at: &StreamPartition,
         to: Offset,
+        derived: Derived,
         late: Vec<Refused>,
-        dead: Vec<Refused>,
+        mut dead: Vec<Refused>,
     ) -> Result<(), ViewError> {
         let writer = self.program.name().to_string();
-        let from = self.log.advanced(&writer, &self.at(partition));
+        let from = self.log.advanced(&writer, at);
         let mut commit = Commit::default();
+        if let (Some(rows), Some((stream, partitions))) = (derived.rows, self.program.output()) {
+            let known = derived.offsets.partition_point(|offset| *offset < from);
+            if known < rows.num_rows() {
+                let to = StreamPartition::new(stream.clone(), at.partition % partitions);
+                commit.appends.push(Append { to, rows: rows.slice(known, rows.num_rows() - known) });
+            }
+        }
+        dead.extend(derived.dead);
         for (stream, refused) in [(LATE_EVENTS, late), (DEAD_LETTERS, dead)] {
             let letters: Vec<DeadLetter> = refused
                 .into_iter()
                 .filter(|refused| refused.offset >= from)
                 .map(|refused| DeadLetter {
                     source: writer.clone(),
-                    stream: self.program.source().clone(),
-                    position: Some((partition, refused.offset)),
+                    stream: at.stream.clone(),
+                    position: Some((at.partition, refused.offset)),
                     code: refused.code.into(),
                     detail: refused.detail,
                     principal: Principal::engine().name.to_string(),
@@ -322,7 +426,7 @@ impl<P: Program> TableView<P> {
         if commit.appends.is_empty() {
             return Ok(());
         }
-        commit.advances.push(Advance { writer, source: self.at(partition), from, to });
+        commit.advances.push(Advance { writer, source: at.clone(), from, to });
         self.log.append(commit).await?;
         Ok(())
     }
@@ -335,22 +439,24 @@ impl<P: Program> View for TableView<P> {
     }
 
     fn kind(&self) -> &'static str {
-        "table"
+        self.program.kind()
     }
 
-    fn source(&self) -> &StreamName {
-        self.program.source()
+    fn sources(&self) -> Vec<StreamName> {
+        self.program.sources().to_vec()
     }
 
     fn gather(&self) -> Gather {
         Gather { rows: 64 * 1024, wait: Duration::from_millis(20) }
     }
 
-    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError> {
-        Ok(self.table.overlay().marks.get(&partition).map_or(0, |mark| mark.offset))
+    async fn mark(&mut self, at: &StreamPartition) -> Result<Offset, ViewError> {
+        let lane = self.lane(at)?;
+        Ok(self.table.overlay().marks.get(&lane).map_or(0, |mark| mark.offset))
     }
 
-    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
+    async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
+        let lane = self.lane(at)?;
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
             return Ok(Applied::default());
         };
@@ -361,40 +467,35 @@ impl<P: Program> View for TableView<P> {
             let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
             flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
         }
-        let prepared = self.program.prepare(partition, &batches).await?;
+        let prepared = self.program.prepare(at, &batches).await?;
         let folded = {
             let mut overlay = self.table.overlay();
-            let mut mark = overlay.marks.get(&partition).copied().unwrap_or_default();
-            if mark.offset != from {
+            let mut marks = overlay.marks.clone();
+            let offset = marks.entry(lane).or_default().offset;
+            if offset != from {
                 return Err(ViewError::Retry(format!(
-                    "the table stands at {} and was given rows from {from}",
-                    mark.offset
+                    "the table stands at {offset} and was given rows from {from}"
                 )));
             }
             let mut states =
                 Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
-            let folded = self.program.fold(prepared, &mut mark, &mut states);
-            mark.offset = to;
-            overlay.marks.insert(partition, mark);
+            let folded = self.program.fold(prepared, lane, &mut marks, &mut states);
+            marks.entry(lane).or_default().offset = to;
+            overlay.marks = marks;
             overlay.held = true;
             folded
         };
         let outcome = match folded {
-            Ok(folded) => {
-                let applied = Applied {
-                    taken: to - from,
-                    out: folded.folded,
-                    filtered: folded.filtered,
-                    late: folded.late.len() as u64,
-                    dead: folded.dead.len() as u64,
-                };
-                self.set_apart(partition, to, folded.late, folded.dead).await.map(|()| applied)
-            }
+            Ok(folded) => self.settle(at, (from, to), folded).await,
             Err(error) => Err(error.into()),
         };
         match outcome {
             Ok(applied) => {
-                self.table.overlay().held = false;
+                let mut overlay = self.table.overlay();
+                overlay.held = false;
+                if let Some(floor) = self.program.expired(&overlay.marks) {
+                    overlay.expire(floor);
+                }
                 Ok(applied)
             }
             Err(error) => {

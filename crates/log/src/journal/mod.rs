@@ -70,6 +70,9 @@ struct Shared {
 #[derive(Debug, Clone, Default)]
 struct State {
     next_commit: u64,
+    /// When the newest commit was taken. Every commit is later than the one before it, whatever the
+    /// machine's clock does, so that `recorded_at` orders rows across streams.
+    recorded_at: i64,
     ends: HashMap<StreamPartition, Offset>,
     marks: HashMap<(String, StreamPartition), Offset>,
 }
@@ -262,6 +265,10 @@ impl Log for Journal {
 
     fn advanced(&self, writer: &str, source: &StreamPartition) -> Offset {
         self.shared.state().marks.get(&(writer.to_owned(), source.clone())).copied().unwrap_or(0)
+    }
+
+    fn recorded_until(&self) -> i64 {
+        self.shared.state().recorded_at
     }
 
     fn durable(&self) -> watch::Receiver<u64> {

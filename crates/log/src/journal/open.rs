@@ -55,6 +55,12 @@ pub(super) fn open(
             source: std::io::Error::other(error.to_string()),
         })?;
     }
+    if let Some(newest) = opened.segments.last() {
+        let recorded_at = newest
+            .recorded_until()
+            .map_err(|error| OpenError::Damaged { file: newest.file_name(), detail: error.to_string() })?;
+        opened.state.recorded_at = opened.state.recorded_at.max(recorded_at);
+    }
     if opened.active.is_none() {
         let segment = create_segment(disk, dir, opened.log_id, opened.state.next_commit, clock.now_micros())
             .map_err(OpenError::io("a log segment can't be made"))?;
@@ -193,6 +199,7 @@ impl State {
 
     fn take_scan(&mut self, scan: &Scan) {
         self.next_commit = scan.next_commit;
+        self.recorded_at = self.recorded_at.max(scan.recorded_at);
         for (at, (_, end)) in &scan.ranges {
             self.ends.insert(at.clone(), *end);
         }

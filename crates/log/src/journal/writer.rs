@@ -111,8 +111,8 @@ impl Writer {
             let error = AppendError::Poisoned(reason.clone());
             return refuse(requests.into_iter().map(|request| request.answer), &error);
         }
-        let recorded_at = self.clock.now_micros();
-        let group = self.assemble(requests);
+        let recorded_at = self.clock.now_micros().max(self.state.recorded_at.saturating_add(1));
+        let group = self.assemble(requests, recorded_at);
         if group.answers.is_empty() {
             return;
         }
@@ -127,7 +127,7 @@ impl Writer {
     }
 
     /// Gives every row its offset and checks every mark; requests that lose are answered here.
-    fn assemble(&self, requests: Vec<Request>) -> Group {
+    fn assemble(&self, requests: Vec<Request>, recorded_at: i64) -> Group {
         let mut group =
             Group { next: self.state.clone(), rows: Vec::new(), advances: Vec::new(), answers: Vec::new() };
         let mut slots: HashMap<StreamPartition, usize> = HashMap::new();
@@ -164,6 +164,7 @@ impl Writer {
             group.answers.push((answer, bases));
         }
         group.next.next_commit += 1;
+        group.next.recorded_at = recorded_at;
         group
     }
 

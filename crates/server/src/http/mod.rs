@@ -9,6 +9,7 @@ mod datalake;
 mod endpoints;
 mod events;
 mod health;
+mod live;
 mod metrics;
 mod openapi;
 mod pages;

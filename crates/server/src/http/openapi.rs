@@ -14,7 +14,7 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{RefOr, Required, Schema};
 
-use super::{datalake, events, health, metrics, sql, statements, streams, views};
+use super::{datalake, events, health, live, metrics, sql, statements, streams, views};
 use crate::node::Node;
 
 #[derive(OpenApi)]
@@ -29,6 +29,7 @@ use crate::node::Node;
         events::ingest,
         events::batch,
         sql::query,
+        live::subscribe,
         statements::declare,
         statements::list,
         statements::tables,

@@ -15,7 +15,7 @@ use tower_http::compression::CompressionLayer;
 
 use super::problem::{Problem, ProblemBody};
 use super::{
-    auth, datalake, endpoints, events, health, metrics, openapi, pages, sql, statements, streams, views,
+    auth, datalake, endpoints, events, health, live, metrics, openapi, pages, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -32,6 +32,7 @@ pub const BUILT_IN_PATHS: &[&str] = &[
     "/redoc",
     "/api/openapi.json",
     "/api/v1/sql",
+    "/api/v1/subscribe",
     "/api/v1/statements",
     "/api/v1/streams",
     "/api/v1/tables",
@@ -50,6 +51,7 @@ pub fn app(node: Arc<Node>) -> Router {
         .route("/api/v1/events/batch", post(events::batch))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .route("/api/v1/sql", post(sql::query))
+        .route("/api/v1/subscribe", get(live::subscribe))
         .route("/api/v1/statements", post(statements::declare).get(statements::list))
         .route("/api/v1/streams", get(streams::list))
         .route("/api/v1/streams/{stream}", get(streams::show))

@@ -10,12 +10,13 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use datafusion::common::ScalarValue;
 use highwater_sql::adhoc::{self, QueryResult, rows_as_json};
+use highwater_sql::dialect::sql_type;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::problem::{Answer, Problem};
-use crate::node::{Node, NodeRelations, QUERY_LIMITS};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, as_question};
 
 /// A question.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -30,7 +31,7 @@ pub struct QueryRequest {
 
 /// Asks a question in SQL over streams, tables, reference tables and system streams. Read-only.
 #[utoipa::path(post, path = "/api/v1/sql", tag = "query", request_body = QueryRequest,
-    responses((status = 200, description = "{columns:[{name,type}],rows:[{…}],row_count,took_ms}; by Accept also application/x-ndjson or text/csv"),
+    responses((status = 200, description = "{columns:[{name,type}],rows:[{…}],row_count,took_ms}; by Accept also application/x-ndjson, text/csv or application/vnd.apache.arrow.stream"),
         (status = 400, description = "the query is wrong; `at` points at the word"), (status = 503, description = "stopped by a limit")))]
 pub async fn query(
     State(node): State<Arc<Node>>,
@@ -48,16 +49,22 @@ pub async fn query(
         .map(|(name, value)| Ok((name.clone(), scalar(&name, value)?)))
         .collect::<Result<Vec<_>, Problem>>()?;
     let relations = Arc::new(NodeRelations(node.clone()));
-    let (asked, sql) = (node.clone(), request.query.clone());
-    let answer = node
-        .ask(async move { adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await })
-        .await;
+    let (asked, sql) = (node.clone(), as_question(&request.query));
+    let question = async move {
+        match asked.explain(&sql).await? {
+            Some(explained) => Ok(explained),
+            None => adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await,
+        }
+    };
+    let answer = node.ask(question).await;
     let result = answer.map_err(|error| {
         let rendered = error.render(&request.query);
         Problem::from(error).with("rendered", rendered.into())
     })?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    Ok(if accept.contains("application/x-ndjson") {
+    Ok(if accept.contains(ARROW) {
+        arrow_stream(&result)?
+    } else if accept.contains("application/x-ndjson") {
         typed("application/x-ndjson", ndjson(&result))
     } else if accept.contains("text/csv") {
         typed("text/csv; charset=utf-8", csv(&result)?)
@@ -82,6 +89,25 @@ fn scalar(name: &str, value: Value) -> Result<ScalarValue, Problem> {
             ));
         }
     })
+}
+
+/// The media type of an Arrow IPC stream.
+const ARROW: &str = "application/vnd.apache.arrow.stream";
+
+fn arrow_stream(result: &QueryResult) -> Answer {
+    let failed = |error: arrow::error::ArrowError| {
+        Problem::bad_request("not_as_arrow", format!("the rows can't be written as Arrow: {error}"))
+    };
+    let mut writer = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &result.schema).map_err(failed)?;
+    for batch in &result.batches {
+        writer.write(batch).map_err(failed)?;
+    }
+    let mut response = writer.into_inner().map_err(failed)?.into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(ARROW));
+    if result.truncated {
+        response.headers_mut().insert("x-truncated", HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 /// A body with its type.
@@ -112,7 +138,7 @@ fn json(result: &QueryResult, took_ms: f64) -> String {
         .schema
         .fields()
         .iter()
-        .map(|field| serde_json::json!({"name": field.name(), "type": type_name(field.data_type())}))
+        .map(|field| serde_json::json!({"name": field.name(), "type": sql_type(field.data_type())}))
         .collect();
     format!(
         "{{\"columns\":{},\"rows\":[{}],\"row_count\":{},\"truncated\":{},\"took_ms\":{:.3}}}",
@@ -147,30 +173,4 @@ fn csv(result: &QueryResult) -> Result<String, Problem> {
         out = format!("{}\n", names(result).join(",")).into_bytes();
     }
     Ok(String::from_utf8_lossy(&out).into_owned())
-}
-
-/// A type as SQL users write it.
-pub fn type_name(data_type: &arrow::datatypes::DataType) -> String {
-    use arrow::datatypes::DataType;
-    match data_type {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "TEXT".into(),
-        DataType::Boolean => "BOOLEAN".into(),
-        DataType::Int8 | DataType::Int16 | DataType::UInt8 => "SMALLINT".into(),
-        DataType::Int32 | DataType::UInt16 => "INT".into(),
-        DataType::Int64 | DataType::UInt32 | DataType::UInt64 => "BIGINT".into(),
-        DataType::Float16 | DataType::Float32 | DataType::Float64 => "DOUBLE".into(),
-        DataType::Decimal128(precision, scale) => format!("DECIMAL({precision},{scale})"),
-        DataType::Timestamp(..) => "TIMESTAMP".into(),
-        DataType::Date32 | DataType::Date64 => "DATE".into(),
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "BYTES".into(),
-        DataType::Struct(fields) => {
-            let members: Vec<String> = fields
-                .iter()
-                .map(|field| format!("{} {}", field.name(), type_name(field.data_type())))
-                .collect();
-            format!("STRUCT<{}>", members.join(", "))
-        }
-        DataType::List(element) => format!("ARRAY<{}>", type_name(element.data_type())),
-        other => other.to_string(),
-    }
 }

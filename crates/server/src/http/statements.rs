@@ -14,8 +14,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::{Answer, Problem};
-use super::sql::type_name;
 use crate::node::{Node, Script};
+use highwater_sql::dialect::sql_type;
 
 /// A script.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -51,14 +51,12 @@ pub async fn declare(
 #[utoipa::path(get, path = "/api/v1/statements", tag = "declare", responses((status = 200, description = "statements by kind and name")))]
 pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
     let catalog = node.catalog();
-    let streams =
-        catalog.streams.values().map(|entry| ("stream", entry.schema.name.to_string(), &entry.text));
+    let streams = catalog.streams.iter().map(|(name, entry)| ("stream", name.to_string(), &entry.text));
     let references = catalog
         .references
         .values()
         .map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
-    let tables =
-        catalog.tables.values().map(|entry| ("table", entry.program.table().to_string(), &entry.text));
+    let tables = catalog.tables.iter().map(|(name, entry)| ("table", name.to_string(), &entry.text));
     let endpoints = catalog.endpoints.values().map(|entry| ("endpoint", entry.path.clone(), &entry.text));
     let statements: Vec<Value> = references
         .chain(streams)
@@ -67,7 +65,18 @@ pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
         .filter(|(_, _, text)| !text.is_empty())
         .map(|(kind, name, text)| json!({"kind": kind, "name": name, "sql": text}))
         .collect();
-    Json(json!({"statements": statements}))
+    let building: Vec<Value> = catalog
+        .building
+        .values()
+        .map(|building| {
+            let names: Vec<String> = building.names().iter().map(ToString::to_string).collect();
+            let views: Vec<Value> =
+                node.building_views(building).into_iter().map(|status| json!(status)).collect();
+            json!({"name": building.root.as_str(), "statements": names, "views": views})
+        })
+        .collect();
+    let paused: Vec<String> = catalog.paused.iter().map(ToString::to_string).collect();
+    Json(json!({"statements": statements, "building": building, "paused": paused}))
 }
 
 fn table_json(node: &Node, entry: &TableEntry) -> Value {
@@ -77,12 +86,12 @@ fn table_json(node: &Node, entry: &TableEntry) -> Value {
         .schema()
         .fields()
         .iter()
-        .map(|field| json!({"name": field.name(), "type": type_name(field.data_type())}))
+        .map(|field| json!({"name": field.name(), "type": sql_type(field.data_type())}))
         .collect();
     let status = node.driver.status(program.name());
     json!({
-        "name": program.table().as_str(),
-        "source": program.source().as_str(),
+        "name": program.table().public(),
+        "source": program.source().name.public(),
         "columns": columns,
         "windowed": program.window().is_some(),
         "lag": status.as_ref().map(|status| status.lag),
@@ -124,7 +133,7 @@ pub async fn endpoints(State(node): State<Arc<Node>>) -> Json<Value> {
                 .map(|parameter| {
                     json!({
                         "name": parameter.name,
-                        "type": type_name(&parameter.data_type),
+                        "type": sql_type(&parameter.data_type),
                         "required": parameter.default.is_none(),
                         "check": parameter.check,
                     })

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::{Answer, Problem};
-use super::sql::{rows, type_name, typed};
+use super::sql::{rows, typed};
 use crate::node::{Fixed, Node, QUERY_LIMITS};
+use highwater_sql::dialect::sql_type;
 
 /// The stream of that name, or a problem with the nearest name.
 pub fn find(node: &Node, name: &str) -> Result<Arc<StreamEntry>, Problem> {
@@ -39,14 +40,14 @@ fn stream_json(node: &Node, entry: &StreamEntry) -> Value {
         .map(|column| {
             json!({
                 "name": column.name,
-                "type": if column.json { "JSON".to_owned() } else { type_name(&column.data_type) },
+                "type": if column.json { "JSON".to_owned() } else { sql_type(&column.data_type) },
                 "nullable": column.nullable,
                 "sensitive": schema.is_sensitive(&column.name),
             })
         })
         .collect();
-    let origin = match &entry.transform {
-        Some(transform) => transform.source.name.to_string(),
+    let origin = match &entry.derivation {
+        Some(derivation) => derivation.origin(),
         None if schema.raw => "door".into(),
         None => "engine".into(),
     };
@@ -56,7 +57,7 @@ fn stream_json(node: &Node, entry: &StreamEntry) -> Value {
     });
     let view = node.driver.status(&format!("stream:{}", schema.name));
     json!({
-        "name": schema.name.as_str(),
+        "name": schema.name.public(),
         "origin": origin,
         "events": events,
         "columns": columns,

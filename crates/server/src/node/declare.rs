@@ -9,11 +9,13 @@ use highwater_event::{Principal, StreamName, StreamPartition};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::{AppendError, Commit};
 use highwater_sql::catalog::Planned;
+use highwater_sql::stream::Step;
 use highwater_sql::{Catalog, SqlError, Statement, parse_script};
 use serde::Serialize;
 
 use super::Node;
-use super::system::{self, Command, SYSTEM};
+use super::system::{self, Command, CommandKind, SYSTEM};
+use super::views::Place;
 use crate::http::BUILT_IN_PATHS;
 
 /// A script with the files that its statements name.
@@ -26,15 +28,23 @@ pub struct Script {
 }
 
 /// What became of one statement.
-#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
     /// "stream", "table", "reference table", "endpoint".
     pub kind: &'static str,
     /// Name or path.
     pub name: String,
-    /// "created", "replaced" or "unchanged".
+    /// "created", "replaced", "unchanged", "building" (a new version beside the old one), "altered",
+    /// "dropped", "paused", "resumed" or "abandoned".
     pub outcome: &'static str,
+    /// How it is kept up; for EXPLAIN.
+    #[serde(skip)]
+    pub steps: Vec<Step>,
 }
+
+/// A script that has been checked: the catalog after it, its plans each with the catalog before it, what
+/// became of each statement, and the commands that are to be logged.
+type Checked = (Catalog, Vec<(Arc<Catalog>, Planned)>, Vec<Outcome>, Vec<Command>);
 
 /// Nothing of the script took effect.
 #[derive(Debug, thiserror::Error)]
@@ -68,15 +78,22 @@ impl Node {
             catalog.add_builtin(schema);
         }
         let streams: Vec<_> = catalog.streams.values().cloned().collect();
-        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        self.put_catalog(catalog);
         for entry in streams {
-            self.start_stream(&entry).await?;
+            self.start_stream(&entry, Place::Current).await?;
         }
         Ok(())
     }
 
+    fn put_catalog(&self, catalog: Catalog) {
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+    }
+
+    /// Brings the catalog to where the commands in the log leave it, then starts what it holds.
     pub(super) async fn replay_declarations(self: &Arc<Self>) -> anyhow::Result<()> {
         let at = StreamPartition::new(StreamName::system(SYSTEM), 0);
+        let builtin = self.catalog();
+        let mut catalog = builtin.as_ref().clone();
         let mut next = 0;
         while next < self.log.end(&at) {
             let batches =
@@ -86,27 +103,61 @@ impl Node {
                 next = batch.end();
                 for command in system::commands(&batch) {
                     // One statement that does not fit any more must not keep the others from running.
-                    if let Err(error) = self.replay(command).await {
+                    if let Err(error) = self.replay(&mut catalog, command).await {
                         tracing::error!(error = format!("{error:#}"), "a declaration is left out");
                     }
                 }
             }
         }
+        self.put_catalog(catalog.clone());
+        for (name, entry) in &catalog.streams {
+            if !builtin.streams.contains_key(name) {
+                self.start_stream(entry, Place::Current).await?;
+            }
+        }
+        for entry in catalog.tables.values() {
+            self.start_table(entry)?;
+        }
+        for building in catalog.building.values() {
+            self.start_building(building).await?;
+        }
+        for name in &catalog.paused {
+            self.pause(&catalog, name, true).await;
+        }
         Ok(())
     }
 
-    async fn replay(self: &Arc<Self>, command: Command) -> anyhow::Result<()> {
+    async fn replay(self: &Arc<Self>, catalog: &mut Catalog, command: Command) -> anyhow::Result<()> {
         let failed = |error: SqlError| {
             anyhow!("a declaration in the log can't be applied any more: {}\n{}", error.message, command.text)
         };
-        let mut catalog = self.catalog().as_ref().clone();
+        if command.kind == CommandKind::Swap {
+            if let Some(swapped) =
+                StreamName::new(&command.text).ok().and_then(|root| catalog.plan_swap(&root))
+            {
+                catalog.insert(&self.engine, swapped);
+            }
+            return Ok(());
+        }
         for declared in parse_script(&command.text).map_err(failed)? {
             let planned = catalog.plan(&self.engine, declared, command.csv.clone()).await.map_err(failed)?;
-            catalog.insert(&self.engine, planned.clone());
-            *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog.clone());
-            self.start(&planned).await?;
+            catalog.insert(&self.engine, planned);
         }
         Ok(())
+    }
+
+    /// The new version of a statement takes the names, when it is still being built.
+    pub(super) async fn swap(self: &Arc<Self>, root: &StreamName) -> anyhow::Result<()> {
+        let _one_at_a_time = self.declaring.lock().await;
+        let before = self.catalog();
+        let Some(swapped) = before.plan_swap(root) else { return Ok(()) };
+        let command = Command { kind: CommandKind::Swap, text: root.to_string(), csv: None };
+        let append = system::append(&[command], &Principal::engine().name, self.clock.now_micros())?;
+        self.log.append(Commit { appends: vec![append], advances: Vec::new() }).await?;
+        let mut catalog = before.as_ref().clone();
+        catalog.insert(&self.engine, swapped.clone());
+        self.put_catalog(catalog);
+        self.start(&before, &swapped).await
     }
 
     /// Checks a script as a whole and, unless `dry_run`, makes it take effect in one commit.
@@ -144,21 +195,18 @@ impl Node {
         if commands.is_empty() {
             return Ok(outcomes);
         }
+        tracing::debug!(statements = commands.len(), principal = %principal.name, "declared");
         let append = system::append(&commands, &principal.name, self.clock.now_micros())
             .map_err(|error| DeclareError::Start(error.to_string()))?;
         self.log.append(Commit { appends: vec![append], advances: Vec::new() }).await?;
-        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
-        for planned in &planned {
-            self.start(planned).await.map_err(|error| DeclareError::Start(format!("{error:#}")))?;
+        self.put_catalog(catalog);
+        for (before, planned) in &planned {
+            self.start(before, planned).await.map_err(|error| DeclareError::Start(format!("{error:#}")))?;
         }
         Ok(outcomes)
     }
 
-    async fn check(
-        &self,
-        before: &Catalog,
-        script: &Script,
-    ) -> Result<(Catalog, Vec<Planned>, Vec<Outcome>, Vec<Command>), DeclareError> {
+    async fn check(&self, before: &Catalog, script: &Script) -> Result<Checked, DeclareError> {
         let wrong = |error: SqlError| DeclareError::Sql { error, script: script.text.clone() };
         let mut catalog = before.clone();
         let mut planned = Vec::new();
@@ -180,19 +228,27 @@ impl Node {
                 "endpoint" => catalog.endpoints.contains_key(&name),
                 _ => StreamName::new(&name).is_ok_and(|name| catalog.references.contains_key(&name)),
             };
-            let command = Command { text: declared.text.clone(), csv: csv.clone() };
+            let command =
+                Command { kind: CommandKind::Declare, text: declared.text.clone(), csv: csv.clone() };
             let plan = catalog.plan(&self.engine, declared, csv).await.map_err(wrong)?;
             let outcome = match plan {
                 Planned::Unchanged => "unchanged",
+                Planned::Building(_) => "building",
+                Planned::Altered(_) => "altered",
+                Planned::Dropped(..) => "dropped",
+                Planned::Paused(_) => "paused",
+                Planned::Resumed(_) => "resumed",
+                Planned::Abandoned(_) => "abandoned",
                 _ if known => "replaced",
                 _ => "created",
             };
+            outcomes.push(Outcome { kind, name, outcome, steps: plan.explain() });
             if outcome != "unchanged" {
+                let before = Arc::new(catalog.clone());
                 catalog.insert(&self.engine, plan.clone());
-                planned.push(plan);
+                planned.push((before, plan));
                 commands.push(command);
             }
-            outcomes.push(Outcome { kind, name, outcome });
         }
         Ok((catalog, planned, outcomes, commands))
     }

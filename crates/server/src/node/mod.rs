@@ -10,6 +10,8 @@
 //! ```
 
 mod declare;
+mod information;
+mod live;
 mod relations;
 mod secrets;
 mod snapshots;
@@ -35,6 +37,8 @@ use highwater_sql::{Catalog, Engine, SqlError};
 use highwater_warehouse::FjallStore;
 
 pub use declare::{DeclareError, Script};
+pub use information::as_question;
+pub use live::{Update, follow};
 pub use relations::{Fixed, NodeRelations};
 pub use system::EVENTS;
 
@@ -90,7 +94,8 @@ pub struct Node {
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
     lakes: RwLock<HashMap<StreamName, Arc<LakeStream>>>,
-    tables: RwLock<BTreeMap<StreamName, Arc<TableRows>>>,
+    /// Tables and joins by the name of their view.
+    keyed: RwLock<BTreeMap<String, Arc<views::Keyed>>>,
     started: i64,
     background: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -136,7 +141,7 @@ impl Node {
             catalog: RwLock::default(),
             declaring: tokio::sync::Mutex::new(()),
             lakes: RwLock::default(),
-            tables: RwLock::default(),
+            keyed: RwLock::default(),
             started: clock.now_micros(),
             background: Mutex::default(),
             options,
@@ -150,12 +155,16 @@ impl Node {
         Ok(node)
     }
 
-    /// Runs a query where it does not hold up other calls.
+    /// Runs a query where it does not hold up other calls; it ends when nobody waits for it any more.
     pub async fn ask<T: Send + 'static>(
         &self,
         question: impl Future<Output = Result<T, SqlError>> + Send + 'static,
     ) -> Result<T, SqlError> {
-        let answered = self.queries.spawn(question).await;
+        let mut asked = tokio::task::JoinSet::new();
+        asked.spawn_on(question, &self.queries);
+        let Some(answered) = asked.join_next().await else {
+            return Err(SqlError::new("internal", "the question was lost"));
+        };
         answered.unwrap_or_else(|error| Err(SqlError::new("internal", error.to_string())))
     }
 
@@ -174,14 +183,22 @@ impl Node {
         self.clock.now_micros() - self.started
     }
 
-    /// The lake of a stream that has one.
+    /// Folder of the lake.
+    pub fn lake_root(&self) -> PathBuf {
+        self.options.data.join("lake")
+    }
+
+    /// The lake of a stream that has one, by the name that the log knows.
     pub fn lake(&self, name: &StreamName) -> Option<Arc<LakeStream>> {
         self.lakes.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// The rows of a table.
     pub fn table(&self, name: &StreamName) -> Option<Arc<TableRows>> {
-        self.tables.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        let catalog = self.catalog();
+        let program = &catalog.tables.get(name)?.program;
+        let keyed = self.keyed.read().unwrap_or_else(PoisonError::into_inner);
+        keyed.get(highwater_log::fold::Program::name(program.as_ref()).as_ref())?.rows.clone()
     }
 
     fn start_background(self: &Arc<Self>) {

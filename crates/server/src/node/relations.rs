@@ -42,10 +42,14 @@ impl Relations for NodeRelations {
             .chain(catalog.tables.keys())
             .chain(catalog.references.keys())
             .map(ToString::to_string)
+            .chain(super::information::NAMES.map(str::to_owned))
             .collect()
     }
 
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
+        if let Some(information) = self.0.information(name)? {
+            return Ok(Some(information));
+        }
         let (bare, extent) = match name.strip_suffix(NEWEST) {
             Some(bare) => (bare, Extent::NewestWindow),
             None => (name, Extent::All),

@@ -27,7 +27,8 @@ pub fn system_schema() -> StreamSchema {
             column("csv", DataType::Utf8, true),
             column("principal", DataType::Utf8, false),
         ],
-        options: StreamOptions { partitions: 1, lake: false, ..StreamOptions::default() },
+        // In the lake too, so that old segments of the log may go.
+        options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
         raw: false,
     }
 }
@@ -56,10 +57,30 @@ pub fn events_schema() -> StreamSchema {
 /// A declaration on its way into `_system`, or out of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// The statement.
+    /// What is to be done.
+    pub kind: CommandKind,
+    /// The statement, or the name that is swapped.
     pub text: String,
     /// Content of the file that a reference table names.
     pub csv: Option<String>,
+}
+
+/// What a command does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandKind {
+    /// Declares what a statement says.
+    Declare,
+    /// Puts the new version of a statement, which has caught up, in the place of the old one.
+    Swap,
+}
+
+impl CommandKind {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Declare => "declare",
+            Self::Swap => "swap",
+        }
+    }
 }
 
 /// Declarations as an append to `_system`.
@@ -68,7 +89,7 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
     let batch = RecordBatch::try_new(
         system_schema().stored_schema(),
         vec![
-            Arc::new(StringArray::from(vec!["declare"; rows])),
+            Arc::new(commands.iter().map(|command| Some(command.kind.text())).collect::<StringArray>()),
             Arc::new(commands.iter().map(|command| Some(command.text.as_str())).collect::<StringArray>()),
             Arc::new(commands.iter().map(|command| command.csv.as_deref()).collect::<StringArray>()),
             Arc::new(StringArray::from(vec![principal; rows])),
@@ -82,10 +103,12 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
 
 /// The declarations of a batch of `_system`.
 pub fn commands(batch: &LogBatch) -> Vec<Command> {
+    let kinds = batch.rows.column(0).as_string::<i32>();
     let texts = batch.rows.column(1).as_string::<i32>();
     let csvs = batch.rows.column(2).as_string::<i32>();
     (0..batch.rows.num_rows())
         .map(|row| Command {
+            kind: if kinds.value(row) == "swap" { CommandKind::Swap } else { CommandKind::Declare },
             text: texts.value(row).to_owned(),
             csv: csvs.is_valid(row).then(|| csvs.value(row).to_owned()),
         })

@@ -1,15 +1,20 @@
-//! Starting what a declaration asks for.
+//! Starting, swapping and ending what declarations ask for.
 
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use highwater_event::StreamName;
+use highwater_event::{StreamName, StreamSchema};
 use highwater_ingest::DedupeIndex;
 use highwater_ingest::decode::Decoder;
-use highwater_lake::{LakeStream, LakeView};
-use highwater_log::view::Gather;
-use highwater_sql::StreamEntry;
-use highwater_sql::catalog::{Planned, TableEntry};
+use highwater_lake::{Folder, LakeStream, LakeView};
+use highwater_log::fold::Program;
+use highwater_log::keyed::Dirty;
+use highwater_log::view::{Gather, ViewState};
+use highwater_sql::catalog::{Building, Catalog, Derivation, Planned, StreamEntry, TableEntry};
+use highwater_sql::dialect::Kind;
+use highwater_sql::stream::state::GroupState;
 use highwater_sql::stream::{DerivedStream, TableRows};
 use highwater_warehouse::{Table, TableView};
 
@@ -19,21 +24,81 @@ use super::Node;
 const DIRTY_KEYS: usize = 100_000;
 /// Rows that are written to the lake in one commit.
 const LAKE_ROWS: usize = 256 * 1024;
+/// A new version may be swapped in when it is at most this many rows behind.
+const SWAP_LAG: u64 = 5_000;
+
+/// Where something stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Under its name.
+    Current,
+    /// Beside the version that has the name.
+    Beside,
+}
+
+/// The start of something, on its way.
+type Started = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// What a keyed view holds while it runs.
+pub(super) struct Keyed {
+    dirty: Arc<dyn Dirty>,
+    /// Its table in the keyed store.
+    table: Arc<str>,
+    /// The rows that readers see, for tables.
+    pub(super) rows: Option<Arc<TableRows>>,
+}
 
 impl Node {
-    pub(super) async fn start(self: &Arc<Self>, planned: &Planned) -> anyhow::Result<()> {
+    /// Makes a planned statement take effect. `before` is the catalog without it.
+    pub(super) async fn start(self: &Arc<Self>, before: &Catalog, planned: &Planned) -> anyhow::Result<()> {
         match planned {
-            Planned::Stream(entry) => self.start_stream(entry).await,
+            Planned::Stream(entry) => self.start_stream(entry, Place::Current).await,
             Planned::Table(entry) => self.start_table(entry),
+            Planned::Altered(entry) => self.alter(entry).await,
+            Planned::Building(building) => {
+                if let Some(given_up) = before.building.get(&building.root) {
+                    self.end_members(&given_up.members).await;
+                }
+                self.start_building(building).await
+            }
+            Planned::Swapped(building) => self.finish_swap(before, building).await,
+            Planned::Abandoned(name) => {
+                if let Some(given_up) = before.building.get(name) {
+                    self.end_members(&given_up.members).await;
+                }
+                Ok(())
+            }
+            Planned::Dropped(kind, name) => {
+                self.end(before, *kind, name).await;
+                Ok(())
+            }
+            Planned::Paused(name) => {
+                self.pause(before, name, true).await;
+                Ok(())
+            }
+            Planned::Resumed(name) => {
+                self.pause(before, name, false).await;
+                Ok(())
+            }
             Planned::Reference(_) | Planned::Endpoint(_) | Planned::Unchanged => Ok(()),
         }
     }
 
-    pub(super) async fn start_stream(self: &Arc<Self>, entry: &StreamEntry) -> anyhow::Result<()> {
+    pub(super) async fn start_stream(
+        self: &Arc<Self>,
+        entry: &StreamEntry,
+        place: Place,
+    ) -> anyhow::Result<()> {
         let schema = &entry.schema;
-        if let Some(transform) = &entry.transform {
-            let view = DerivedStream::new(transform.clone(), self.log.clone(), self.clock.clone());
-            self.driver.start(Box::new(view));
+        match &entry.derivation {
+            Some(Derivation::Transform(transform)) => {
+                let view = DerivedStream::new(transform.clone(), self.log.clone(), self.clock.clone());
+                self.driver.start(Box::new(view));
+            }
+            Some(Derivation::Join(join)) => {
+                self.start_keyed(join.clone(), |_| None)?;
+            }
+            None => {}
         }
         if schema.raw {
             let decoder =
@@ -42,17 +107,36 @@ impl Node {
             self.door.admit(decoder, index);
         }
         if schema.options.lake {
-            let root = self.options.data.join("lake");
-            let lake = LakeStream::open(&root, schema.clone())
-                .await
-                .with_context(|| format!("the lake of {} can't be opened", schema.name))?;
-            let lake = Arc::new(lake);
-            self.lakes
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(schema.name.clone(), lake.clone());
-            let gather = Gather { rows: LAKE_ROWS, wait: self.options.lake_wait };
-            self.driver.start(Box::new(LakeView::new(root, lake, gather)));
+            self.start_lake(schema, place).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_lake(self: &Arc<Self>, schema: &Arc<StreamSchema>, place: Place) -> anyhow::Result<()> {
+        let folder = if place == Place::Current { Folder::Own } else { Folder::Versioned };
+        let lake = LakeStream::open(&self.lake_root(), schema.clone(), folder)
+            .await
+            .with_context(|| format!("the lake of {} can't be opened", schema.name))?;
+        let lake = Arc::new(lake);
+        let mut lakes = self.lakes.write().unwrap_or_else(PoisonError::into_inner);
+        lakes.insert(schema.name.clone(), lake.clone());
+        drop(lakes);
+        let gather = Gather { rows: LAKE_ROWS, wait: self.options.lake_wait };
+        self.driver.start(Box::new(LakeView::new(lake, gather)));
+        Ok(())
+    }
+
+    /// Lets a stream go on with more columns or other options.
+    async fn alter(self: &Arc<Self>, entry: &StreamEntry) -> anyhow::Result<()> {
+        let schema = &entry.schema;
+        if schema.raw {
+            let decoder =
+                Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
+            self.door.admit(decoder, self.door.index(&schema.name));
+        }
+        if schema.options.lake {
+            self.driver.remove(&lake_view(&schema.name)).await;
+            self.start_lake(schema, Place::Current).await?;
         }
         Ok(())
     }
@@ -76,14 +160,22 @@ impl Node {
         Ok(Some(index))
     }
 
-    fn start_table(self: &Arc<Self>, entry: &TableEntry) -> anyhow::Result<()> {
-        use highwater_log::fold::Program;
+    pub(super) fn start_table(self: &Arc<Self>, entry: &TableEntry) -> anyhow::Result<()> {
         let program = entry.program.clone();
+        self.start_keyed(program.clone(), |table| Some(Arc::new(TableRows::new(program, table))))
+    }
+
+    fn start_keyed<P: Program<State = GroupState>>(
+        self: &Arc<Self>,
+        program: Arc<P>,
+        rows: impl FnOnce(Arc<Table<GroupState>>) -> Option<Arc<TableRows>>,
+    ) -> anyhow::Result<()> {
+        let name = program.name().clone();
         let store = self.write_back.store().clone();
-        let table = Arc::new(Table::open(program.name().clone(), store, self.options.table_memory)?);
+        let table = Arc::new(Table::open(name.clone(), store, self.options.table_memory)?);
         self.write_back.register(table.clone());
-        let rows = Arc::new(TableRows::new(program.clone(), table.clone()));
-        self.tables.write().unwrap_or_else(PoisonError::into_inner).insert(program.table().clone(), rows);
+        let keyed = Keyed { dirty: table.clone(), table: name.clone(), rows: rows(table.clone()) };
+        self.keyed.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_string(), Arc::new(keyed));
         let view = TableView::new(
             program,
             table,
@@ -95,4 +187,196 @@ impl Node {
         self.driver.start(Box::new(view));
         Ok(())
     }
+
+    /// Starts a new version beside the old one, and swaps them when it has caught up.
+    pub(super) fn start_building(self: &Arc<Self>, building: &Arc<Building>) -> Started {
+        let (node, building) = (self.clone(), building.clone());
+        // A boxed future: the swap that this leads to starts things itself.
+        Box::pin(async move { node.build(building).await })
+    }
+
+    async fn build(self: &Arc<Self>, building: Arc<Building>) -> anyhow::Result<()> {
+        for member in &building.members {
+            match member {
+                Planned::Stream(entry) => self.start_stream(entry, Place::Beside).await?,
+                Planned::Table(entry) => self.start_table(entry)?,
+                _ => {}
+            }
+        }
+        let node = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let Some(node) = node.upgrade() else { return };
+                let current = node
+                    .catalog()
+                    .building
+                    .get(&building.root)
+                    .is_some_and(|now| Arc::ptr_eq(now, &building));
+                if !current {
+                    return;
+                }
+                if !node.has_caught_up(&building) {
+                    continue;
+                }
+                match node.swap(&building.root).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::error!(name = %building.root, error = format!("{error:#}"), "a new version could not take its place; it will be tried again");
+                        tokio::time::sleep(Duration::from_secs(5)).await;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// The views of a new version that is being built.
+    pub fn building_views(&self, building: &Building) -> Vec<highwater_log::view::ViewStatus> {
+        building.members.iter().filter_map(view_of).filter_map(|view| self.driver.status(&view)).collect()
+    }
+
+    /// The view that a caller names: `table:orders` is the version that has the name now.
+    pub fn view_named(&self, name: &str) -> String {
+        let current = name.split_once(':').and_then(|(kind, bare)| {
+            let catalog = self.catalog();
+            let bare = StreamName::new(bare).ok()?;
+            match kind {
+                "lake" => catalog.streams.get(&bare).map(|entry| lake_view(&entry.schema.name)),
+                _ => view_name(&catalog, &bare).filter(|view| view.starts_with(kind)),
+            }
+        });
+        current.unwrap_or_else(|| name.to_owned())
+    }
+
+    fn has_caught_up(&self, building: &Building) -> bool {
+        building.members.iter().filter_map(view_of).all(|view| {
+            let status = self.driver.status(&view);
+            status.is_some_and(|status| status.state == ViewState::Running && status.lag <= SWAP_LAG)
+        })
+    }
+
+    /// The old versions end, and the lake of the new ones takes their folders.
+    async fn finish_swap(self: &Arc<Self>, before: &Catalog, building: &Building) -> anyhow::Result<()> {
+        for name in building.names().into_iter().rev() {
+            let kind = if before.streams.contains_key(&name) { Kind::Stream } else { Kind::Table };
+            self.end(before, kind, name.as_str()).await;
+        }
+        for member in &building.members {
+            if let Planned::Stream(entry) = member
+                && entry.schema.options.lake
+            {
+                self.driver.remove(&lake_view(&entry.schema.name)).await;
+                self.start_lake(&entry.schema, Place::Current).await?;
+            }
+        }
+        for name in building.names().iter().filter(|name| before.paused.contains(*name)) {
+            self.pause(&self.catalog(), name, true).await;
+        }
+        tracing::info!(name = %building.root, statements = building.members.len(), "a new version has taken its place");
+        Ok(())
+    }
+
+    async fn end_members(&self, members: &[Planned]) {
+        for member in members.iter().rev() {
+            match member {
+                Planned::Stream(entry) => self.end_stream(entry).await,
+                Planned::Table(entry) => self.end_keyed(entry.program.name()).await,
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends what a catalog knows under a name, with everything that is derived for it alone. The rows in
+    /// the log go when their retention is over.
+    async fn end(&self, before: &Catalog, kind: Kind, name: &str) {
+        let Ok(name) = StreamName::new(name) else { return };
+        match kind {
+            Kind::Stream => {
+                if let Some(entry) = before.streams.get(&name) {
+                    self.end_stream(entry).await;
+                }
+            }
+            Kind::Table => {
+                if let Some(entry) = before.tables.get(&name) {
+                    self.end_keyed(entry.program.name()).await;
+                }
+            }
+            Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
+            Kind::Endpoint => {}
+        }
+        if let Some(given_up) = before.building.get(&name) {
+            Box::pin(self.end_members(&given_up.members)).await;
+        }
+    }
+
+    async fn end_stream(&self, entry: &StreamEntry) {
+        let name = &entry.schema.name;
+        match &entry.derivation {
+            Some(Derivation::Join(join)) => self.end_keyed(join.name()).await,
+            Some(Derivation::Transform(_)) => {
+                self.driver.remove(&format!("stream:{name}")).await;
+            }
+            None => {}
+        }
+        if let Some(index) = self.door.index(name) {
+            self.door.dismiss(name);
+            let dirty: Arc<dyn Dirty> = index.clone();
+            self.write_back.release(&dirty);
+            self.clear(index.table());
+        }
+        self.door.dismiss(name);
+        self.driver.remove(&lake_view(name)).await;
+        let lake = self.lakes.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(lake) = lake
+            && let Err(error) = lake.remove().await
+        {
+            tracing::warn!(stream = %name, %error, "the lake of a dropped stream could not be removed");
+        }
+    }
+
+    async fn end_keyed(&self, name: &str) {
+        self.driver.remove(name).await;
+        let keyed = self.keyed.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(keyed) = keyed {
+            self.write_back.release(&keyed.dirty);
+            self.clear(&keyed.table);
+        }
+    }
+
+    fn clear(&self, table: &str) {
+        if let Err(error) = self.write_back.store().clear(table) {
+            tracing::warn!(table, %error, "the states of something dropped could not be removed");
+        }
+    }
+
+    pub(super) async fn pause(&self, catalog: &Catalog, name: &StreamName, pause: bool) {
+        let Some(view) = view_name(catalog, name) else { return };
+        let outcome = if pause { self.driver.pause(&view).await } else { self.driver.resume(&view).await };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, view, "could not be paused or resumed");
+        }
+    }
+}
+
+fn lake_view(name: &StreamName) -> String {
+    format!("lake:{name}")
+}
+
+/// The view that keeps a planned statement up.
+fn view_of(planned: &Planned) -> Option<String> {
+    match planned {
+        Planned::Stream(entry) => entry.derivation.as_ref().map(|_| format!("stream:{}", entry.schema.name)),
+        Planned::Table(entry) => Some(entry.program.name().to_string()),
+        _ => None,
+    }
+}
+
+/// The view that keeps a derived stream or table up.
+fn view_name(catalog: &Catalog, name: &StreamName) -> Option<String> {
+    if let Some(entry) = catalog.tables.get(name) {
+        return Some(entry.program.name().to_string());
+    }
+    let entry = catalog.streams.get(name)?;
+    entry.derivation.as_ref().map(|_| format!("stream:{}", entry.schema.name))
 }

@@ -6,6 +6,7 @@
 
 mod endpoint;
 mod json;
+mod live;
 mod relation;
 
 use std::fmt;
@@ -30,6 +31,7 @@ use crate::session::Engine;
 
 pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
 pub use json::{rows_as_json, value_as_json};
+pub use live::{LiveQuery, followed};
 pub use relation::{Day, stream_relation, table_relation};
 
 /// What can be read by name.

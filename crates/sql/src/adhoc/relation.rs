@@ -51,14 +51,19 @@ pub fn stream_relation(
         }
         plan = plan.union(cold.project(names)?.build()?)?;
     }
+    let plan = masked(engine, plan.build()?, &schema, &sensitive_columns(stream))?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+/// The columns of a stream whose mask readers see.
+pub(super) fn sensitive_columns(stream: &StreamSchema) -> Vec<&str> {
     let columns = stream.columns.iter().map(|column| column.name.as_str());
     let mut sensitive: Vec<&str> = columns.filter(|column| stream.is_sensitive(column)).collect();
     if !sensitive.is_empty() {
         // What an event says beyond its declared members may be as secret as they are.
         sensitive.push(columns::EXTRA);
     }
-    let plan = masked(engine, plan.build()?, &schema, &sensitive)?;
-    Ok(Arc::new(ViewTable::new(plan, None)))
+    sensitive
 }
 
 fn within(day: &Day) -> Expr {
@@ -85,7 +90,7 @@ pub fn table_relation(
 }
 
 /// Puts a mask over columns, inside the plan.
-fn masked(
+pub(super) fn masked(
     engine: &Engine,
     plan: LogicalPlan,
     schema: &SchemaRef,

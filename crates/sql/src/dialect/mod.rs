@@ -1,15 +1,18 @@
 //! The declaration language: standard SQL with ksqlDB's everyday statements on top.
 //!
-//! Our own statements (CREATE STREAM, TABLE, REFERENCE TABLE, ENDPOINT) and clauses (WINDOW) are parsed
+//! Our own statements (CREATE STREAM, ALTER, DROP, …) and clauses (WINDOW, WITHIN, EMIT) are parsed
 //! here; queries and expressions are left to `sqlparser`, with the tokens' places kept, so that every
 //! error can point at its word.
 
+mod clauses;
+mod create;
 mod error;
 mod parser;
 mod statement;
 mod types;
 
+pub use clauses::{Emit, parse_duration};
 pub use error::{Place, SqlError};
-pub use parser::{check_statement, parse_query, parse_script};
-pub use statement::{Declared, EndpointParameter, Statement, Window};
-pub use types::{arrow_type, stored_type};
+pub use parser::{check_statement, parse_live_query, parse_query, parse_script};
+pub use statement::{Alteration, Declared, EndpointParameter, Kind, Statement, Window, WindowKind, Within};
+pub use types::{arrow_type, sql_type, stored_type};

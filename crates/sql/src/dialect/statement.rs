@@ -8,6 +8,8 @@ use highwater_event::{Column, StreamName, StreamOptions};
 pub struct Declared {
     /// The statement.
     pub statement: Statement,
+    /// OR REPLACE was said.
+    pub replace: bool,
     /// Its text without the closing semicolon.
     pub text: String,
     /// Line of the script on which the text starts, from 1.
@@ -34,6 +36,8 @@ pub enum Statement {
         options: StreamOptions,
         /// The query.
         query: Box<Query>,
+        /// How far apart the rows of a join may lie.
+        within: Option<Within>,
     },
     /// CREATE TABLE name AS SELECT … GROUP BY …: keyed and aggregated.
     CreateTableAs {
@@ -43,6 +47,8 @@ pub enum Statement {
         window: Option<Window>,
         /// The query without that clause.
         query: Box<Query>,
+        /// EMIT FINAL: windows show when they are closed.
+        emit_final: bool,
     },
     /// CREATE REFERENCE TABLE name (columns) WITH (csv, key, valid_from).
     CreateReferenceTable {
@@ -68,16 +74,114 @@ pub enum Statement {
         /// The query.
         query: Box<Query>,
     },
+    /// ALTER STREAM name ….
+    AlterStream {
+        /// Its name.
+        name: StreamName,
+        /// What changes, in order.
+        changes: Vec<Alteration>,
+    },
+    /// DROP kind [IF EXISTS] name.
+    Drop {
+        /// What kind of thing.
+        kind: Kind,
+        /// Its name or path.
+        name: String,
+        /// It is no error when there is none.
+        if_exists: bool,
+    },
+    /// PAUSE name: what keeps it up stops until RESUME, also across restarts.
+    Pause {
+        /// A derived stream or table.
+        name: StreamName,
+    },
+    /// RESUME name.
+    Resume {
+        /// A derived stream or table.
+        name: StreamName,
+    },
+}
+
+/// What can be declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A stream, raw or derived.
+    Stream,
+    /// A table.
+    Table,
+    /// A reference table.
+    ReferenceTable,
+    /// An endpoint.
+    Endpoint,
+}
+
+impl Kind {
+    /// The kind in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Table => "table",
+            Self::ReferenceTable => "reference table",
+            Self::Endpoint => "endpoint",
+        }
+    }
+}
+
+/// A change of a stream.
+#[derive(Debug, Clone)]
+pub enum Alteration {
+    /// A column at the end.
+    Add(Column),
+    /// Options.
+    Set(std::collections::BTreeMap<String, Expr>),
 }
 
 /// A window over event time, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Length.
-    pub size: i64,
-    /// Distance between two starts; equal to the length when windows tumble.
-    pub advance: i64,
+    /// Its shape.
+    pub kind: WindowKind,
     /// How much older than the newest event an event may be and still count.
+    pub grace: i64,
+    /// How long after its end a window is kept; `None` for ever.
+    pub retention: Option<i64>,
+}
+
+/// The shape of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WindowKind {
+    /// Windows of one length that start at regular times.
+    Hopping {
+        /// Length.
+        size: i64,
+        /// Distance between two starts; equal to the length when windows tumble.
+        advance: i64,
+    },
+    /// Windows of one group that last as long as rows follow each other closely.
+    Session {
+        /// The longest distance between two rows of one session.
+        gap: i64,
+    },
+}
+
+impl Window {
+    /// How long a window lasts; for sessions how long after its last row it ends.
+    pub fn longest(&self) -> i64 {
+        match self.kind {
+            WindowKind::Hopping { size, .. } => size,
+            WindowKind::Session { gap } => gap.saturating_mul(2),
+        }
+    }
+}
+
+/// How far apart the event times of two rows of a join may lie, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Within {
+    /// How much earlier the row of the right may be.
+    pub before: i64,
+    /// How much later.
+    pub after: i64,
+    /// How much older than the newest event of its side a row may be and still be matched.
     pub grace: i64,
 }
 
@@ -102,6 +206,9 @@ impl Statement {
             Self::CreateTableAs { .. } => "table",
             Self::CreateReferenceTable { .. } => "reference table",
             Self::CreateEndpoint { .. } => "endpoint",
+            Self::AlterStream { .. } => "stream",
+            Self::Drop { kind, .. } => kind.text(),
+            Self::Pause { .. } | Self::Resume { .. } => "view",
         }
     }
 
@@ -111,8 +218,12 @@ impl Statement {
             Self::CreateStream { name, .. }
             | Self::CreateStreamAs { name, .. }
             | Self::CreateTableAs { name, .. }
-            | Self::CreateReferenceTable { name, .. } => name.as_str(),
+            | Self::CreateReferenceTable { name, .. }
+            | Self::AlterStream { name, .. }
+            | Self::Pause { name }
+            | Self::Resume { name } => name.as_str(),
             Self::CreateEndpoint { path, .. } => path,
+            Self::Drop { name, .. } => name,
         }
     }
 }

@@ -12,7 +12,10 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
 use crate::reference::References;
 
-pub use aggregate::{COLLECT_LIST, LATEST_BY_OFFSET};
+pub use aggregate::{
+    APPROX_COUNT_DISTINCT, COLLECT_LIST, COLLECT_SET, EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, TOPK,
+    TOPKDISTINCT,
+};
 pub use mask::mask_text;
 
 /// Functions that hide what they are given, so that their result is no longer sensitive.

@@ -1,6 +1,7 @@
 //! From statements to things that run: names are resolved, types checked, plans made, and what can't be
 //! maintained incrementally is refused by name.
 
+mod join;
 mod shape;
 mod table;
 mod transform;
@@ -16,7 +17,8 @@ use highwater_event::{StreamSchema, columns};
 use crate::dialect::SqlError;
 use crate::functions::HIDING;
 
-pub use shape::source_of;
+pub use join::{JoinTarget, plan_join};
+pub use shape::{JoinShape, Reads, reads_of};
 pub use table::plan_table;
 pub use transform::plan_transform;
 
@@ -33,6 +35,19 @@ fn is_system_column(name: &str) -> bool {
     )
 }
 
+/// Adds the engine's columns to a query's SELECT list, so that they flow through whatever it does.
+fn select_also(query: &mut Query, columns: &[(&str, &str)]) {
+    use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, SelectItem, SetExpr};
+    if let SetExpr::Select(select) = query.body.as_mut() {
+        for (column, alias) in columns {
+            select.projection.push(SelectItem::ExprWithAlias {
+                expr: SqlExpr::Identifier(Ident::new(*column)),
+                alias: Ident::with_quote('"', *alias),
+            });
+        }
+    }
+}
+
 /// A system column of the rows that a plan reads, under whatever alias the query gave them.
 fn system_column(plan: &LogicalPlan, name: &str) -> Result<Expr, SqlError> {
     plan.schema()
@@ -44,6 +59,17 @@ fn system_column(plan: &LogicalPlan, name: &str) -> Result<Expr, SqlError> {
 
 /// True when an expression shows what a SENSITIVE column holds. What a hiding function covers is hidden.
 fn shows_sensitive(expression: &Expr, source: &StreamSchema) -> bool {
+    shows(expression, &|column| source.is_sensitive(&column.name), &|column, member| {
+        source.is_sensitive_member(&column.name, member)
+    })
+}
+
+/// The same, asking about each column and each member of a struct column.
+fn shows(
+    expression: &Expr,
+    is_sensitive: &dyn Fn(&Column) -> bool,
+    is_sensitive_member: &dyn Fn(&Column, &str) -> bool,
+) -> bool {
     let mut shows = false;
     // The visitor can't fail.
     let walked = expression.apply(|node| {
@@ -53,13 +79,13 @@ fn shows_sensitive(expression: &Expr, source: &StreamSchema) -> bool {
                 match function.args.as_slice() {
                     [Expr::Column(column), Expr::Literal(member, _), ..] => {
                         let member = member.try_as_str().flatten().unwrap_or_default();
-                        shows |= source.is_sensitive_member(&column.name, member);
+                        shows |= is_sensitive_member(column, member);
                         TreeNodeRecursion::Jump
                     }
                     _ => TreeNodeRecursion::Continue,
                 }
             }
-            Expr::Column(column) if source.is_sensitive(&column.name) => {
+            Expr::Column(column) if is_sensitive(column) => {
                 shows = true;
                 TreeNodeRecursion::Stop
             }

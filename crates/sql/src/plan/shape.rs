@@ -1,28 +1,106 @@
 //! The shape that continuous statements may have.
 
-use datafusion::sql::sqlparser::ast::{Expr, Query, Select, SetExpr, Spanned, TableFactor, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, Expr, JoinConstraint, JoinOperator, Query, Select, SetExpr, Spanned, TableFactor, Visit,
+    Visitor,
+};
 use std::ops::ControlFlow;
 
 use highwater_event::StreamName;
 
 use crate::dialect::SqlError;
 
-/// The SELECT of a continuous statement and the stream that it reads.
-pub fn source_of(query: &Query) -> Result<StreamName, SqlError> {
+/// What a continuous statement reads.
+#[derive(Debug, Clone)]
+pub struct Reads {
+    /// The stream in FROM.
+    pub source: StreamName,
+    /// What it is joined with.
+    pub join: Option<JoinShape>,
+}
+
+/// The JOIN of a continuous statement.
+#[derive(Debug, Clone)]
+pub struct JoinShape {
+    /// The stream or table on the right.
+    pub right: StreamName,
+    /// Rows of the left without a match are kept.
+    pub outer: bool,
+    /// ASOF: the newest row of the right up to the time of the left.
+    pub as_of: bool,
+    /// The place of the right side.
+    pub span: datafusion::sql::sqlparser::tokenizer::Span,
+}
+
+/// What the SELECT of a continuous statement reads. An ASOF JOIN becomes a plain one whose ON holds the
+/// match condition too, for planning.
+pub fn reads_of(query: &mut Query) -> Result<Reads, SqlError> {
     let select = simple_select(query)?;
     let [from] = select.from.as_slice() else {
-        let error = SqlError::unsupported("a continuous statement reads exactly one stream: FROM stream");
+        let error = SqlError::unsupported(
+            "a continuous statement reads a stream: FROM stream, or FROM stream JOIN other ON …",
+        );
         return Err(match select.from.get(1) {
             Some(second) => error.at(second.span()),
             None => error.at(select.span()),
         });
     };
-    if let Some(join) = from.joins.first() {
-        return Err(SqlError::unsupported("JOIN in a continuous statement is not supported yet")
-            .at(join.relation.span())
-            .hint("look small tables up with lookup('table', 'column', key) or in_reference('table', key)"));
+    let source = relation_name(&from.relation)?;
+    let join = match from.joins.as_slice() {
+        [] => None,
+        [join] => {
+            let (outer, as_of) = match &join.join_operator {
+                JoinOperator::Join(JoinConstraint::On(_)) | JoinOperator::Inner(JoinConstraint::On(_)) => {
+                    (false, false)
+                }
+                JoinOperator::Left(JoinConstraint::On(_))
+                | JoinOperator::LeftOuter(JoinConstraint::On(_)) => (true, false),
+                JoinOperator::AsOf { constraint: JoinConstraint::On(_), .. } => (true, true),
+                _ => {
+                    return Err(SqlError::unsupported(
+                        "a continuous statement joins with [INNER] JOIN … ON, LEFT JOIN … ON, or ASOF JOIN … MATCH_CONDITION (…) ON",
+                    )
+                    .at(join.relation.span()));
+                }
+            };
+            Some(JoinShape {
+                right: relation_name(&join.relation)?,
+                outer,
+                as_of,
+                span: join.relation.span(),
+            })
+        }
+        [_, second, ..] => {
+            return Err(SqlError::unsupported("a continuous statement joins two sides")
+                .at(second.relation.span())
+                .hint("derive a stream from the first join, and join that one"));
+        }
+    };
+    if join.as_ref().is_some_and(|join| join.as_of) {
+        plain_join(query);
     }
-    match &from.relation {
+    Ok(Reads { source, join })
+}
+
+/// `a ASOF JOIN b MATCH_CONDITION (m) ON c` becomes `a LEFT JOIN b ON c AND m`.
+fn plain_join(query: &mut Query) {
+    let SetExpr::Select(select) = query.body.as_mut() else { return };
+    for join in select.from.iter_mut().flat_map(|from| &mut from.joins) {
+        if let JoinOperator::AsOf { match_condition, constraint: JoinConstraint::On(on) } =
+            &join.join_operator
+        {
+            let both = Expr::BinaryOp {
+                left: Box::new(Expr::Nested(Box::new(on.clone()))),
+                op: BinaryOperator::And,
+                right: Box::new(Expr::Nested(Box::new(match_condition.clone()))),
+            };
+            join.join_operator = JoinOperator::Left(JoinConstraint::On(both));
+        }
+    }
+}
+
+fn relation_name(relation: &TableFactor) -> Result<StreamName, SqlError> {
+    match relation {
         TableFactor::Table { name, args: None, .. } => {
             let [part] = name.0.as_slice() else {
                 return Err(SqlError::new("invalid_name", format!("\"{name}\" is not the name of a stream"))
@@ -66,12 +144,6 @@ fn simple_select(query: &Query) -> Result<&Select, SqlError> {
             "DISTINCT is not supported in a continuous statement; use GROUP BY in a table",
         )
         .at(select.span()));
-    }
-    if let Some(having) = &select.having {
-        return Err(SqlError::unsupported(
-            "HAVING is not supported yet in a continuous statement: filter when you read",
-        )
-        .at(having.span()));
     }
     if let ControlFlow::Break(error) = query.visit(&mut Subqueries) {
         return Err(*error);

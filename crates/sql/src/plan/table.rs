@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema};
-use datafusion::common::DFSchemaRef;
 use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchemaRef, ScalarValue};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, ident};
@@ -17,7 +17,10 @@ use highwater_event::{StreamName, StreamSchema, columns};
 
 use super::{as_statement, shows_sensitive, storable, system_column};
 use crate::dialect::{SqlError, Window};
-use crate::functions::{COLLECT_LIST, LATEST_BY_OFFSET};
+use crate::functions::{
+    APPROX_COUNT_DISTINCT, COLLECT_LIST, COLLECT_SET, EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, TOPK,
+    TOPKDISTINCT,
+};
 use crate::session::Engine;
 use crate::stream::aggregate::{Aggregate, Function, is_keepable};
 use crate::stream::feed::FeedTable;
@@ -32,6 +35,7 @@ pub async fn plan_table(
     source: Arc<StreamSchema>,
     name: StreamName,
     window: Option<Window>,
+    emit_final: bool,
     mut query: Box<Query>,
 ) -> Result<TableProgram, SqlError> {
     let mut fields: Vec<_> = source.reader_schema().fields().iter().cloned().collect();
@@ -48,14 +52,20 @@ pub async fn plan_table(
         }
     }
     let feed = Arc::new(FeedTable::new(Arc::new(Schema::new(fields))));
-    let state = engine.state_with(source.name.as_str(), feed.clone())?;
+    let state = engine.state_with([(source.name.public().to_owned(), feed.clone() as _)])?;
     let planned = state.statement_to_plan(as_statement(query)).await?;
     let analyzed = state.analyzer().execute_and_check(planned, state.config_options(), |_, _| {})?;
     let LogicalPlan::Projection(projection) = &analyzed else {
         return Err(not_a_table());
     };
-    let LogicalPlan::Aggregate(aggregate) = projection.input.as_ref() else {
-        return Err(not_a_table());
+    // HAVING lies between the two.
+    let (aggregate, having) = match projection.input.as_ref() {
+        LogicalPlan::Aggregate(aggregate) => (aggregate, None),
+        LogicalPlan::Filter(filter) => match filter.input.as_ref() {
+            LogicalPlan::Aggregate(aggregate) => (aggregate, Some(&filter.predicate)),
+            _ => return Err(not_a_table()),
+        },
+        _ => return Err(not_a_table()),
     };
     let below = aggregate.input.as_ref().clone();
 
@@ -63,6 +73,7 @@ pub async fn plan_table(
     let mut wanted: Vec<Expr> = Vec::new();
     let mut groups: Vec<DataType> = Vec::new();
     let mut results: Vec<Source> = Vec::new();
+    let mut group_texts = Vec::new();
     for expression in &aggregate.group_expr {
         results.push(match window_bound(expression) {
             Some(bound) => bound,
@@ -70,6 +81,7 @@ pub async fn plan_table(
                 let data_type = group_type(expression, below.schema())?;
                 wanted.push(expression.clone().alias(format!("g{}", groups.len())));
                 groups.push(data_type);
+                group_texts.push(expression.to_string());
                 Source::Group(groups.len() - 1)
             }
         });
@@ -98,28 +110,38 @@ pub async fn plan_table(
         .collect();
     result_fields.push(last_updated_field());
     let result_schema = Arc::new(Schema::new(result_fields));
-    let (output, schema, sensitive) = plan_output(
-        &state,
-        &analyzed,
-        &projection.expr,
-        &aggregate.schema,
-        &aggregate.group_expr,
-        &result_schema,
-        &source,
-    )
-    .await?;
+    let above = Above {
+        expressions: &projection.expr,
+        having,
+        names: analyzed.schema(),
+        aggregated: &aggregate.schema,
+        group_expr: &aggregate.group_expr,
+        aggr_expr: &aggregate.aggr_expr,
+    };
+    let (output, schema, sensitive) = above.plan(&state, &result_schema, &source).await?;
+    let group_names = above.group_names(&results, groups.len());
 
     Ok(TableProgram {
         name: format!("table:{name}").into(),
         table: name,
+        sources: [source.name.clone()],
         window,
+        emit_final,
         input,
         keys: key_converter(&groups).map_err(|error| SqlError::new("internal", error.to_string()))?,
         groups,
+        group_texts,
+        group_names,
+        aggregate_texts: aggregate
+            .aggr_expr
+            .iter()
+            .map(|expression| expression.clone().unalias().to_string())
+            .collect(),
         aggregates,
         results,
         result_schema,
         output,
+        having: having.map(ToString::to_string),
         schema,
         sensitive,
         source,
@@ -178,25 +200,19 @@ fn plan_aggregate(
     let Expr::AggregateFunction(AggregateFunction { func, params }) = &inner else {
         return Err(not_a_table());
     };
-    let function = match func.name() {
-        "count" => Function::Count,
-        "sum" => Function::Sum,
-        "min" => Function::Min,
-        "max" => Function::Max,
-        "avg" => Function::Average,
-        LATEST_BY_OFFSET => Function::Latest,
-        COLLECT_LIST => Function::List,
-        other => {
-            return Err(SqlError::unsupported(format!(
-                "{}(…) can't be kept up incrementally yet",
-                other.to_ascii_uppercase()
-            ))
-            .hint("supported: COUNT, SUM, MIN, MAX, AVG, LATEST_BY_OFFSET, COLLECT_LIST"));
-        }
-    };
     let name = func.name().to_ascii_uppercase();
+    let mut function = function_of(func.name())?;
     if params.distinct {
-        return Err(SqlError::unsupported(format!("{name}(DISTINCT …) can't be kept up incrementally yet")));
+        // The smallest and largest of a set are those of the rows.
+        function = match function {
+            Function::Count => Function::CountDistinct,
+            Function::Min | Function::Max | Function::Set | Function::ApproxDistinct => function,
+            _ => {
+                return Err(SqlError::unsupported(format!(
+                    "{name}(DISTINCT …) can't be kept up incrementally"
+                )));
+            }
+        };
     }
     if !params.order_by.is_empty() {
         return Err(SqlError::unsupported(format!(
@@ -207,10 +223,30 @@ fn plan_aggregate(
         arguments.push(expression.clone());
         arguments.len() - 1
     };
-    let (argument, input) = match params.args.as_slice() {
+    let mut arguments_given = params.args.as_slice();
+    if let Function::Top { k, .. } = &mut function {
+        let given = match arguments_given {
+            [_, Expr::Literal(value, _)] => value.cast_to(&DataType::Int64).ok(),
+            _ => None,
+        };
+        *k = match given {
+            Some(ScalarValue::Int64(Some(given))) if (1..=10_000).contains(&given) => given as usize,
+            _ => {
+                return Err(SqlError::unsupported(format!(
+                    "{name}(x, k) takes a constant k from 1 to 10,000"
+                )));
+            }
+        };
+        arguments_given = &arguments_given[..1];
+    }
+    let (argument, input) = match arguments_given {
         [] => (None, DataType::Int64),
         [Expr::Literal(value, _)] if function == Function::Count && !value.is_null() => {
             (None, DataType::Int64)
+        }
+        [argument] if matches!(function, Function::Spread { .. }) => {
+            let argument = datafusion::logical_expr::cast(argument.clone(), DataType::Float64);
+            (Some(take(&argument)), DataType::Float64)
         }
         [argument] => {
             let data_type = argument.get_type(schema.as_ref())?;
@@ -229,76 +265,126 @@ fn plan_aggregate(
     Ok(Aggregate { function, argument, condition, input, output: output.clone() })
 }
 
-/// The SELECT list over aggregated rows, with `last_updated_at` at its end.
-async fn plan_output(
-    state: &SessionState,
-    analyzed: &LogicalPlan,
-    expressions: &[Expr],
-    aggregated: &DFSchemaRef,
-    group_expr: &[Expr],
-    result_schema: &Arc<Schema>,
-    source: &StreamSchema,
-) -> Result<(crate::stream::feed::FeedPlan, Arc<Schema>, Vec<String>), SqlError> {
-    let feed = Arc::new(FeedTable::new(result_schema.clone()));
-    let mut wanted = Vec::new();
-    let mut fields: Vec<Field> = Vec::new();
-    let mut sensitive = Vec::new();
-    for (expression, field) in expressions.iter().zip(analyzed.schema().fields()) {
-        let name = field.name().to_ascii_lowercase();
-        if fields.iter().any(|known| *known.name() == name) {
-            return Err(SqlError::new(
-                "invalid_schema",
-                format!("column \"{name}\" is selected twice; give one of them an alias"),
-            ));
+fn function_of(name: &str) -> Result<Function, SqlError> {
+    Ok(match name {
+        "count" => Function::Count,
+        "sum" => Function::Sum,
+        "min" | "bool_and" => Function::Min,
+        "max" | "bool_or" => Function::Max,
+        "avg" => Function::Average,
+        "var" | "stddev" => Function::Spread { sample: true, root: name == "stddev" },
+        "var_pop" | "stddev_pop" => Function::Spread { sample: false, root: name == "stddev_pop" },
+        LATEST_BY_OFFSET => Function::Latest,
+        EARLIEST_BY_OFFSET => Function::Earliest,
+        COLLECT_LIST => Function::List,
+        COLLECT_SET => Function::Set,
+        APPROX_COUNT_DISTINCT => Function::ApproxDistinct,
+        TOPK | TOPKDISTINCT => Function::Top { k: 0, distinct: name == TOPKDISTINCT },
+        other => {
+            return Err(SqlError::unsupported(format!(
+                "{}(…) can't be kept up incrementally",
+                other.to_ascii_uppercase()
+            ))
+            .hint("supported: COUNT, COUNT(DISTINCT), SUM, MIN, MAX, AVG, VAR, VAR_POP, STDDEV, STDDEV_POP, BOOL_AND, BOOL_OR, EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, COLLECT_LIST, COLLECT_SET, TOPK, TOPKDISTINCT, APPROX_COUNT_DISTINCT"));
         }
+    })
+}
+
+/// What lies above the aggregate.
+struct Above<'a> {
+    /// The SELECT list.
+    expressions: &'a [Expr],
+    having: Option<&'a Expr>,
+    /// What the results are called.
+    names: &'a DFSchemaRef,
+    /// The aggregated rows.
+    aggregated: &'a DFSchemaRef,
+    group_expr: &'a [Expr],
+    aggr_expr: &'a [Expr],
+}
+
+impl Above<'_> {
+    /// The SELECT list over aggregated rows that pass HAVING, with `last_updated_at` at its end.
+    async fn plan(
+        &self,
+        state: &SessionState,
+        result_schema: &Arc<Schema>,
+        source: &StreamSchema,
+    ) -> Result<(crate::stream::feed::FeedPlan, Arc<Schema>, Vec<String>), SqlError> {
+        let feed = Arc::new(FeedTable::new(result_schema.clone()));
+        let mut wanted = Vec::new();
+        let mut fields: Vec<Field> = Vec::new();
+        let mut sensitive = Vec::new();
+        for (expression, field) in self.expressions.iter().zip(self.names.fields()) {
+            let name = field.name().to_ascii_lowercase();
+            if fields.iter().any(|known| *known.name() == name) {
+                return Err(SqlError::new(
+                    "invalid_schema",
+                    format!("column \"{name}\" is selected twice; give one of them an alias"),
+                ));
+            }
+            if self.shows_sensitive(expression, source) {
+                sensitive.push(name.clone());
+            }
+            fields.push(Field::new(&name, storable(&name, field.data_type())?, true));
+            wanted.push(self.rewrite(expression)?.unalias().alias(&name));
+        }
+        if !fields.iter().any(|field| field.name() == LAST_UPDATED_AT) {
+            wanted.push(ident(LAST_UPDATED_AT));
+            fields.push(last_updated_field());
+        }
+        let mut plan = LogicalPlanBuilder::scan(
+            "aggregated",
+            datafusion::datasource::provider_as_source(feed.clone()),
+            None,
+        )?;
+        if let Some(having) = self.having {
+            plan = plan.filter(self.rewrite(having)?)?;
+        }
+        let physical = state.create_physical_plan(&plan.project(wanted)?.build()?).await?;
+        Ok((feed.runner(physical, state.task_ctx()), Arc::new(Schema::new(fields)), sensitive))
+    }
+
+    /// An expression over the columns `c0`, `c1`, … of aggregated rows.
+    fn rewrite(&self, expression: &Expr) -> Result<Expr, SqlError> {
         let rewritten = expression.clone().transform_down(|node| {
             Ok(match &node {
-                Expr::Column(column) => match aggregated.maybe_index_of_column(column) {
+                Expr::Column(column) => match self.aggregated.maybe_index_of_column(column) {
                     Some(at) => Transformed::yes(ident(format!("c{at}"))),
                     None => Transformed::no(node),
                 },
                 _ => Transformed::no(node),
             })
         })?;
-        if shows_sensitive_result(expression, aggregated, group_expr, source, analyzed) {
-            sensitive.push(name.clone());
-        }
-        fields.push(Field::new(&name, storable(&name, field.data_type())?, true));
-        wanted.push(rewritten.data.unalias().alias(&name));
+        Ok(rewritten.data)
     }
-    if !fields.iter().any(|field| field.name() == LAST_UPDATED_AT) {
-        wanted.push(ident(LAST_UPDATED_AT));
-        fields.push(last_updated_field());
-    }
-    let scan = LogicalPlanBuilder::scan(
-        "aggregated",
-        datafusion::datasource::provider_as_source(feed.clone()),
-        None,
-    )?;
-    let plan = scan.project(wanted)?.build()?;
-    let physical = state.create_physical_plan(&plan).await?;
-    Ok((feed.runner(physical, state.task_ctx()), Arc::new(Schema::new(fields)), sensitive))
-}
 
-/// True when a column of the result shows what the source declares SENSITIVE, as a key or inside an
-/// aggregate that keeps values. A COUNT shows nothing.
-fn shows_sensitive_result(
-    expression: &Expr,
-    aggregated: &DFSchemaRef,
-    group_expr: &[Expr],
-    source: &StreamSchema,
-    analyzed: &LogicalPlan,
-) -> bool {
-    let LogicalPlan::Projection(projection) = analyzed else { return true };
-    let LogicalPlan::Aggregate(aggregate) = projection.input.as_ref() else { return true };
-    expression.column_refs().into_iter().any(|column| match aggregated.maybe_index_of_column(column) {
-        Some(at) if at < group_expr.len() => shows_sensitive(&group_expr[at], source),
-        Some(at) => aggregate.aggr_expr.get(at - group_expr.len()).is_none_or(|expression| {
-            let inner = expression.clone().unalias();
-            let counts =
-                matches!(&inner, Expr::AggregateFunction(function) if function.func.name() == "count");
-            !counts && shows_sensitive(&inner, source)
-        }),
-        None => true,
-    })
+    /// Under which name the result shows each group column as it is.
+    fn group_names(&self, results: &[Source], groups: usize) -> Vec<Option<String>> {
+        let mut names = vec![None; groups];
+        for (expression, field) in self.expressions.iter().zip(self.names.fields()) {
+            if let Expr::Column(column) = expression.clone().unalias()
+                && let Some(at) = self.aggregated.maybe_index_of_column(&column)
+                && let Some(Source::Group(group)) = results.get(at)
+            {
+                names[*group].get_or_insert_with(|| field.name().to_ascii_lowercase());
+            }
+        }
+        names
+    }
+
+    /// True when a column of the result shows what the source declares SENSITIVE, as a key or inside an
+    /// aggregate that keeps values. A COUNT shows nothing.
+    fn shows_sensitive(&self, expression: &Expr, source: &StreamSchema) -> bool {
+        let columns = expression.column_refs();
+        columns.into_iter().any(|column| match self.aggregated.maybe_index_of_column(column) {
+            Some(at) if at < self.group_expr.len() => shows_sensitive(&self.group_expr[at], source),
+            Some(at) => self.aggr_expr.get(at - self.group_expr.len()).is_none_or(|expression| {
+                let inner = expression.clone().unalias();
+                let counts = matches!(&inner, Expr::AggregateFunction(function) if ["count", APPROX_COUNT_DISTINCT].contains(&function.func.name()));
+                !counts && shows_sensitive(&inner, source)
+            }),
+            None => true,
+        })
+    }
 }

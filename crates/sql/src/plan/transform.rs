@@ -1,16 +1,21 @@
-//! Planning CREATE STREAM … AS SELECT.
+//! Planning CREATE STREAM … AS SELECT from one stream.
 
 use std::sync::Arc;
 
+use datafusion::common::Column as PlanColumn;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast::Query;
 use highwater_event::{Column, StreamName, StreamOptions, StreamSchema, columns};
 
-use super::{as_statement, is_system_column, shows_sensitive, storable, system_column};
+use super::{as_statement, is_system_column, select_also, shows, storable};
 use crate::dialect::SqlError;
 use crate::session::Engine;
 use crate::stream::feed::FeedTable;
 use crate::stream::transform::Transform;
+
+/// Names under which event time and offset leave a plan.
+pub(super) const CARRIED: [(&str, &str); 2] =
+    [(columns::EVENT_TIME, "__event_time"), (columns::OFFSET, "__offset")];
 
 /// Plans a derived stream over `source`.
 pub async fn plan_transform(
@@ -18,10 +23,11 @@ pub async fn plan_transform(
     source: Arc<StreamSchema>,
     name: StreamName,
     mut options: StreamOptions,
-    query: Box<Query>,
+    mut query: Box<Query>,
 ) -> Result<Transform, SqlError> {
     let feed = Arc::new(FeedTable::new(source.reader_schema()));
-    let state = engine.state_with(source.name.as_str(), feed.clone())?;
+    let state = engine.state_with([(source.name.public().to_owned(), feed.clone() as _)])?;
+    select_also(&mut query, &CARRIED);
     let planned = state.statement_to_plan(as_statement(query)).await?;
     let LogicalPlan::Projection(projection) = &planned else {
         return Err(SqlError::unsupported(
@@ -34,26 +40,12 @@ pub async fn plan_transform(
             "GROUP BY and aggregates belong to CREATE TABLE; a stream is derived row by row",
         ));
     }
-    let mut wanted: Vec<Expr> = Vec::new();
-    let mut columns_out: Vec<Column> = Vec::new();
-    for (expression, field) in projection.expr.iter().zip(planned.schema().fields()) {
-        if is_system_column(field.name()) {
-            continue;
-        }
-        let column_name = field.name().to_ascii_lowercase();
-        columns_out.push(Column {
-            data_type: storable(&column_name, field.data_type())?,
-            nullable: true,
-            sensitive: shows_sensitive(expression, &source),
-            json: false,
-            name: column_name,
-        });
-        wanted.push(expression.clone());
-    }
-    wanted.push(system_column(&input, columns::EVENT_TIME)?.alias("__event_time"));
-    wanted.push(system_column(&input, columns::OFFSET)?.alias("__offset"));
+    let is_sensitive = |expression: &Expr| shows_in(expression, &input, &source);
+    let (columns, mut wanted) = output_columns(&projection.expr, &planned, &is_sensitive)?;
+    let carried = projection.expr.len() - CARRIED.len();
+    wanted.extend_from_slice(&projection.expr[carried..]);
     options.partitions = source.options.partitions;
-    let schema = StreamSchema::new(name, columns_out, options, false)
+    let schema = StreamSchema::new(name, columns, options, false)
         .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
     let plan = LogicalPlanBuilder::new(input.as_ref().clone()).project(wanted)?.build()?;
     let physical = state.create_physical_plan(&plan).await?;
@@ -61,7 +53,67 @@ pub async fn plan_transform(
     Ok(Transform { schema: Arc::new(schema), source, plan })
 }
 
-fn contains_aggregate(plan: &LogicalPlan) -> bool {
+/// The columns of a derived stream and the expressions behind them, without the carried ones at the end.
+pub(super) fn output_columns(
+    expressions: &[Expr],
+    planned: &LogicalPlan,
+    is_sensitive: &dyn Fn(&Expr) -> bool,
+) -> Result<(Vec<Column>, Vec<Expr>), SqlError> {
+    let (mut columns, mut wanted) = (Vec::new(), Vec::new());
+    let selected = expressions.len() - CARRIED.len();
+    for (expression, field) in expressions.iter().zip(planned.schema().fields()).take(selected) {
+        if is_system_column(field.name()) {
+            continue;
+        }
+        let name = field.name().to_ascii_lowercase();
+        columns.push(Column {
+            data_type: storable(&name, field.data_type())?,
+            nullable: true,
+            sensitive: is_sensitive(expression),
+            json: false,
+            name,
+        });
+        wanted.push(expression.clone());
+    }
+    Ok((columns, wanted))
+}
+
+/// True when an expression shows a SENSITIVE column of the source, also through the columns that UNNEST
+/// puts in between.
+fn shows_in(expression: &Expr, input: &LogicalPlan, source: &StreamSchema) -> bool {
+    let is_sensitive = |column: &PlanColumn| {
+        if source.column(&column.name).is_some() || is_system_column(&column.name) {
+            return source.is_sensitive(&column.name);
+        }
+        match between(input, &column.name) {
+            Some((inner, below)) => shows_in(&inner, &below, source),
+            // Where a column comes from unseen, the worst is believed.
+            None => source.columns.iter().any(|known| source.is_sensitive(&known.name)),
+        }
+    };
+    shows(expression, &is_sensitive, &|column, member| source.is_sensitive_member(&column.name, member))
+}
+
+/// The expression that an inner projection computes under a name, and what it reads.
+fn between(plan: &LogicalPlan, name: &str) -> Option<(Expr, LogicalPlan)> {
+    if let LogicalPlan::Projection(projection) = plan {
+        let at = projection.schema.fields().iter().position(|field| field.name() == name);
+        if let Some(at) = at {
+            return Some((projection.expr[at].clone().unalias(), projection.input.as_ref().clone()));
+        }
+    }
+    // UNNEST names its result after what it unfolds: `UNNEST(x)` or `__unnest_placeholder(x,depth=1)`.
+    if let LogicalPlan::Unnest(unnest) = plan {
+        let bare = name.split(",depth=").next().unwrap_or(name);
+        let below = unnest.input.as_ref();
+        let names = below.schema().fields().iter().map(|field| field.name().clone());
+        let found = names.into_iter().find(|known| bare == known || bare.contains(known.as_str()))?;
+        return between(below, &found);
+    }
+    plan.inputs().into_iter().find_map(|input| between(input, name))
+}
+
+pub(super) fn contains_aggregate(plan: &LogicalPlan) -> bool {
     matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Window(_))
         || plan.inputs().into_iter().any(contains_aggregate)
 }

@@ -5,6 +5,7 @@
 //! aggregate answers over the same rows in the same order.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -15,6 +16,7 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Decimal128Type, Field, Float64Type, Int64Type};
 use arrow::error::ArrowError;
 
+use super::sketch::Sketch;
 use super::state::{Partial, Value};
 
 /// What is computed.
@@ -34,7 +36,32 @@ pub enum Function {
     Latest,
     /// COLLECT_LIST(x).
     List,
+    /// EARLIEST_BY_OFFSET(x).
+    Earliest,
+    /// VAR(x), VAR_POP(x), STDDEV(x), STDDEV_POP(x).
+    Spread {
+        /// Over a sample: divided by one less than the count.
+        sample: bool,
+        /// The root of it.
+        root: bool,
+    },
+    /// COUNT(DISTINCT x), exactly.
+    CountDistinct,
+    /// COLLECT_SET(x).
+    Set,
+    /// APPROX_COUNT_DISTINCT(x).
+    ApproxDistinct,
+    /// TOPK(x, k) and TOPKDISTINCT(x, k).
+    Top {
+        /// How many values.
+        k: usize,
+        /// Each value once.
+        distinct: bool,
+    },
 }
+
+/// Values that one state may collect; a row beyond is set apart.
+const MAX_COLLECTED: usize = 1_000_000;
 
 /// An aggregate of a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,11 +163,17 @@ impl Aggregate {
             Function::Min | Function::Max => Partial::Extreme(Value::Null),
             Function::Average => Partial::Average(Value::Null, 0),
             Function::Latest => Partial::Latest(i64::MIN, 0, Value::Null),
+            Function::Earliest => Partial::Latest(i64::MAX, u64::MAX, Value::Null),
             Function::List => Partial::List(Vec::new()),
+            Function::Spread { .. } => Partial::Moments(0, 0.0, 0.0),
+            Function::CountDistinct | Function::Set => Partial::Set(BTreeSet::new()),
+            Function::ApproxDistinct => Partial::Sketch(Sketch::default()),
+            Function::Top { .. } => Partial::Top(Vec::new()),
         }
     }
 
-    /// True when the row can be folded: an exact sum that would not fit any more is an error of the row.
+    /// True when the row can be folded: an exact sum that would not fit any more, or a collection that
+    /// would grow beyond its limit, is an error of the row.
     pub fn fits(&self, partial: &Partial, columns: &[Column], row: usize) -> bool {
         match partial {
             Partial::Sum(sum @ (Value::Int(_) | Value::Decimal(_)))
@@ -149,6 +182,8 @@ impl Aggregate {
             {
                 sum.plus(&self.argument(columns, row)).is_some()
             }
+            Partial::List(values) => values.len() < MAX_COLLECTED,
+            Partial::Set(values) => values.len() < MAX_COLLECTED,
             _ => true,
         }
     }
@@ -178,7 +213,7 @@ impl Aggregate {
                 }
             }
             Partial::Extreme(best) => {
-                if *best == Value::Null || value.order(best) == self.wanted() {
+                if *best == Value::Null || value.cmp(best) == self.wanted() {
                     *best = value;
                 }
             }
@@ -188,13 +223,42 @@ impl Aggregate {
                     *count += 1;
                 }
             }
-            Partial::Latest(recorded_at, offset, latest) => {
-                if (place.recorded_at, place.offset) >= (*recorded_at, *offset) {
-                    (*recorded_at, *offset, *latest) = (place.recorded_at, place.offset, value);
+            Partial::Latest(recorded_at, offset, kept) => {
+                if self.is_wanted((place.recorded_at, place.offset), (*recorded_at, *offset)) {
+                    (*recorded_at, *offset, *kept) = (place.recorded_at, place.offset, value);
                 }
             }
             Partial::List(values) => values.push((place.recorded_at, place.offset, value)),
+            Partial::Moments(count, mean, squares) => {
+                if let Value::Float(value) = value {
+                    *count += 1;
+                    let before = value - *mean;
+                    *mean += before / *count as f64;
+                    *squares += before * (value - *mean);
+                }
+            }
+            Partial::Set(values) => {
+                values.insert(value);
+            }
+            Partial::Sketch(sketch) => sketch.insert(&value),
+            Partial::Top(values) => self.keep_top(values, value),
+            Partial::Sessions(_) | Partial::Rows(_) => {}
         }
+    }
+
+    /// True when the row at `place` says more to LATEST or EARLIEST than the one at `kept`.
+    fn is_wanted(&self, place: (i64, u64), kept: (i64, u64)) -> bool {
+        if self.function == Function::Earliest { place < kept } else { place >= kept }
+    }
+
+    fn keep_top(&self, values: &mut Vec<Value>, value: Value) {
+        let Function::Top { k, distinct } = self.function else { return };
+        let at = values.partition_point(|kept| *kept >= value);
+        if at >= k || (distinct && at > 0 && values[at - 1] == value) {
+            return;
+        }
+        values.insert(at, value);
+        values.truncate(k);
     }
 
     fn wanted(&self) -> Ordering {
@@ -207,7 +271,7 @@ impl Aggregate {
             (Partial::Count(a), Partial::Count(b)) => *a = a.checked_add(*b)?,
             (Partial::Sum(a), Partial::Sum(b)) => *a = a.plus(b)?,
             (Partial::Extreme(a), Partial::Extreme(b)) => {
-                if *b != Value::Null && (*a == Value::Null || b.order(a) == self.wanted()) {
+                if *b != Value::Null && (*a == Value::Null || b.cmp(a) == self.wanted()) {
                     *a = b.clone();
                 }
             }
@@ -216,7 +280,7 @@ impl Aggregate {
                 *count = count.checked_add(*more)?;
             }
             (Partial::Latest(at, offset, value), Partial::Latest(other_at, other_offset, other)) => {
-                if *other != Value::Null && (*other_at, *other_offset) >= (*at, *offset) {
+                if *other != Value::Null && self.is_wanted((*other_at, *other_offset), (*at, *offset)) {
                     (*at, *offset, *value) = (*other_at, *other_offset, other.clone());
                 }
             }
@@ -224,6 +288,20 @@ impl Aggregate {
                 a.extend_from_slice(b);
                 a.sort_by_key(|(recorded_at, offset, _)| (*recorded_at, *offset));
             }
+            // Chan et al. 1979.
+            (Partial::Moments(count, mean, squares), Partial::Moments(more, other, other_squares)) => {
+                let total = *count + *more;
+                if *more > 0 {
+                    let distance = other - *mean;
+                    *squares +=
+                        other_squares + distance * distance * (*count as f64) * (*more as f64) / total as f64;
+                    *mean += distance * (*more as f64) / total as f64;
+                    *count = total;
+                }
+            }
+            (Partial::Set(a), Partial::Set(b)) => a.extend(b.iter().cloned()),
+            (Partial::Sketch(a), Partial::Sketch(b)) => a.merge(b),
+            (Partial::Top(a), Partial::Top(b)) => b.iter().for_each(|value| self.keep_top(a, value.clone())),
             _ => return None,
         }
         Some(())
@@ -235,10 +313,14 @@ impl Aggregate {
             let mut lengths = Vec::new();
             let mut values = Vec::new();
             for partial in partials {
-                if let Partial::List(list) = partial {
-                    lengths.push(list.len());
-                    values.extend(list.iter().map(|(_, _, value)| value.clone()));
+                let before = values.len();
+                match partial {
+                    Partial::List(list) => values.extend(list.iter().map(|(_, _, value)| value.clone())),
+                    Partial::Set(set) => values.extend(set.iter().cloned()),
+                    Partial::Top(top) => values.extend(top.iter().cloned()),
+                    _ => {}
                 }
+                lengths.push(values.len() - before);
             }
             let values = column(values.into_iter(), element.data_type())?;
             let field = Arc::new(Field::new("element", element.data_type().clone(), true));
@@ -271,7 +353,23 @@ impl Aggregate {
                     .ok_or_else(|| ArrowError::ArithmeticOverflow("AVG is out of range".into()))?;
                 Value::Decimal(scaled / i128::from(*count))
             }
-            Partial::Average(..) | Partial::List(_) => Value::Null,
+            Partial::Moments(count, _, squares) => {
+                let Function::Spread { sample, root } = self.function else { return Ok(Value::Null) };
+                match count.checked_sub(u64::from(sample)) {
+                    None | Some(0) => Value::Null,
+                    Some(divisor) => {
+                        let variance = squares / divisor as f64;
+                        Value::Float(if root { variance.sqrt() } else { variance })
+                    }
+                }
+            }
+            Partial::Set(values) => Value::Int(values.len() as i64),
+            Partial::Sketch(sketch) => Value::Int(sketch.count()),
+            Partial::Average(..)
+            | Partial::List(_)
+            | Partial::Top(_)
+            | Partial::Sessions(_)
+            | Partial::Rows(_) => Value::Null,
         })
     }
 }

@@ -1,12 +1,15 @@
 //! What a table keeps under each key, and how keys are written.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use highwater_log::fold::Stored;
 use serde::{Deserialize, Serialize};
 
+use super::sketch::Sketch;
+
 /// A value inside a state. Times are microseconds, dates days.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Value {
     /// No value yet.
     Null,
@@ -22,16 +25,56 @@ pub enum Value {
     Text(Box<str>),
 }
 
-impl Value {
-    /// Order of two values of one column; NaN is above every number, as DataFusion has it.
-    pub fn order(&self, other: &Self) -> Ordering {
+impl Ord for Value {
+    /// Order of two values of one column, nulls first; NaN is above every number, as DataFusion has it.
+    fn cmp(&self, other: &Self) -> Ordering {
         match (self, other) {
             (Self::Bool(a), Self::Bool(b)) => a.cmp(b),
             (Self::Int(a), Self::Int(b)) => a.cmp(b),
             (Self::Float(a), Self::Float(b)) => a.total_cmp(b),
             (Self::Decimal(a), Self::Decimal(b)) => a.cmp(b),
             (Self::Text(a), Self::Text(b)) => a.cmp(b),
-            _ => Ordering::Equal,
+            (a, b) => a.kind().cmp(&b.kind()),
+        }
+    }
+}
+
+impl PartialOrd for Value {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Value {}
+
+impl Value {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Bool(_) => 1,
+            Self::Int(_) => 2,
+            Self::Float(_) => 3,
+            Self::Decimal(_) => 4,
+            Self::Text(_) => 5,
+        }
+    }
+
+    /// Bytes that tell it from every other value of its column.
+    pub fn bytes(&self, out: &mut Vec<u8>) {
+        out.push(self.kind());
+        match self {
+            Self::Null => {}
+            Self::Bool(value) => out.push(u8::from(*value)),
+            Self::Int(value) => out.extend_from_slice(&value.to_le_bytes()),
+            Self::Float(value) => out.extend_from_slice(&value.to_le_bytes()),
+            Self::Decimal(value) => out.extend_from_slice(&value.to_le_bytes()),
+            Self::Text(value) => out.extend_from_slice(value.as_bytes()),
         }
     }
 
@@ -67,6 +110,46 @@ pub enum Partial {
     /// COLLECT_LIST: recorded at, offset, value. The place keeps the order of the log when the panes of a
     /// window are joined.
     List(Vec<(i64, u64, Value)>),
+    /// VAR and STDDEV: count, mean, and sum of squared distances from it (Welford 1962).
+    Moments(u64, f64, f64),
+    /// COUNT(DISTINCT x) and COLLECT_SET: every value once.
+    Set(BTreeSet<Value>),
+    /// APPROX_COUNT_DISTINCT.
+    Sketch(Sketch),
+    /// TOPK: the largest values, largest first.
+    Top(Vec<Value>),
+    /// Sessions of a key to which rows may still come, in order of time.
+    Sessions(Vec<Session>),
+    /// Rows that wait for their match in a join.
+    Rows(Vec<KeptRow>),
+}
+
+/// A session that may still grow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    /// Event time of its first row, microseconds UTC.
+    pub start: i64,
+    /// Event time of its last row.
+    pub last: i64,
+    /// What its rows were folded into.
+    pub state: GroupState,
+}
+
+/// A row that one side of a join keeps for the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptRow {
+    /// Which side it came from: 0 left, 1 right.
+    pub side: u8,
+    /// Its event time, or the time that it is matched by, microseconds UTC.
+    pub time: i64,
+    /// When the log took it.
+    pub recorded_at: i64,
+    /// Its lane, to order rows of one commit.
+    pub lane: u32,
+    /// Its offset.
+    pub offset: u64,
+    /// Its columns.
+    pub row: Box<[u8]>,
 }
 
 /// What is kept under a key: a partial per aggregate and when the last row came.
@@ -105,7 +188,16 @@ impl Stored for GroupState {
                             | Partial::Extreme(value)
                             | Partial::Average(value, _)
                             | Partial::Latest(_, _, value) => value.weight(),
-                            Partial::Count(_) => 0,
+                            Partial::Count(_) | Partial::Moments(..) => 0,
+                            Partial::Set(values) => values.iter().map(|value| 32 + value.weight()).sum(),
+                            Partial::Sketch(sketch) => sketch.weight(),
+                            Partial::Top(values) => values.iter().map(Value::weight).sum(),
+                            Partial::Sessions(sessions) => {
+                                sessions.iter().map(|session| 16 + session.state.weight()).sum()
+                            }
+                            Partial::Rows(rows) => {
+                                rows.iter().map(|row| size_of::<KeptRow>() + row.row.len()).sum()
+                            }
                         }
                 })
                 .sum::<usize>()
@@ -145,6 +237,8 @@ mod tests {
                 Partial::Count(3),
                 Partial::Sum(Value::Decimal(-(1 << 100))),
                 Partial::Latest(7, 8, Value::Text("é".into())),
+                Partial::Set([Value::Null, Value::Float(f64::NAN), Value::Text("a".into())].into()),
+                Partial::Moments(3, 0.5, 1.5),
                 Partial::List(vec![
                     (1, 2, Value::Int(1)),
                     (3, 4, Value::Bool(true)),

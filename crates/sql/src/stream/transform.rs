@@ -18,6 +18,7 @@ use highwater_log::{Advance, Append, Commit, Log, LogBatch};
 
 use super::feed::FeedPlan;
 use super::isolate::{row_as_json, run_isolated};
+use super::table::Step;
 
 /// A planned derivation. Its plan answers the declared columns, then event time, then source offset.
 #[derive(Debug)]
@@ -41,6 +42,22 @@ pub struct Transformed {
 }
 
 impl Transform {
+    /// How it is kept up.
+    pub fn explain(&self) -> Vec<Step> {
+        vec![
+            Step::new(
+                format!("FROM {}", self.source.name.public()),
+                "each micro-batch is read from the log once",
+                "about 15 µs a batch",
+            ),
+            Step::new(
+                "SELECT … WHERE",
+                "one DataFusion plan, made once; its rows and the position in the source are one commit of the log",
+                "no state",
+            ),
+        ]
+    }
+
     /// Derives rows of one partition.
     pub async fn transform(
         &self,
@@ -74,7 +91,10 @@ impl Transform {
     }
 }
 
-fn store(schema: &SchemaRef, columns: &[ArrayRef]) -> Result<RecordBatch, arrow::error::ArrowError> {
+pub(crate) fn store(
+    schema: &SchemaRef,
+    columns: &[ArrayRef],
+) -> Result<RecordBatch, arrow::error::ArrowError> {
     let columns = columns
         .iter()
         .zip(schema.fields())
@@ -114,43 +134,41 @@ impl View for DerivedStream {
         "stream"
     }
 
-    fn source(&self) -> &StreamName {
-        &self.transform.source.name
+    fn sources(&self) -> Vec<StreamName> {
+        vec![self.transform.source.name.clone()]
     }
 
     fn gather(&self) -> Gather {
         Gather { rows: 64 * 1024, wait: Duration::from_millis(5) }
     }
 
-    async fn mark(&mut self, partition: Partition) -> Result<Offset, ViewError> {
-        Ok(self.log.advanced(&self.name, &StreamPartition::new(self.source().clone(), partition)))
+    async fn mark(&mut self, at: &StreamPartition) -> Result<Offset, ViewError> {
+        Ok(self.log.advanced(&self.name, at))
     }
 
-    async fn apply(&mut self, partition: Partition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
+    async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
             return Ok(Applied::default());
         };
         let (from, to) = (first.base, last.end());
-        let transformed = self.transform.transform(partition, &batches).await?;
+        let transformed = self.transform.transform(at.partition, &batches).await?;
+        // UNNEST makes several rows of one, or none; what counts is the row that was taken.
+        let mut sources = transformed.offsets.clone();
+        sources.dedup();
         let mut applied = Applied {
             taken: to - from,
-            out: transformed.offsets.len() as u64,
+            out: sources.len() as u64,
             dead: transformed.dead.len() as u64,
             ..Applied::default()
         };
         applied.filtered = applied.taken - applied.out - applied.dead;
         let mut commit = Commit {
             appends: Vec::new(),
-            advances: vec![Advance {
-                writer: self.name.clone(),
-                source: StreamPartition::new(self.source().clone(), partition),
-                from,
-                to,
-            }],
+            advances: vec![Advance { writer: self.name.clone(), source: at.clone(), from, to }],
         };
         if let Some(rows) = transformed.rows {
             commit.appends.push(Append {
-                to: StreamPartition::new(self.transform.schema.name.clone(), partition),
+                to: StreamPartition::new(self.transform.schema.name.clone(), at.partition),
                 rows,
             });
         }
@@ -160,8 +178,8 @@ impl View for DerivedStream {
                 .into_iter()
                 .map(|(offset, detail, body)| DeadLetter {
                     source: self.name.clone(),
-                    stream: self.source().clone(),
-                    position: Some((partition, offset)),
+                    stream: at.stream.clone(),
+                    position: Some((at.partition, offset)),
                     code: "evaluation_failed".into(),
                     detail,
                     principal: Principal::engine().name.to_string(),
@@ -178,7 +196,7 @@ impl View for DerivedStream {
 
     async fn reset(&mut self) -> Result<(), ViewError> {
         Err(ViewError::Broken(
-            "a derived stream is append-only: other views have read it, so it can't be derived again in place".into(),
+            "a derived stream is append-only, and other views have read it; CREATE OR REPLACE STREAM derives it again beside the old one and swaps them".into(),
         ))
     }
 }

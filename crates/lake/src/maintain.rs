@@ -1,0 +1,248 @@
+//! Keeping a stream's table small and fast: compaction, retention, vacuum, and its history.
+//!
+//! Appends make many small files. Compaction writes the files of a day anew, newest rows first, and swaps
+//! them in one commit that changes no data: readers of other versions, and other engines, see the same
+//! rows before and after. Files that no version needs any more are removed by the vacuum, after the time
+//! for which earlier versions can be read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+use arrow::datatypes::SchemaRef;
+use deltalake::kernel::Action;
+use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use deltalake::protocol::SaveMode;
+use deltalake::writer::{DeltaWriter, RecordBatchWriter};
+use futures::TryStreamExt;
+use highwater_event::columns;
+
+use crate::stream::{LakeStream, State, newest_first};
+use crate::{DAY_COLUMNS, LakeError, commit, writer_properties};
+
+/// A day is compacted when so many of its files are small.
+const SMALL_FILES: usize = 8;
+/// A file below this many bytes is small.
+const SMALL: u64 = 8 << 20;
+/// About how many bytes one compaction reads; a day with more is compacted in parts.
+const BATCH: u64 = 64 << 20;
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Files before.
+    pub removed: usize,
+    /// Files after.
+    pub added: usize,
+    /// Rows that were written anew.
+    pub rows: u64,
+}
+
+/// A version of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// Its number.
+    pub version: u64,
+    /// When it was committed, milliseconds UTC.
+    pub committed_at: Option<i64>,
+    /// What was done.
+    pub operation: Option<String>,
+}
+
+/// A file of the newest version.
+#[derive(Debug, Clone)]
+struct DataFile {
+    path: String,
+    day: Vec<Option<String>>,
+    size: u64,
+    /// When its newest row was recorded, microseconds UTC.
+    recorded_until: Option<i64>,
+}
+
+impl LakeStream {
+    fn files(&self) -> Result<Vec<DataFile>, LakeError> {
+        let state = self.current();
+        let snapshot = state.table.snapshot()?;
+        Ok(snapshot
+            .log_data()
+            .iter()
+            .map(|file| {
+                let values = file.partition_values_map();
+                DataFile {
+                    path: file.path().to_string(),
+                    day: DAY_COLUMNS.iter().map(|column| values.get(*column).cloned().flatten()).collect(),
+                    size: file.size().max(0) as u64,
+                    recorded_until: file.stats().and_then(|stats| recorded_until(&stats)),
+                }
+            })
+            .collect())
+    }
+
+    /// Writes small files of the same day together. Answers what was done; nothing when there was no need.
+    pub async fn compact(&self) -> Result<Compacted, LakeError> {
+        let mut days: BTreeMap<Vec<Option<String>>, Vec<DataFile>> = BTreeMap::new();
+        for file in self.files()?.into_iter().filter(|file| file.size < SMALL) {
+            days.entry(file.day.clone()).or_default().push(file);
+        }
+        let mut done = Compacted::default();
+        for files in days.into_values().filter(|files| files.len() >= SMALL_FILES) {
+            let mut part = Vec::new();
+            let mut bytes = 0;
+            for file in files {
+                bytes += file.size;
+                part.push(file.path);
+                if bytes >= BATCH {
+                    self.rewrite(std::mem::take(&mut part), &mut done).await?;
+                    bytes = 0;
+                }
+            }
+            if part.len() > 1 {
+                self.rewrite(part, &mut done).await?;
+            }
+        }
+        Ok(done)
+    }
+
+    async fn rewrite(&self, paths: Vec<String>, done: &mut Compacted) -> Result<(), LakeError> {
+        let (dir, wanted) = (self.dir.clone(), self.schema.clone());
+        let read = paths.clone();
+        let rows = tokio::task::spawn_blocking(move || read_files(&dir, &read, &wanted)).await;
+        let rows = self.with_day(&newest_first(&rows.map_err(std::io::Error::other)??)?)?;
+        let count = rows.num_rows() as u64;
+        let mut writer =
+            RecordBatchWriter::for_table(&self.current().table)?.with_writer_properties(writer_properties());
+        writer.write(rows).await?;
+        let mut adds = writer.flush().await?;
+        adds.iter_mut().for_each(|add| add.data_change = false);
+        let added = adds.len();
+
+        let _alone = self.committing.lock().await;
+        let state = self.current();
+        let mut table = state.table.clone();
+        let removes = removals(&table, &paths, false).await?;
+        if removes.len() != paths.len() {
+            // Retention has taken one of them meanwhile; what was written here is left to the vacuum.
+            return Ok(());
+        }
+        commit(&mut table, &self.dir, adds, removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
+        self.put(State { table, marks: state.marks.clone() });
+        done.removed += paths.len();
+        done.added += added;
+        done.rows += count;
+        Ok(())
+    }
+
+    /// Takes files out of the newest version whose rows were all recorded before `before`, microseconds
+    /// UTC. Answers how many.
+    pub async fn retire(&self, before: i64) -> Result<usize, LakeError> {
+        let old: Vec<String> = self
+            .files()?
+            .into_iter()
+            .filter(|file| file.recorded_until.is_some_and(|until| until < before))
+            .map(|file| file.path)
+            .collect();
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let _alone = self.committing.lock().await;
+        let state = self.current();
+        let mut table = state.table.clone();
+        let removes = removals(&table, &old, true).await?;
+        let count = removes.len();
+        commit(&mut table, &self.dir, Vec::new(), removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
+        self.put(State { table, marks: state.marks.clone() });
+        Ok(count)
+    }
+
+    /// Removes files that no version of the last `history` needs. Answers how many.
+    pub async fn vacuum(&self, history: Duration) -> Result<usize, LakeError> {
+        let _alone = self.committing.lock().await;
+        let state = self.current();
+        let period = chrono::Duration::from_std(history).unwrap_or(chrono::Duration::days(7));
+        let vacuum = state.table.clone().vacuum();
+        let (table, metrics) =
+            vacuum.with_retention_period(period).with_enforce_retention_duration(false).await?;
+        self.put(State { table, marks: state.marks.clone() });
+        Ok(metrics.files_deleted.len())
+    }
+
+    /// The newest versions, newest first.
+    pub async fn versions(&self, limit: usize) -> Result<Vec<Version>, LakeError> {
+        let table = self.current().table.clone();
+        let newest = table.version().unwrap_or(0);
+        let commits: Vec<_> = table.history(Some(limit)).try_collect().await?;
+        Ok(commits
+            .into_iter()
+            .enumerate()
+            .map(|(number, commit)| Version {
+                version: newest.saturating_sub(number as u64),
+                committed_at: commit.timestamp,
+                operation: commit.operation,
+            })
+            .collect())
+    }
+}
+
+/// Reads whole files into the columns that a table has, without those of the day.
+fn read_files(dir: &std::path::Path, paths: &[String], wanted: &SchemaRef) -> Result<RecordBatch, LakeError> {
+    let mut batches: Vec<RecordBatch> = Vec::new();
+    let kept: Vec<_> = wanted
+        .fields()
+        .iter()
+        .filter(|field| !DAY_COLUMNS.contains(&field.name().as_str()))
+        .cloned()
+        .collect();
+    let schema = std::sync::Arc::new(arrow::datatypes::Schema::new(
+        kept.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>(),
+    ));
+    for path in paths {
+        let file = File::open(local(dir, path))?;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file)
+            .and_then(ParquetRecordBatchReaderBuilder::build)
+            .map_err(|error| LakeError::Sync(std::io::Error::other(error)))?;
+        for batch in reader {
+            let batch = batch?;
+            let arrays = schema
+                .fields()
+                .iter()
+                .map(|field| match batch.column_by_name(field.name()) {
+                    Some(column) => arrow::compute::cast(column, field.data_type()),
+                    None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            batches.push(RecordBatch::try_new(schema.clone(), arrays)?);
+        }
+    }
+    Ok(concat_batches(&schema, &batches)?)
+}
+
+/// Paths in the log are URL-encoded.
+fn local(dir: &std::path::Path, path: &str) -> PathBuf {
+    dir.join(path.replace("%3D", "=").replace("%20", " "))
+}
+
+async fn removals(
+    table: &deltalake::DeltaTable,
+    paths: &[String],
+    data_change: bool,
+) -> Result<Vec<Action>, LakeError> {
+    let log_store = table.log_store();
+    let found = table
+        .snapshot()?
+        .snapshot()
+        .file_views(&log_store, None)
+        .try_filter(|file| std::future::ready(paths.iter().any(|path| *path == file.path())))
+        .map_ok(|file| Action::Remove(file.remove_action(data_change)));
+    Ok(found.try_collect().await?)
+}
+
+/// The maximum of `_recorded_at` in a file's statistics.
+fn recorded_until(stats: &str) -> Option<i64> {
+    let stats: serde_json::Value = serde_json::from_str(stats).ok()?;
+    let text = stats["maxValues"][columns::RECORDED_AT].as_str()?;
+    // Statistics may be cut to milliseconds: the row may be later than they say.
+    highwater_event::time::parse_micros(text).map(|micros| micros.saturating_add(1_000))
+}

@@ -1,0 +1,297 @@
+//! Queries that never end: rows of a stream as they come, or the changes of any other answer.
+//!
+//! A query that takes rows of one stream one by one is put through one plan as the log grows. Each
+//! update carries the mark up to which it has read the log; a reader that comes back with a mark goes on
+//! exactly there. The log is the buffer, so a slow reader misses nothing and holds nobody up.
+//!
+//! Any other query is asked again when something has changed, at most four times a second, and the
+//! difference to the last answer is sent. A reader that comes back gets the whole answer first.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use highwater_event::{Offset, Partition, StreamPartition};
+use highwater_log::reader::RowReader;
+use highwater_sql::adhoc::{self, Limits, LiveQuery, QueryResult, rows_as_json};
+use highwater_sql::dialect::{parse_live_query, sql_type};
+use highwater_sql::{SqlError, StreamEntry};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{Node, NodeRelations};
+
+/// Rows of the log that are read for one update.
+const ROWS: usize = 4096;
+/// The shortest time between two answers of a query that is asked again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often a reader hears of the mark when no row is for it.
+const QUIET: Duration = Duration::from_secs(10);
+/// Rows that an answer may hold which is compared with the one before.
+const COMPARED: Limits = Limits { time: Duration::from_secs(30), rows: 20_000, bytes: 64 << 20 };
+
+/// Something that a reader is told.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// "columns", "rows", "changes", "mark" or "error".
+    pub kind: &'static str,
+    /// Where to go on; absent when that makes no sense.
+    pub mark: Option<String>,
+    /// What is told.
+    pub data: Value,
+}
+
+/// Where a reader begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Start {
+    Newest,
+    Earliest,
+    Marks(BTreeMap<Partition, Offset>),
+}
+
+fn parse_start(text: Option<&str>) -> Result<Start, SqlError> {
+    let wrong = || {
+        SqlError::new(
+            "invalid_parameter",
+            "from is \"earliest\", \"newest\", or the mark of an update, like 0:1234",
+        )
+    };
+    match text.map(str::trim) {
+        None | Some("" | "newest" | "latest") => Ok(Start::Newest),
+        Some("earliest") => Ok(Start::Earliest),
+        Some(marks) => marks
+            .split(',')
+            .map(|part| {
+                let (partition, offset) = part.split_once(':').ok_or_else(wrong)?;
+                Ok((partition.parse().map_err(|_| wrong())?, offset.parse().map_err(|_| wrong())?))
+            })
+            .collect::<Result<_, _>>()
+            .map(Start::Marks),
+    }
+}
+
+fn show_marks(marks: &BTreeMap<Partition, Offset>) -> Option<String> {
+    let parts: Vec<String> =
+        marks.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
+    (!parts.is_empty()).then(|| parts.join(","))
+}
+
+/// Starts a query and answers where its updates come out. It ends when nobody listens any more.
+pub async fn follow(
+    node: &Arc<Node>,
+    sql: &str,
+    from: Option<&str>,
+) -> Result<mpsc::Receiver<Update>, SqlError> {
+    let start = parse_start(from)?;
+    let (query, _) = parse_live_query(sql)?;
+    let (updates, out) = mpsc::channel(4);
+    let stream = adhoc::followed(&query).and_then(|name| node.catalog().streams.get(&name).cloned());
+    if let Some(entry) = stream
+        && let Some(live) = LiveQuery::plan(&node.engine, &entry.schema, query.clone()).await?
+    {
+        let marks = begin(node, &entry, start);
+        node.queries.spawn(follow_stream(node.clone(), entry, live, marks, updates));
+        return Ok(out);
+    }
+    // Asked once before the answer begins, so that a wrong query is an error and not an update.
+    let text = query.to_string();
+    let first = ask(node, &text).await?;
+    node.queries.spawn(follow_answer(node.clone(), text, first, updates));
+    Ok(out)
+}
+
+fn begin(node: &Node, entry: &StreamEntry, start: Start) -> BTreeMap<Partition, Offset> {
+    let name = &entry.schema.name;
+    let partitions = 0..entry.schema.options.partitions.max(1);
+    partitions
+        .map(|partition| {
+            let at = StreamPartition::new(name.clone(), partition);
+            let offset = match &start {
+                Start::Newest => node.log.end(&at),
+                Start::Earliest => 0,
+                Start::Marks(marks) => marks.get(&partition).copied().unwrap_or(0),
+            };
+            (partition, offset)
+        })
+        .collect()
+}
+
+fn columns(schema: &arrow::datatypes::Schema) -> Value {
+    let columns = schema.fields().iter();
+    columns.map(|field| json!({"name": field.name(), "type": sql_type(field.data_type())})).collect()
+}
+
+async fn follow_stream(
+    node: Arc<Node>,
+    entry: Arc<StreamEntry>,
+    live: LiveQuery,
+    mut marks: BTreeMap<Partition, Offset>,
+    updates: mpsc::Sender<Update>,
+) {
+    let reader = RowReader::new(&entry.schema);
+    let schema = live.schema();
+    let head = Update { kind: "columns", mark: show_marks(&marks), data: columns(&schema) };
+    if updates.send(head).await.is_err() {
+        return;
+    }
+    let mut durable = node.log.durable();
+    loop {
+        durable.borrow_and_update();
+        match read_once(&node, &entry, &reader, &live, &mut marks).await {
+            Ok(Some(rows)) => {
+                let update = Update { kind: "rows", mark: show_marks(&marks), data: rows };
+                if updates.send(update).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let data = json!({"code": error.code, "detail": error.message});
+                // A reader that has gone needs no error.
+                drop(updates.send(Update { kind: "error", mark: show_marks(&marks), data }).await);
+                return;
+            }
+        }
+        tokio::select! {
+            () = updates.closed() => return,
+            changed = durable.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(QUIET) => {
+                let quiet = Update { kind: "mark", mark: show_marks(&marks), data: Value::Null };
+                if updates.send(quiet).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Reads on until there are rows for the reader; `None` at the end of the log.
+async fn read_once(
+    node: &Node,
+    entry: &StreamEntry,
+    reader: &RowReader,
+    live: &LiveQuery,
+    marks: &mut BTreeMap<Partition, Offset>,
+) -> Result<Option<Value>, SqlError> {
+    let damaged = |error: highwater_log::ReadError| SqlError::new("damaged_log", error.to_string());
+    let internal = |error: arrow::error::ArrowError| SqlError::new("internal", error.to_string());
+    loop {
+        let mut moved = false;
+        for (partition, mark) in marks.iter_mut() {
+            let at = StreamPartition::new(entry.schema.name.clone(), *partition);
+            let batches = node.log.read(&at, *mark, ROWS).map_err(damaged)?;
+            let batches: Vec<_> = batches.into_iter().filter_map(|batch| batch.from_offset(*mark)).collect();
+            let Some(end) = batches.last().map(highwater_log::LogBatch::end) else { continue };
+            moved = true;
+            let rows = live.run(reader.read_all(*partition, &batches).map_err(internal)?).await?;
+            *mark = end;
+            let values = as_values(&rows)?;
+            if !values.is_empty() {
+                return Ok(Some(Value::Array(values)));
+            }
+        }
+        if !moved {
+            return Ok(None);
+        }
+    }
+}
+
+fn as_values(batches: &[arrow::record_batch::RecordBatch]) -> Result<Vec<Value>, SqlError> {
+    let mut values = Vec::new();
+    for batch in batches {
+        let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let mut text = String::from("[");
+        rows_as_json(batch, &names, true, ",", &mut text);
+        text.push(']');
+        let rows: Vec<Value> =
+            serde_json::from_str(&text).map_err(|error| SqlError::new("internal", error.to_string()))?;
+        values.extend(rows);
+    }
+    Ok(values)
+}
+
+async fn ask(node: &Arc<Node>, sql: &str) -> Result<QueryResult, SqlError> {
+    let relations = Arc::new(NodeRelations(node.clone()));
+    let answer = adhoc::query(&node.engine, relations, sql, Vec::new(), COMPARED).await?;
+    if answer.truncated {
+        return Err(SqlError::new(
+            "result_too_large",
+            format!("a query whose changes are followed may answer {} rows", COMPARED.rows),
+        )
+        .hint("add LIMIT or a condition, or follow a stream row by row"));
+    }
+    Ok(answer)
+}
+
+/// Rows as texts with how often each is there.
+fn counted(answer: &QueryResult) -> Result<HashMap<String, i64>, SqlError> {
+    let mut counts = HashMap::new();
+    for row in as_values(&answer.batches)? {
+        *counts.entry(row.to_string()).or_insert(0) += 1;
+    }
+    Ok(counts)
+}
+
+async fn follow_answer(node: Arc<Node>, sql: String, first: QueryResult, updates: mpsc::Sender<Update>) {
+    let mut durable = node.log.durable();
+    let head = Update { kind: "columns", mark: None, data: columns(&first.schema) };
+    if updates.send(head).await.is_err() {
+        return;
+    }
+    let mut known: HashMap<String, i64> = HashMap::new();
+    let mut answer = Ok(first);
+    loop {
+        let changes = answer.and_then(|answer| counted(&answer)).map(|now| {
+            let changes = difference(&known, &now);
+            known = now;
+            changes
+        });
+        let update = match changes {
+            Ok(Value::Null) => None,
+            Ok(data) => Some(Update { kind: "changes", mark: None, data }),
+            Err(error) => Some(Update {
+                kind: "error",
+                mark: None,
+                data: json!({"code": error.code, "detail": error.message}),
+            }),
+        };
+        if let Some(update) = update {
+            let ends = update.kind == "error";
+            if updates.send(update).await.is_err() || ends {
+                return;
+            }
+        }
+        tokio::select! {
+            () = updates.closed() => return,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+        // Views trail the log by some milliseconds, so the last change is looked at a little later too.
+        tokio::select! {
+            () = updates.closed() => return,
+            changed = durable.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(4 * AGAIN) => {}
+        }
+        durable.borrow_and_update();
+        answer = ask(&node, &sql).await;
+    }
+}
+
+/// Rows that came and rows that went; null when nothing changed.
+fn difference(before: &HashMap<String, i64>, now: &HashMap<String, i64>) -> Value {
+    let more = |a: &HashMap<String, i64>, b: &HashMap<String, i64>| -> Vec<Value> {
+        let mut rows: Vec<&String> = Vec::new();
+        for (row, count) in a {
+            let extra = count - b.get(row).copied().unwrap_or(0);
+            rows.extend(std::iter::repeat_n(row, extra.max(0) as usize));
+        }
+        rows.sort();
+        rows.into_iter().filter_map(|row| serde_json::from_str(row).ok()).collect()
+    };
+    let (added, removed) = (more(now, before), more(before, now));
+    if added.is_empty() && removed.is_empty() {
+        Value::Null
+    } else {
+        json!({"added": added, "removed": removed})
+    }
+}

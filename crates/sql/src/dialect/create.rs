@@ -1,0 +1,449 @@
+//! CREATE: what may be declared, and the options that it takes.
+
+use std::collections::BTreeMap;
+
+use arrow::datatypes::DataType;
+use datafusion::sql::sqlparser::ast::{Expr, Value};
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
+use highwater_event::name::nearest;
+use highwater_event::{Column, StreamOptions};
+
+use super::clauses::{Emit, parse_duration};
+use super::error::SqlError;
+use super::parser::Words;
+use super::statement::{Alteration, EndpointParameter, Kind, Statement};
+use super::types::arrow_type;
+
+/// Options of a stream that say how it is kept and shown, and may be changed later.
+const CHANGEABLE: [&str; 3] = ["retention", "aliases", "hidden"];
+
+/// Columns that an inferred stream must have from the start: those with a role.
+fn inferred_columns(options: &StreamOptions) -> Vec<Column> {
+    let mut columns: Vec<Column> = Vec::new();
+    let column = |name: &String, data_type: DataType| Column {
+        name: name.clone(),
+        data_type,
+        nullable: true,
+        sensitive: false,
+        json: false,
+    };
+    for name in options.event_id.iter().chain(&options.key) {
+        if Some(name) != options.event_time.as_ref() && !columns.iter().any(|known| known.name == *name) {
+            columns.push(column(name, DataType::Utf8));
+        }
+    }
+    columns.extend(
+        options.event_time.as_ref().map(|name| column(name, highwater_event::columns::timestamp_type())),
+    );
+    columns
+}
+
+impl Words {
+    /// The name that ends the statement.
+    pub(super) fn last_name(&mut self) -> Result<highwater_event::StreamName, SqlError> {
+        for kind in ["STREAM", "TABLE", "VIEW"] {
+            if self.take(kind) {
+                break;
+            }
+        }
+        let name = self.name()?;
+        self.end()?;
+        Ok(name)
+    }
+
+    /// `DROP kind [IF EXISTS] name`.
+    pub(super) fn drop(&mut self) -> Result<Statement, SqlError> {
+        let kind = if self.take("STREAM") {
+            Kind::Stream
+        } else if self.take("TABLE") {
+            Kind::Table
+        } else if self.take("ENDPOINT") {
+            Kind::Endpoint
+        } else if self.take("REFERENCE") {
+            self.expect("TABLE")?;
+            Kind::ReferenceTable
+        } else {
+            return Err(self.expected("STREAM, TABLE, REFERENCE TABLE or ENDPOINT"));
+        };
+        let if_exists = self.take("IF");
+        if if_exists {
+            self.expect("EXISTS")?;
+        }
+        let name = if kind == Kind::Endpoint {
+            let token = self.parser.peek_token();
+            let path = self.inner(|parser| parser.parse_literal_string())?;
+            endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))?
+        } else {
+            self.name()?.to_string()
+        };
+        self.end()?;
+        Ok(Statement::Drop { kind, name, if_exists })
+    }
+
+    /// `ALTER STREAM name ADD COLUMN column type [, …]` or `ALTER STREAM name SET (option = value, …)`.
+    pub(super) fn alter(&mut self) -> Result<Statement, SqlError> {
+        self.expect("STREAM").map_err(|error| {
+            error.hint(
+                "a table is changed with CREATE OR REPLACE TABLE, which builds it anew beside the old one",
+            )
+        })?;
+        let name = self.name()?;
+        let mut changes = Vec::new();
+        if self.take("SET") {
+            let options = self.option_list(&CHANGEABLE)?;
+            changes.push(Alteration::Set(options));
+        } else {
+            loop {
+                self.expect("ADD").map_err(|error| {
+                    error.hint("supported: ADD COLUMN name type, SET (retention = …, aliases = …, hidden = …); columns are never renamed or removed")
+                })?;
+                self.take("COLUMN");
+                let token = self.parser.peek_token();
+                let column = self.column()?;
+                if !column.nullable {
+                    return Err(SqlError::unsupported(format!(
+                        "column \"{}\" can't be NOT NULL: the events that are there have no value for it",
+                        column.name
+                    ))
+                    .at(token.span));
+                }
+                changes.push(Alteration::Add(column));
+                if !self.parser.consume_token(&Token::Comma) {
+                    break;
+                }
+            }
+        }
+        self.end()?;
+        Ok(Statement::AlterStream { name, changes })
+    }
+
+    pub(super) fn create_stream(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
+        let name = self.name()?;
+        if self.parser.peek_token().token == Token::LParen {
+            let columns = self.columns()?;
+            let options = self.stream_options(true)?;
+            self.end()?;
+            return Ok(Statement::CreateStream { name, columns, options });
+        }
+        // Without columns and without AS the stream learns its columns from its events.
+        let before = self.parser.index();
+        let derived = tokens[before.min(tokens.len())..].iter().any(|token| Self::is(&token.token, "AS"));
+        let mut options = self.stream_options(!derived)?;
+        if !derived {
+            self.end().map_err(|error| {
+                error.hint(
+                    "columns in parentheses, or AS SELECT …, or nothing to infer the columns from events",
+                )
+            })?;
+            options.inferred = true;
+            return Ok(Statement::CreateStream { name, columns: inferred_columns(&options), options });
+        }
+        self.expect("AS")?;
+        let clauses = self.query(tokens)?;
+        if let Some((_, token)) = clauses.window {
+            return Err(SqlError::unsupported(
+                "a stream is derived row by row; WINDOW belongs to CREATE TABLE",
+            )
+            .at(token.span));
+        }
+        if clauses.emit == Emit::Final {
+            return Err(SqlError::unsupported(
+                "EMIT FINAL belongs to CREATE TABLE with a WINDOW: rows of a stream are final",
+            ));
+        }
+        Ok(Statement::CreateStreamAs { name, options, query: clauses.query, within: clauses.within })
+    }
+
+    pub(super) fn create_table(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
+        let name = self.name()?;
+        if self.parser.peek_token().token == Token::LParen {
+            return Err(self
+                .expected("AS SELECT …")
+                .hint("a table is derived from a stream; for rows from a file use CREATE REFERENCE TABLE, for events CREATE STREAM"));
+        }
+        self.options(&[])?;
+        self.expect("AS")?;
+        let clauses = self.query(tokens)?;
+        let window = clauses.window.map(|(window, _)| window);
+        let emit_final = clauses.emit == Emit::Final;
+        if emit_final && window.is_none() {
+            return Err(SqlError::unsupported(
+                "EMIT FINAL needs a WINDOW: without one a group is never final",
+            ));
+        }
+        if clauses.within.is_some() {
+            return Err(SqlError::unsupported("WITHIN belongs to a JOIN in CREATE STREAM … AS"));
+        }
+        Ok(Statement::CreateTableAs { name, window, query: clauses.query, emit_final })
+    }
+
+    pub(super) fn create_reference_table(&mut self) -> Result<Statement, SqlError> {
+        let name = self.name()?;
+        let columns = self.columns()?;
+        let options = self.options(&["csv", "key", "valid_from"])?;
+        self.end()?;
+        let required = |option: &str| {
+            options
+                .get(option)
+                .ok_or_else(|| {
+                    SqlError::new("missing_option", format!("a reference table needs WITH ({option} = …)"))
+                })
+                .and_then(|value| text_value(option, value))
+        };
+        let csv = required("csv")?;
+        let key = list(&required("key")?);
+        let valid_from =
+            options.get("valid_from").map(|value| text_value("valid_from", value)).transpose()?;
+        for column in key.iter().chain(&valid_from) {
+            if !columns.iter().any(|known| known.name == *column) {
+                return Err(SqlError::new("invalid_option", format!("column \"{column}\" is not declared")));
+            }
+        }
+        Ok(Statement::CreateReferenceTable { name, columns, csv, key, valid_from })
+    }
+
+    pub(super) fn create_endpoint(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
+        let token = self.parser.peek_token();
+        let path = self.inner(|parser| parser.parse_literal_string())?;
+        let path =
+            endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))?;
+        let mut parameters = Vec::new();
+        if self.parser.consume_token(&Token::LParen) && !self.parser.consume_token(&Token::RParen) {
+            loop {
+                parameters.push(self.endpoint_parameter()?);
+                if !self.parser.consume_token(&Token::Comma) {
+                    break;
+                }
+            }
+            self.symbol(&Token::RParen)?;
+        }
+        self.expect("REQUIRES")
+            .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
+        let permission = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        self.expect("AS")?;
+        let clauses = self.query(tokens)?;
+        if let Some((_, token)) = clauses.window {
+            return Err(SqlError::unsupported(
+                "an endpoint reads tables and streams; WINDOW belongs to CREATE TABLE",
+            )
+            .at(token.span));
+        }
+        if clauses.emit != Emit::Unsaid || clauses.within.is_some() {
+            return Err(SqlError::unsupported(
+                "an endpoint answers once: EMIT and WITHIN have no meaning in it",
+            ));
+        }
+        Ok(Statement::CreateEndpoint { path, parameters, permission, query: clauses.query })
+    }
+
+    fn endpoint_parameter(&mut self) -> Result<EndpointParameter, SqlError> {
+        let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        let token = self.parser.peek_token();
+        let declared = self.inner(Parser::parse_data_type)?;
+        let (data_type, _) =
+            arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(token.span))?;
+        if matches!(data_type, DataType::Struct(_) | DataType::List(_)) {
+            return Err(SqlError::unsupported("a parameter holds one plain value").at(token.span));
+        }
+        let default = if self.take("DEFAULT") { Some(self.inner(Parser::parse_expr)?) } else { None };
+        let check = if self.take("CHECK") {
+            self.symbol(&Token::LParen)?;
+            let check = self.inner(Parser::parse_expr)?;
+            self.symbol(&Token::RParen)?;
+            Some(check)
+        } else {
+            None
+        };
+        Ok(EndpointParameter { name, data_type, default, check })
+    }
+
+    fn column(&mut self) -> Result<Column, SqlError> {
+        let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        let type_token = self.parser.peek_token();
+        let declared = self.inner(Parser::parse_data_type)?;
+        let (data_type, json) =
+            arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(type_token.span))?;
+        let mut column = Column { name, data_type, nullable: true, sensitive: false, json };
+        loop {
+            if self.take("SENSITIVE") {
+                column.sensitive = true;
+            } else if self.take("NOT") {
+                self.expect("NULL")?;
+                column.nullable = false;
+            } else {
+                return Ok(column);
+            }
+        }
+    }
+
+    fn columns(&mut self) -> Result<Vec<Column>, SqlError> {
+        self.symbol(&Token::LParen)?;
+        let mut columns = Vec::new();
+        loop {
+            columns.push(self.column()?);
+            if !self.parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        self.symbol(&Token::RParen)?;
+        Ok(columns)
+    }
+
+    /// `WITH (name = value, …)`, if it comes next. An unknown name is an error with the nearest known one.
+    fn options(&mut self, known: &[&str]) -> Result<BTreeMap<String, Expr>, SqlError> {
+        if self.take("WITH") { self.option_list(known) } else { Ok(BTreeMap::new()) }
+    }
+
+    /// `(name = value, …)`.
+    fn option_list(&mut self, known: &[&str]) -> Result<BTreeMap<String, Expr>, SqlError> {
+        let mut options = BTreeMap::new();
+        self.symbol(&Token::LParen)?;
+        loop {
+            let token = self.parser.peek_token();
+            let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+            if !known.contains(&name.as_str()) {
+                let error = SqlError::new("unknown_option", format!("there is no option \"{name}\" here"))
+                    .at(token.span);
+                let hint = match nearest(&name, known.iter().copied()) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => format!("the options are {}", known.join(", ")),
+                };
+                return Err(error.hint(hint));
+            }
+            self.symbol(&Token::Eq)?;
+            let value = self.inner(Parser::parse_expr)?;
+            if options.insert(name.clone(), value).is_some() {
+                return Err(
+                    SqlError::new("invalid_sql", format!("option \"{name}\" is given twice")).at(token.span)
+                );
+            }
+            if !self.parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        self.symbol(&Token::RParen)?;
+        Ok(options)
+    }
+
+    fn stream_options(&mut self, raw: bool) -> Result<StreamOptions, SqlError> {
+        let known: &[&str] = if raw {
+            &[
+                "event_id",
+                "event_time",
+                "key",
+                "partitions",
+                "lake",
+                "aliases",
+                "hidden",
+                "sensitive",
+                "retention",
+            ]
+        } else {
+            &["lake", "aliases", "hidden", "retention"]
+        };
+        let given = self.options(known)?;
+        let mut options = StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() };
+        set_options(&mut options, given)?;
+        Ok(options)
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(|part| part.trim().to_ascii_lowercase()).filter(|part| !part.is_empty()).collect()
+}
+
+fn literal(value: &Expr) -> Option<&Value> {
+    if let Expr::Value(value) = value { Some(&value.value) } else { None }
+}
+
+fn text_value(option: &str, value: &Expr) -> Result<String, SqlError> {
+    match literal(value) {
+        Some(Value::SingleQuotedString(text)) => Ok(text.clone()),
+        _ => Err(SqlError::new("invalid_option", format!("{option} is a text in single quotes"))),
+    }
+}
+
+fn number_value(option: &str, value: &Expr) -> Result<u32, SqlError> {
+    match literal(value) {
+        Some(Value::Number(text, _)) => text.parse().ok(),
+        _ => None,
+    }
+    .ok_or_else(|| SqlError::new("invalid_option", format!("{option} is a whole number")))
+}
+
+fn bool_value(option: &str, value: &Expr) -> Result<bool, SqlError> {
+    match literal(value) {
+        Some(Value::Boolean(value)) => Ok(*value),
+        _ => Err(SqlError::new("invalid_option", format!("{option} is true or false"))),
+    }
+}
+
+fn endpoint_path(path: &str) -> Result<String, String> {
+    let trimmed = path.trim_end_matches('/');
+    let good = trimmed.starts_with('/')
+        && trimmed[1..].split('/').all(|part| {
+            !part.is_empty()
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                && part != ".."
+                && part != "."
+        });
+    if good {
+        Ok(trimmed.to_owned())
+    } else {
+        Err(format!("'{path}' is not a path: write it like '/api/metrics/top-products/'"))
+    }
+}
+
+fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Result<(), SqlError> {
+    for (name, value) in given {
+        match name.as_str() {
+            "event_id" => options.event_id = list(&text_value(&name, &value)?),
+            "event_time" => options.event_time = Some(text_value(&name, &value)?.to_ascii_lowercase()),
+            "key" => options.key = Some(text_value(&name, &value)?.to_ascii_lowercase()),
+            "hidden" => options.hidden = list(&text_value(&name, &value)?),
+            "sensitive" => options.sensitive = list(&text_value(&name, &value)?),
+            "partitions" => options.partitions = number_value(&name, &value)?,
+            "lake" => options.lake = bool_value(&name, &value)?,
+            "retention" => options.retention = retention(&value)?,
+            _ => {
+                options.aliases.clear();
+                for pair in list(&text_value(&name, &value)?) {
+                    let (alias, column) = pair.split_once('=').ok_or_else(|| {
+                        SqlError::new(
+                            "invalid_option",
+                            "aliases is a list like 'amount = amount_usd, country = location_country'",
+                        )
+                    })?;
+                    options.aliases.insert(alias.trim().to_owned(), column.trim().to_owned());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `'90 days'`, or `'forever'`.
+fn retention(value: &Expr) -> Result<Option<i64>, SqlError> {
+    let text = text_value("retention", value)?;
+    if text.trim().eq_ignore_ascii_case("forever") {
+        return Ok(None);
+    }
+    match parse_duration(&text) {
+        Some(micros) => Ok(Some(micros)),
+        None => Err(SqlError::new(
+            "invalid_option",
+            format!("retention is a duration like '90 days', or 'forever', not '{text}'"),
+        )),
+    }
+}
+
+impl Alteration {
+    /// The options after a change.
+    pub fn apply(&self, options: &mut StreamOptions) -> Result<(), SqlError> {
+        match self {
+            Self::Add(_) => Ok(()),
+            Self::Set(given) => set_options(options, given.clone()),
+        }
+    }
+}
