@@ -136,7 +136,7 @@ impl StreamSchema {
         let schema = Self { name, columns, options, raw };
         for column in &schema.options.event_id {
             let data_type = &schema.role("event_id", column)?.data_type;
-            if matches!(data_type, DataType::Struct(_) | DataType::List(_)) {
+            if data_type.is_nested() {
                 return Err(SchemaError::WrongType {
                     option: "event_id",
                     column: column.clone(),

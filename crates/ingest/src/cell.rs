@@ -26,6 +26,8 @@ pub enum Cell {
     Struct(Vec<Cell>),
     /// The elements of a list.
     List(Vec<Cell>),
+    /// Keys, as ranges of the row's text buffer, and values of a map.
+    Map(Vec<((u32, u32), Cell)>),
 }
 
 impl Cell {
@@ -70,6 +72,8 @@ pub enum Kind {
     Struct(Vec<Member>),
     /// An array of these.
     List(Box<Member>),
+    /// An object whose members are all such values.
+    Map(Box<Member>),
 }
 
 /// A named value.
@@ -120,6 +124,15 @@ pub fn kind_of(data_type: &DataType) -> Option<Kind> {
             kind: kind_of(element.data_type())?,
             nullable: element.is_nullable(),
         })),
+        DataType::Map(entries, _) => {
+            let DataType::Struct(fields) = entries.data_type() else { return None };
+            let [key, value] = fields.iter().collect::<Vec<_>>()[..] else { return None };
+            if *key.data_type() != DataType::Utf8 {
+                return None;
+            }
+            let kind = kind_of(value.data_type())?;
+            Kind::Map(Box::new(Member { name: value.name().clone(), kind, nullable: true }))
+        }
         _ => return None,
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayRef, BooleanBuilder, Date32Builder, Decimal128Builder, Float64Builder, Int16Builder, Int32Builder,
-    Int64Builder, ListArray, StringBuilder, StructArray, TimestampMicrosecondBuilder,
+    Int64Builder, ListArray, MapArray, StringBuilder, StructArray, TimestampMicrosecondBuilder,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, FieldRef, Fields};
@@ -36,6 +36,8 @@ pub enum ColumnBuilder {
     Struct(Fields, Vec<ColumnBuilder>, Vec<bool>),
     /// ARRAY: element, child, length of each list and which rows are there.
     List(FieldRef, Box<ColumnBuilder>, Vec<usize>, Vec<bool>),
+    /// MAP: entries, keys, values, length of each map and which rows are there.
+    Map(FieldRef, StringBuilder, Box<ColumnBuilder>, Vec<usize>, Vec<bool>),
 }
 
 impl ColumnBuilder {
@@ -62,6 +64,13 @@ impl ColumnBuilder {
             }
             DataType::List(element) => {
                 Self::List(element.clone(), Box::new(Self::new(element.data_type())?), Vec::new(), Vec::new())
+            }
+            DataType::Map(entries, _) => {
+                let value = match entries.data_type() {
+                    DataType::Struct(fields) if fields.len() == 2 => Self::new(fields[1].data_type())?,
+                    other => return Err(ArrowError::SchemaError(format!("a map of {other}"))),
+                };
+                Self::Map(entries.clone(), StringBuilder::new(), Box::new(value), Vec::new(), Vec::new())
             }
             other => return Err(ArrowError::NotYetImplemented(format!("events can't bring {other}"))),
         })
@@ -113,6 +122,20 @@ impl ColumnBuilder {
                     lengths.push(0);
                 }
             },
+            Self::Map(_, keys, values, lengths, present) => match cell {
+                Cell::Map(entries) => {
+                    present.push(true);
+                    lengths.push(entries.len());
+                    for ((start, end), value) in entries {
+                        keys.append_value(&text[*start as usize..*end as usize]);
+                        values.append(value, text);
+                    }
+                }
+                _ => {
+                    present.push(false);
+                    lengths.push(0);
+                }
+            },
         }
     }
 
@@ -138,6 +161,16 @@ impl ColumnBuilder {
                 let offsets = OffsetBuffer::from_lengths(std::mem::take(lengths));
                 let nulls = NullBuffer::from(std::mem::take(present));
                 Arc::new(ListArray::try_new(element.clone(), offsets, child.finish()?, Some(nulls))?)
+            }
+            Self::Map(entries, keys, values, lengths, present) => {
+                let offsets = OffsetBuffer::from_lengths(std::mem::take(lengths));
+                let nulls = NullBuffer::from(std::mem::take(present));
+                let DataType::Struct(fields) = entries.data_type() else {
+                    return Err(ArrowError::SchemaError("a map without entries".into()));
+                };
+                let columns: Vec<ArrayRef> = vec![Arc::new(keys.finish()), values.finish()?];
+                let pairs = StructArray::try_new(fields.clone(), columns, None)?;
+                Arc::new(MapArray::try_new(entries.clone(), offsets, pairs, Some(nulls), false)?)
             }
         })
     }

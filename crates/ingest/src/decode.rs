@@ -1,4 +1,4 @@
-//! JSON to rows: each event is parsed once, straight into typed cells, with a verdict of its own.
+//! JSON and CSV to rows: each event is parsed once, straight into typed cells, with a verdict of its own.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use jiter::{Jiter, JiterError, NumberAny, NumberInt, Peek};
 
 use crate::cell::{Cell, Kind, Member, parse_decimal};
 use crate::column::ColumnBuilder;
+use crate::{cloud_event, delimited};
 
 /// How a body holds its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,17 @@ pub enum Format {
     Json,
     /// One JSON object a line.
     NdJson,
+    /// A line of column names, then one event a line (RFC 4180).
+    Csv,
+    /// One CloudEvents 1.0 envelope in JSON, or an array of them.
+    CloudEvents,
+}
+
+impl Format {
+    /// True when the body is one JSON value, which is right or wrong as a whole.
+    pub fn is_one_value(self) -> bool {
+        matches!(self, Self::Json | Self::CloudEvents)
+    }
 }
 
 /// Why a row is refused. The path says where in the row, in the style `location.city`.
@@ -34,11 +46,11 @@ pub struct RowError {
 }
 
 impl RowError {
-    fn new(code: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(code: &'static str, detail: impl Into<String>) -> Self {
         Self { code, path: String::new(), detail: detail.into() }
     }
 
-    fn at(mut self, name: &str) -> Self {
+    pub(crate) fn at(mut self, name: &str) -> Self {
         if self.path.is_empty() {
             self.path = name.to_owned();
         } else {
@@ -67,6 +79,9 @@ pub enum BodyError {
         /// The cap.
         limit: usize,
     },
+    /// The line of column names is not one.
+    #[error("{0}")]
+    Header(String),
     /// No event in it.
     #[error("the body is empty; send a JSON object, an array of objects, or one object a line")]
     Empty,
@@ -95,10 +110,10 @@ pub struct Decoder {
 /// A decoded row before it is in a column.
 #[derive(Debug, Default)]
 pub struct Row {
-    cells: Vec<Cell>,
+    pub(crate) cells: Vec<Cell>,
     /// Undeclared members as the inside of a JSON object.
-    extra: String,
-    text: String,
+    pub(crate) extra: String,
+    pub(crate) text: String,
     scratch: Vec<u8>,
     tape: Vec<u8>,
 }
@@ -144,6 +159,11 @@ impl Decoder {
         })
     }
 
+    /// What events may bring, in the order of the columns.
+    pub(crate) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
     /// The stream.
     pub fn stream(&self) -> &Arc<StreamSchema> {
         &self.stream
@@ -160,8 +180,10 @@ impl Decoder {
         each: EachRow<'_, 'b>,
     ) -> Result<usize, BodyError> {
         match format {
-            Format::Json => self.decode_json(body, limit, row, each),
+            Format::Json => self.decode_json(body, limit, row, false, each),
+            Format::CloudEvents => self.decode_json(body, limit, row, true, each),
             Format::NdJson => self.decode_lines(body, limit, row, each),
+            Format::Csv => delimited::decode(self, body, limit, row, each),
         }
     }
 
@@ -197,6 +219,7 @@ impl Decoder {
         body: &'b [u8],
         limit: usize,
         row: &mut Row,
+        enveloped: bool,
         each: EachRow<'_, 'b>,
     ) -> Result<usize, BodyError> {
         let malformed = |at: usize, error: &JiterError| malformed(body, at + error.index, error);
@@ -216,6 +239,23 @@ impl Decoder {
                 return Err(BodyError::TooManyRows { limit });
             }
             let start = parser.current_index();
+            if enveloped {
+                let peek = next.unwrap_or(Peek::Null);
+                parser.known_skip(peek).map_err(|error| malformed(base, &error))?;
+                let bytes = &body[base + start..base + parser.current_index()];
+                let opened = cloud_event::open(&self.stream, bytes);
+                let outcome = opened.and_then(|event| {
+                    let mut inner = Jiter::new(event.as_bytes());
+                    self.decode_row(&mut inner, row)
+                });
+                each(bytes, outcome.map(|()| &mut *row));
+                next = if single {
+                    None
+                } else {
+                    parser.array_step().map_err(|error| malformed(base, &error))?
+                };
+                continue;
+            }
             match self.decode_row(&mut parser, row) {
                 Ok(()) => {
                     let end = parser.current_index();
@@ -472,6 +512,11 @@ fn decode_members(
         }
         key = parser.next_key().map(|key| key.map(|key| find(members, expected, key, &mut unknown)));
     }
+    check_present(cells, members)
+}
+
+/// Checks that no NOT NULL member is missing.
+pub(crate) fn check_present(cells: &[Cell], members: &[Member]) -> Result<(), RowError> {
     for (cell, member) in cells.iter().zip(members) {
         if !member.nullable && cell.is_missing() {
             let state = if *cell == Cell::Null { "null" } else { "missing" };
@@ -522,7 +567,7 @@ fn raw_value<'j>(parser: &mut Jiter<'j>) -> Result<&'j str, RowError> {
         .map_err(|_| RowError::new("malformed_json", "the text is not UTF-8"))
 }
 
-fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Result<Cell, RowError> {
+pub(crate) fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Result<Cell, RowError> {
     let peek = parser.peek().map_err(|error| syntax(parser, &error))?;
     if peek == Peek::Null {
         parser.known_null().map_err(|error| syntax(parser, &error))?;
@@ -626,6 +671,35 @@ fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut String) -> Resul
             Ok(Cell::List(cells))
         }
         Kind::List(_) => Err(wrong("an array")),
+        Kind::Map(value) if peek == Peek::Object => {
+            let mut entries: Vec<((u32, u32), Cell)> = Vec::new();
+            let keep = |key: &str, text: &mut String| {
+                let start = text.len() as u32;
+                text.push_str(key);
+                (start, text.len() as u32)
+            };
+            let mut key = parser.known_object().map(|key| key.map(|key| keep(key, text)));
+            loop {
+                let range = match key {
+                    Ok(None) => break,
+                    Ok(Some(range)) => range,
+                    Err(error) => return Err(syntax(parser, &error)),
+                };
+                let name = text[range.0 as usize..range.1 as usize].to_owned();
+                if entries.iter().any(|((start, end), _)| text[*start as usize..*end as usize] == name) {
+                    return Err(RowError::new("duplicate_member", "the key occurs twice").at(&name));
+                }
+                let cell = decode_value(parser, &value.kind, text).map_err(|error| error.at(&name))?;
+                entries.push((range, cell));
+                key = parser.next_key().map(|key| key.map(|key| keep(key, text)));
+            }
+            // In order of their keys, so that equal maps are stored and hashed alike.
+            entries.sort_by(|(a, _), (b, _)| {
+                text[a.0 as usize..a.1 as usize].cmp(&text[b.0 as usize..b.1 as usize])
+            });
+            Ok(Cell::Map(entries))
+        }
+        Kind::Map(_) => Err(wrong("an object")),
     }
 }
 
@@ -654,7 +728,7 @@ fn shape(peek: Peek) -> &'static str {
     }
 }
 
-fn clip(text: &str) -> String {
+pub(crate) fn clip(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
@@ -699,6 +773,17 @@ fn hash_cell(cell: &Cell, kind: &Kind, text: &str, out: &mut Vec<u8>) {
                 cells.iter().for_each(|cell| hash_cell(cell, &element.kind, text, out));
             }
         }
+        Cell::Map(entries) => {
+            out.push(9);
+            out.extend_from_slice(&(entries.len() as u32).to_le_bytes());
+            if let Kind::Map(value) = kind {
+                for ((start, end), cell) in entries {
+                    out.extend_from_slice(&(end - start).to_le_bytes());
+                    out.extend_from_slice(&text.as_bytes()[*start as usize..*end as usize]);
+                    hash_cell(cell, &value.kind, text, out);
+                }
+            }
+        }
     }
 }
 
@@ -730,7 +815,7 @@ fn malformed(body: &[u8], index: usize, error: &JiterError) -> BodyError {
     }
 }
 
-fn syntax(parser: &Jiter<'_>, error: &JiterError) -> RowError {
+pub(crate) fn syntax(parser: &Jiter<'_>, error: &JiterError) -> RowError {
     let position = error.get_position(parser);
     RowError::new(
         "malformed_json",

@@ -1,17 +1,17 @@
-//! The index of event ids: for each hash of (stream, principal, id), where the event stands and what
+//! The index of event ids, over everything that a stream has ever taken: for each hash of (stream, principal, id), where the event stands and what
 //! it said. It is a view of the log that trails it; the door replays it to the head before it opens.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, FixedSizeBinaryArray, Int64Array, RecordBatch};
 use highwater_event::{Digest128, Offset, Partition, StreamName, StreamPartition, columns};
-use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, Mark, StoreError};
+use highwater_log::keyed::{KeyedBatch, KeyedStore, Mark, StoreError};
 use highwater_log::{Log, LogBatch, ReadError};
-use serde::{Deserialize, Serialize};
 
 /// Where an event stands and what it said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     /// Partition of the original.
     pub partition: Partition,
@@ -20,6 +20,30 @@ pub struct Known {
     /// Hash of its payload.
     pub payload: i64,
 }
+
+impl Known {
+    /// Partition, offset, payload hash, little-endian.
+    fn encode(&self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        bytes[..4].copy_from_slice(&self.partition.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.payload.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (partition, rest) = bytes.split_first_chunk()?;
+        let (offset, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            partition: u32::from_le_bytes(*partition),
+            offset: u64::from_le_bytes(*offset),
+            payload: i64::from_le_bytes(rest.try_into().ok()?),
+        })
+    }
+}
+
+/// First letters of the tables of the indexes. The store keeps tables of that kind for loading in runs.
+const IDS: &str = "_ids/";
 
 /// The index could not be read or brought up to date.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -38,25 +62,41 @@ pub enum DedupeError {
 /// Rows that are read at a time while the index catches up.
 const REPLAY_ROWS: usize = 64 * 1024;
 
+/// New keys that wait in memory before they are written as one sorted run.
+const RUN: usize = 500_000;
+/// A smaller run is written when its first key has waited this long, so that a restart has little to
+/// read again.
+const RUN_WAITS: Duration = Duration::from_secs(10);
+
 /// The index of one stream.
+///
+/// Keys are random, so writing them one by one would cost more than everything else at the door. They
+/// are kept in memory and written as sorted runs. A run is written before the mark that covers it; when
+/// a crash comes between, the log is read again and the same keys say the same.
 pub struct DedupeIndex {
     stream: StreamName,
     table: Arc<str>,
     store: Arc<dyn KeyedStore>,
     state: Mutex<State>,
+    /// One run is written at a time.
+    spilling: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Entries that are not in the store yet, and those that are on their way there.
-    fresh: HashMap<Digest128, Known, Hasher>,
-    writing: HashMap<Digest128, Known, Hasher>,
+    /// Keys that are not in the store yet, and those that are on their way there.
+    fresh: Keys,
+    writing: Arc<Keys>,
     marks: HashMap<Partition, Offset>,
+    /// When the first of the fresh keys came.
+    since: Option<Instant>,
 }
+
+type Keys = HashMap<Digest128, Known, Hasher>;
 
 /// The keys are hashes already; their first bytes will do.
 #[derive(Default, Clone, Copy)]
-struct Hasher(u64);
+pub(crate) struct Hasher(u64);
 
 impl std::hash::BuildHasher for Hasher {
     type Hasher = Self;
@@ -81,7 +121,7 @@ impl std::hash::Hasher for Hasher {
 impl DedupeIndex {
     /// Opens the index of a stream and reads the log from the index's marks to the head.
     pub fn open(stream: &StreamName, store: Arc<dyn KeyedStore>, log: &dyn Log) -> Result<Self, DedupeError> {
-        let table: Arc<str> = format!("_dedupe/{stream}").into();
+        let table: Arc<str> = format!("{IDS}{stream}").into();
         let marks = store.marks(&table)?;
         if marks.is_empty() {
             // What a clearing that was cut short may have left.
@@ -95,6 +135,7 @@ impl DedupeIndex {
                 marks: marks.into_iter().map(|(partition, mark)| (partition, mark.offset)).collect(),
                 ..State::default()
             }),
+            spilling: Mutex::new(()),
         };
         for partition in log.partitions(stream) {
             index.replay(log, &StreamPartition::new(stream.clone(), partition))?;
@@ -118,6 +159,8 @@ impl DedupeIndex {
                         next = batch.end();
                         self.take(at.partition, &batch)?;
                     }
+                    self.state().marks.insert(at.partition, next);
+                    self.spill(RUN)?;
                 }
                 // Ids in a damaged range can't be known any more; the rest still protects.
                 Err(ReadError::Damaged { to, from, .. }) => {
@@ -139,6 +182,7 @@ impl DedupeIndex {
         let mut state = self.state();
         for row in 0..batch.rows.num_rows() {
             if keys.is_valid(row) {
+                state.since.get_or_insert_with(Instant::now);
                 let mut key = [0; 16];
                 key.copy_from_slice(keys.value(row));
                 let known =
@@ -162,12 +206,50 @@ impl DedupeIndex {
             }
         }
         let Some(bytes) = self.store.get(&self.table, &key.0)? else { return Ok(None) };
-        postcard::from_bytes(&bytes).map(Some).map_err(|error| StoreError::Damaged(error.to_string()))
+        let damaged = || StoreError::Damaged("an entry of the index of event ids".into());
+        Known::decode(&bytes).map(Some).ok_or_else(damaged)
+    }
+
+    /// Writes a run when one is due.
+    pub fn tick(&self) -> Result<(), StoreError> {
+        let waited = self.state().since.is_some_and(|since| since.elapsed() >= RUN_WAITS);
+        self.spill(if waited { 1 } else { RUN })
+    }
+
+    /// Writes the keys in memory as a run when there are at least so many, and moves the marks.
+    pub fn spill(&self, at_least: usize) -> Result<(), StoreError> {
+        let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
+        let (keys, marks) = {
+            let mut state = self.state();
+            if state.writing.is_empty() {
+                if state.fresh.len() < at_least.max(1) {
+                    return Ok(());
+                }
+                state.writing = Arc::new(std::mem::take(&mut state.fresh));
+                state.since = None;
+            }
+            // A run that could not be written before holds fewer keys than the marks of now cover.
+            let covered = state.fresh.is_empty();
+            (state.writing.clone(), covered.then(|| state.marks.clone()))
+        };
+        let mut sorted: Vec<(&Digest128, &Known)> = keys.iter().collect();
+        sorted.sort_unstable_by_key(|(key, _)| **key);
+        let mut encoded = sorted.into_iter().map(|(key, known)| (key.0.to_vec(), known.encode().to_vec()));
+        self.store.load(&self.table, &mut encoded)?;
+        if let Some(marks) = marks {
+            let marks = marks.into_iter().map(|(partition, offset)| {
+                ((self.table.clone(), partition), Mark { offset, ..Mark::default() })
+            });
+            self.store.write(KeyedBatch { puts: Vec::new(), marks: marks.collect() })?;
+        }
+        self.state().writing = Arc::default();
+        Ok(())
     }
 
     /// Notes keys that became durable, and that the index has seen the log up to `marks` at least.
     pub fn insert(&self, keys: impl IntoIterator<Item = (Digest128, Known)>, marks: &[(Partition, Offset)]) {
         let mut state = self.state();
+        state.since.get_or_insert_with(Instant::now);
         state.fresh.extend(keys);
         for (partition, offset) in marks {
             let mark = state.marks.entry(*partition).or_insert(0);
@@ -181,41 +263,4 @@ fn key_columns(rows: &RecordBatch) -> Option<(&FixedSizeBinaryArray, &Int64Array
     let keys = rows.column_by_name(columns::EVENT_KEY)?.as_any().downcast_ref()?;
     let payloads = rows.column_by_name(columns::PAYLOAD_HASH)?.as_any().downcast_ref()?;
     Some((keys, payloads))
-}
-
-impl Dirty for DedupeIndex {
-    fn collect(&self, batch: &mut KeyedBatch) {
-        let mut state = self.state();
-        if state.fresh.is_empty() && state.writing.is_empty() {
-            return;
-        }
-        // What an earlier write-back left behind is still on its way.
-        let fresh = std::mem::take(&mut state.fresh);
-        state.writing.extend(fresh);
-        batch.puts.reserve(state.writing.len());
-        let mut bytes = Vec::new();
-        for (key, known) in &state.writing {
-            bytes.clear();
-            if postcard::to_io(known, &mut bytes).is_ok() {
-                batch.puts.push((self.table.clone(), key.0.to_vec(), Some(bytes.clone())));
-            }
-        }
-        for (partition, offset) in &state.marks {
-            batch.marks.insert((self.table.clone(), *partition), Mark { offset: *offset, ..Mark::default() });
-        }
-    }
-
-    fn written(&self, success: bool) {
-        let mut state = self.state();
-        let writing = std::mem::take(&mut state.writing);
-        if !success {
-            for (key, known) in writing {
-                state.fresh.entry(key).or_insert(known);
-            }
-        }
-    }
-
-    fn dirty_keys(&self) -> usize {
-        self.state().fresh.len()
-    }
 }

@@ -21,7 +21,7 @@ use highwater_log::{Append, AppendError, Commit, Log};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::decode::{BodyError, Decoder, Format, Row, RowBatch, RowError, RowIdentity, check_json};
-use crate::dedupe::{DedupeIndex, Known};
+use crate::dedupe::{DedupeIndex, Hasher, Known};
 
 /// Limits of the door.
 #[derive(Debug, Clone, Copy)]
@@ -200,6 +200,12 @@ impl Door {
         self.entrances.read().unwrap_or_else(PoisonError::into_inner).get(stream)?.index.clone()
     }
 
+    /// All dedupe indexes.
+    pub fn indexes(&self) -> Vec<Arc<DedupeIndex>> {
+        let entrances = self.entrances.read().unwrap_or_else(PoisonError::into_inner);
+        entrances.values().filter_map(|entrance| entrance.index.clone()).collect()
+    }
+
     /// Takes a request; answers when every accepted event of it is durable.
     pub async fn submit(&self, submission: Submission) -> Result<Vec<Verdict>, DoorError> {
         let entrance = self
@@ -298,6 +304,9 @@ enum Draft {
 /// Each event of a request: its id, and what is known of it.
 type Drafts = Vec<(Option<String>, Draft)>;
 
+/// Where keys stand that no index knows yet.
+type Fresh = HashMap<Digest128, Place, Hasher>;
+
 /// Everything of one group of requests.
 #[derive(Default)]
 struct Group {
@@ -305,8 +314,8 @@ struct Group {
     letters: Vec<DeadLetter>,
     /// Small rows by stream and partition, turned into appends at the end.
     small: BTreeMap<(StreamName, Partition), (usize, Arc<Entrance>, SmallRows)>,
-    /// Keys that are new in this group.
-    fresh: HashMap<Digest128, (Arc<DedupeIndex>, Place)>,
+    /// Keys that are new in this group, by the stream that they are new in.
+    fresh: BTreeMap<StreamName, (Arc<DedupeIndex>, Fresh)>,
     answers: Vec<(Answer, Drafts, OwnedSemaphorePermit)>,
 }
 
@@ -340,7 +349,9 @@ impl Owner {
                     let drafts = self.draft_large(&mut group, &entrance, &principal, decoded);
                     if drafts.is_err() {
                         // Nothing of this body is appended, so nothing of it may be remembered.
-                        group.fresh.retain(|_, (_, place)| place.append < before);
+                        for (_, keys) in group.fresh.values_mut() {
+                            keys.retain(|_, place| place.append < before);
+                        }
                     }
                     drafts
                 }
@@ -374,7 +385,7 @@ impl Owner {
         body: &[u8],
         format: Format,
     ) -> Result<Drafts, DoorError> {
-        if format == Format::Json {
+        if format.is_one_value() {
             check_json(body)?;
         }
         let now = self.clock.now_micros();
@@ -420,14 +431,14 @@ impl Owner {
         principal: &Principal,
         decoded: Decoded,
     ) -> Result<Drafts, DoorError> {
-        let Decoded { rows, identities, items } = decoded;
+        let Decoded { rows, mut identities, items } = decoded;
         // One append per partition; the rows that are new are picked after all are judged.
         let mut picked: BTreeMap<Partition, (usize, Vec<u32>)> = BTreeMap::new();
         let mut drafts = Vec::with_capacity(items.len());
         for item in items {
             match item {
                 Ok(number) => {
-                    let identity = &identities[number];
+                    let identity = &mut identities[number];
                     let (append, picks) = picked.entry(identity.partition).or_insert_with(|| {
                         let to =
                             StreamPartition::new(entrance.decoder.stream().name.clone(), identity.partition);
@@ -444,7 +455,7 @@ impl Owner {
                     if matches!(draft, Draft::New(_)) {
                         picks.push(number as u32);
                     }
-                    drafts.push((identity.event_id.clone(), draft));
+                    drafts.push((identity.event_id.take(), draft));
                 }
                 Err((error, bytes)) => drafts.push((None, group.reject(entrance, principal, error, &bytes))),
             }
@@ -537,7 +548,12 @@ impl Group {
         place: Place,
     ) -> Result<Draft, DoorError> {
         let (Some(index), Some(key)) = (&entrance.index, identity.key) else { return Ok(Draft::New(place)) };
-        if let Some((_, first)) = self.fresh.get(&key) {
+        let name = &entrance.decoder.stream().name;
+        if !self.fresh.contains_key(name) {
+            self.fresh.insert(name.clone(), (index.clone(), HashMap::default()));
+        }
+        let Some((_, fresh)) = self.fresh.get_mut(name) else { return Ok(Draft::New(place)) };
+        if let Some(first) = fresh.get(&key) {
             return Ok(if first.payload == identity.payload {
                 Draft::Repeat(*first)
             } else {
@@ -551,7 +567,7 @@ impl Group {
                 Draft::KnownConflict(known)
             });
         }
-        self.fresh.insert(key, (index.clone(), place));
+        fresh.insert(key, place);
         Ok(Draft::New(place))
     }
 
@@ -577,20 +593,16 @@ impl Group {
     fn note(&mut self, bases: &[Offset]) {
         // All keys of an index go in together with its marks: a mark that is written before a key below
         // it would hide that key from the replay after a crash.
-        type Seen = (Arc<DedupeIndex>, Vec<(Digest128, Known)>, BTreeMap<Partition, Offset>);
-        let mut seen: HashMap<*const DedupeIndex, Seen> = HashMap::new();
-        for (key, (index, place)) in self.fresh.drain() {
-            let offset = bases[place.append] + place.row as Offset;
-            let known = Known { partition: place.partition, offset, payload: place.payload };
-            let entry = seen
-                .entry(Arc::as_ptr(&index))
-                .or_insert_with(|| (index.clone(), Vec::new(), BTreeMap::new()));
-            entry.1.push((key, known));
-            let mark = entry.2.entry(place.partition).or_insert(0);
-            *mark = (*mark).max(offset + 1);
-        }
-        for (index, keys, marks) in seen.into_values() {
-            index.insert(keys, &marks.into_iter().collect::<Vec<_>>());
+        for (index, keys) in std::mem::take(&mut self.fresh).into_values() {
+            let mut marks: BTreeMap<Partition, Offset> = BTreeMap::new();
+            let known = keys.into_iter().map(|(key, place)| {
+                let offset = bases[place.append] + place.row as Offset;
+                let mark = marks.entry(place.partition).or_insert(0);
+                *mark = (*mark).max(offset + 1);
+                (key, Known { partition: place.partition, offset, payload: place.payload })
+            });
+            let known: Vec<_> = known.collect();
+            index.insert(known, &marks.into_iter().collect::<Vec<_>>());
         }
     }
 }

@@ -80,7 +80,7 @@ pub fn append(
     let mut time = TimestampMicrosecondBuilder::new().with_data_type(columns::timestamp_type());
     for letter in letters {
         source.append_value(&letter.source);
-        from.append_value(letter.stream.as_str());
+        from.append_value(letter.stream.public());
         partition.append_option(letter.position.map(|(partition, _)| partition as i32));
         offset.append_option(letter.position.map(|(_, offset)| offset as i64));
         code.append_value(&letter.code);

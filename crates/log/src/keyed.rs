@@ -89,6 +89,13 @@ pub trait KeyedStore: Send + Sync {
     /// Applies a batch: all of it or nothing, also across a crash. Need not be durable on return:
     /// batches become durable in order.
     fn write(&self, batch: KeyedBatch) -> Result<(), StoreError>;
+    /// Adds many keys of a table at once, sorted by key. Cheaper than a batch; visible when it returns,
+    /// and durable before any batch that is written after it. All of it or nothing, also across a crash.
+    fn load(
+        &self,
+        table: &str,
+        sorted: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), StoreError>;
     /// The marks of a view.
     fn marks(&self, view: &str) -> Result<BTreeMap<Partition, Mark>, StoreError>;
     /// Empties a table and forgets its view's marks.

@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
+use fjall::compaction::Leveled;
+use fjall::config::{
+    BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
+};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use highwater_event::Partition;
 use highwater_log::keyed::{KeyedBatch, KeyedSnapshot, KeyedStore, Mark, StoreError, Visit};
@@ -68,7 +71,8 @@ impl FjallStore {
         if let Some(keyspace) = keyspaces.get(table) {
             return Ok(keyspace.clone());
         }
-        let keyspace = self.database.keyspace(&keyspace_name(table), table_options).map_err(unavailable)?;
+        let options = || if table.starts_with(LOADED) { loaded_options() } else { table_options() };
+        let keyspace = self.database.keyspace(&keyspace_name(table), options).map_err(unavailable)?;
         keyspaces.insert(table.to_owned(), keyspace.clone());
         Ok(keyspace)
     }
@@ -77,6 +81,20 @@ impl FjallStore {
 fn table_options() -> KeyspaceCreateOptions {
     let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(12.0));
     KeyspaceCreateOptions::default().max_memtable_size(32 << 20).filter_policy(FilterPolicy::all(filter))
+}
+
+/// First letters of tables that are written in sorted runs of random keys and mostly asked for keys that
+/// they do not hold.
+const LOADED: &str = "_ids/";
+
+fn loaded_options() -> KeyspaceCreateOptions {
+    let filter = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0));
+    KeyspaceCreateOptions::default()
+        .filter_policy(FilterPolicy::all(filter))
+        .filter_block_pinning_policy(PinningPolicy::all(true))
+        .index_block_pinning_policy(PinningPolicy::all(true))
+        .data_block_compression_policy(CompressionPolicy::disabled())
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(8)))
 }
 
 fn keyspace_name(table: &str) -> String {
@@ -112,7 +130,7 @@ impl KeyedStore for FjallStore {
     fn write(&self, batch: KeyedBatch) -> Result<(), StoreError> {
         // The page cache survives the process; a power cut takes a suffix of batches, never a part of one.
         let mut write = self.database.batch().durability(Some(PersistMode::Buffer));
-        let mut last: Option<(std::sync::Arc<str>, Keyspace)> = None;
+        let mut last: Option<(Arc<str>, Keyspace)> = None;
         for (table, key, value) in batch.puts {
             let keyspace = match &last {
                 Some((name, keyspace)) if *name == table => keyspace.clone(),
@@ -161,8 +179,25 @@ impl KeyedStore for FjallStore {
         }
         let _whole = self.whole.write().unwrap_or_else(PoisonError::into_inner);
         write.commit().map_err(unavailable)?;
-        self.keyspace(table)?.clear().map_err(unavailable)?;
+        // The keyspace goes as a whole and the next one of that name is a new one: emptying it would be
+        // repeated by a recovery, after keys that were loaded since.
+        let keyspace = self.keyspace(table)?;
+        lock(&self.keyspaces).remove(table);
+        self.database.delete_keyspace(keyspace).map_err(unavailable)?;
         self.database.persist(PersistMode::SyncData).map_err(unavailable)
+    }
+
+    fn load(
+        &self,
+        table: &str,
+        sorted: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), StoreError> {
+        let keyspace = self.keyspace(table)?;
+        let mut load = keyspace.start_ingestion().map_err(unavailable)?;
+        for (key, value) in sorted {
+            load.write(key, value).map_err(unavailable)?;
+        }
+        load.finish().map_err(unavailable)
     }
 
     fn bytes_on_disk(&self) -> u64 {

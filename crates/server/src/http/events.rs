@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use highwater_event::name::nearest;
@@ -33,8 +33,9 @@ fn taken(body: Body) -> Result<Bytes, Problem> {
 
 /// Takes events for a stream.
 ///
-/// A JSON object, an array of objects, or one object a line (`application/x-ndjson`). Answers when every
-/// accepted event is durable; each event has a verdict of its own.
+/// A JSON object, an array of objects, one object a line (`application/x-ndjson`), CSV, or CloudEvents
+/// (structured, batch or binary); plain, gzip or zstd. Answers when every accepted event is durable; each
+/// event has a verdict of its own. NDJSON and CSV may be of any length.
 #[utoipa::path(post, path = "/api/v1/streams/{stream}/events", tag = "ingest",
     params(("stream" = String, Path, description = "name of a declared stream")),
     request_body(content = serde_json::Value, content_type = "application/json", description = "an event, or an array of events; or NDJSON"),
@@ -46,12 +47,25 @@ pub async fn stream_events(
     Extension(principal): Extension<Principal>,
     Path(stream): Path<String>,
     headers: HeaderMap,
-    body: Body,
+    body: Request,
 ) -> Answer {
     let stream = find(&node, &stream)?;
-    let format = format(&headers)?;
-    let verdicts = node.door.submit(Submission { stream, body: taken(body)?, format, principal }).await?;
+    let mut format = format(&headers)?;
+    if matches!(format, Format::NdJson | Format::Csv) {
+        return super::bulk::take(&node, stream, principal, format, body.into_body()).await;
+    }
+    let mut body = taken(Bytes::from_request(body, &()).await)?;
+    if let Some(envelope) = from_headers(&headers, &body)? {
+        (format, body) = (Format::CloudEvents, envelope);
+    }
+    let verdicts = submit(&node, Submission { stream, body, format, principal }).await?;
     Ok(batch_answer(&verdicts))
+}
+
+/// Hands events to the door; a stream that learns its columns from them learns first.
+pub async fn submit(node: &Arc<Node>, submission: Submission) -> Result<Vec<Verdict>, Problem> {
+    node.learn(&submission).await?;
+    Ok(node.door.submit(submission).await?)
 }
 
 /// Takes one event of the built-in stream `events`.
@@ -62,6 +76,7 @@ pub async fn stream_events(
 pub async fn ingest(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
+    headers: HeaderMap,
     body: Body,
 ) -> Answer {
     let body = taken(body)?;
@@ -70,8 +85,12 @@ pub async fn ingest(
             .hint("send several to /api/v1/events/batch"));
     }
     let stream = StreamName::system(crate::node::EVENTS);
-    let submission = Submission { stream, body, format: Format::Json, principal };
-    let mut verdicts = node.door.submit(submission).await?;
+    let (format, body) = match from_headers(&headers, &body)? {
+        Some(envelope) => (Format::CloudEvents, envelope),
+        None if media_type(&headers) == "application/cloudevents+json" => (Format::CloudEvents, body),
+        None => (Format::Json, body),
+    };
+    let mut verdicts = submit(&node, Submission { stream, body, format, principal }).await?;
     let Some(Verdict { event_id, outcome }) = verdicts.pop() else {
         return Err(Problem::bad_request("empty_body", "the body holds no event"));
     };
@@ -120,7 +139,10 @@ pub async fn batch(
         body = body.slice_ref(batch.events.get().as_bytes());
     }
     let stream = StreamName::system(crate::node::EVENTS);
-    let verdicts = node.door.submit(Submission { stream, body, format, principal }).await?;
+    if format == Format::Csv {
+        return super::bulk::take(&node, stream, principal, format, body.into()).await;
+    }
+    let verdicts = submit(&node, Submission { stream, body, format, principal }).await?;
     Ok(batch_answer(&verdicts))
 }
 
@@ -137,7 +159,7 @@ fn find(node: &Node, name: &str) -> Result<StreamName, Problem> {
     let catalog = node.catalog();
     let Ok(stream) = StreamName::new(name) else { return Err(missing(&catalog)) };
     match catalog.streams.get(&stream) {
-        Some(entry) if entry.schema.raw => Ok(stream),
+        Some(entry) if entry.schema.raw => Ok(entry.schema.name.clone()),
         Some(_) => Err(Problem::new(
             StatusCode::CONFLICT,
             "stream_is_derived",
@@ -147,6 +169,12 @@ fn find(node: &Node, name: &str) -> Result<StreamName, Problem> {
     }
 }
 
+fn media_type(headers: &HeaderMap) -> String {
+    let declared =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
+    declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 fn format(headers: &HeaderMap) -> Result<Format, Problem> {
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && encoding != "identity"
@@ -154,75 +182,173 @@ fn format(headers: &HeaderMap) -> Result<Format, Problem> {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_encoding",
-            "compressed bodies are not taken yet",
+            "a body may be compressed with gzip or zstd",
         ));
     }
-    let declared =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
-    match declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+    match media_type(headers).as_str() {
         // curl's default, when a user forgets the header.
         "application/json" | "text/json" | "" | "application/x-www-form-urlencoded" => Ok(Format::Json),
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/x-jsonlines" => {
             Ok(Format::NdJson)
         }
+        "text/csv" | "application/csv" => Ok(Format::Csv),
+        "application/cloudevents+json" | "application/cloudevents-batch+json" => Ok(Format::CloudEvents),
         other => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            format!("\"{other}\" is not taken; send application/json or application/x-ndjson"),
+            format!(
+                "\"{other}\" is not taken; send application/json, application/x-ndjson, text/csv, application/cloudevents+json or application/cloudevents-batch+json"
+            ),
         )),
     }
 }
 
-/// The answer to a batch: counts, and a result for each event in the order of the body.
+/// A CloudEvent whose attributes are headers, as its envelope in JSON; `None` when the call is not one.
+fn from_headers(headers: &HeaderMap, body: &Bytes) -> Result<Option<Bytes>, Problem> {
+    if !headers.contains_key("ce-specversion") {
+        return Ok(None);
+    }
+    let mut envelope = serde_json::Map::new();
+    for (name, value) in headers {
+        let Some(attribute) = name.as_str().strip_prefix("ce-") else { continue };
+        let value = value.to_str().map_err(|_| {
+            Problem::bad_request("malformed_header", format!("the header {name} is not plain text"))
+        })?;
+        envelope.insert(attribute.to_owned(), value.into());
+    }
+    let mut text = serde_json::Value::Object(envelope).to_string();
+    if !body.trim_ascii().is_empty() {
+        let data: &RawValue = serde_json::from_slice(body).map_err(|error| {
+            Problem::bad_request("malformed_json", format!("the data is not valid JSON: {error}"))
+        })?;
+        text.pop();
+        text.push_str(",\"data\":");
+        text.push_str(data.get());
+        text.push('}');
+    }
+    Ok(Some(text.into()))
+}
+
 fn batch_answer(verdicts: &[Verdict]) -> Response {
-    let (mut accepted, mut duplicates, mut rejected) = (0usize, 0usize, 0usize);
-    let mut results = String::with_capacity(verdicts.len() * 64);
-    for (index, Verdict { event_id, outcome }) in verdicts.iter().enumerate() {
-        let separator = if index == 0 { "" } else { "," };
-        let id = event_id
-            .as_ref()
-            .map_or_else(|| "null".to_owned(), |id| serde_json::Value::from(id.as_str()).to_string());
-        let rest = match outcome {
-            Outcome::Accepted { offset, .. } => {
-                accepted += 1;
-                format!("\"status\":\"accepted\",\"offset\":{offset}")
+    let mut tally = Tally::default();
+    tally.take(verdicts);
+    tally.answer()
+}
+
+/// Results that an answer lists for every event; of longer bodies it lists what was not accepted.
+const LISTED: usize = 100_000;
+/// Refused events that the answer to a longer body lists.
+const LISTED_REFUSED: usize = 1_000;
+
+/// The answer to a batch: counts, and a result for each event in the order of the body.
+#[derive(Default)]
+pub struct Tally {
+    accepted: usize,
+    duplicates: usize,
+    rejected: usize,
+    conflicts: usize,
+    listed: usize,
+    omitted: bool,
+    results: String,
+}
+
+impl Tally {
+    /// Events so far.
+    pub fn events(&self) -> usize {
+        self.accepted + self.duplicates + self.rejected
+    }
+
+    /// Takes the verdicts of the next events.
+    pub fn take(&mut self, verdicts: &[Verdict]) {
+        self.results.reserve(verdicts.len() * 64);
+        for verdict in verdicts {
+            let index = self.events();
+            let refused = match &verdict.outcome {
+                Outcome::Accepted { .. } => {
+                    self.accepted += 1;
+                    false
+                }
+                Outcome::Duplicate { .. } => {
+                    self.duplicates += 1;
+                    false
+                }
+                Outcome::Conflict { .. } => {
+                    self.conflicts += 1;
+                    self.rejected += 1;
+                    true
+                }
+                Outcome::Rejected(_) => {
+                    self.rejected += 1;
+                    true
+                }
+            };
+            if index >= LISTED && (!refused || self.listed >= LISTED + LISTED_REFUSED) {
+                self.omitted = true;
+                continue;
             }
-            Outcome::Duplicate { offset, .. } => {
-                duplicates += 1;
-                format!("\"status\":\"duplicate\",\"offset\":{offset}")
+            if self.listed > 0 {
+                self.results.push(',');
             }
-            Outcome::Conflict { offset, .. } => {
-                rejected += 1;
-                let error = serde_json::json!({"code": "event_conflict", "detail": format!("the id was used before, at offset {offset}, for another payload")});
-                format!("\"status\":\"conflict\",\"offset\":{offset},\"error\":{error}")
+            self.listed += 1;
+            // Writing to a String can't fail.
+            if write_result(&mut self.results, index, verdict).is_err() {
+                return;
             }
-            Outcome::Rejected(error) => {
-                rejected += 1;
-                let error =
-                    serde_json::json!({"code": error.code, "path": error.path, "detail": error.detail});
-                format!("\"status\":\"rejected\",\"error\":{error}")
-            }
-        };
-        // Writing to a String can't fail.
-        if write!(results, "{separator}{{\"index\":{index},\"event_id\":{id},{rest}}}").is_err() {
-            break;
         }
     }
-    let status = if rejected == 0 {
-        StatusCode::ACCEPTED
-    } else if rejected == verdicts.len() {
-        let conflicts = verdicts.iter().all(|verdict| matches!(verdict.outcome, Outcome::Conflict { .. }));
-        if conflicts { StatusCode::CONFLICT } else { StatusCode::UNPROCESSABLE_ENTITY }
-    } else {
-        StatusCode::MULTI_STATUS
-    };
-    metrics::counter!("highwater_events_total", "outcome" => "accepted").increment(accepted as u64);
-    metrics::counter!("highwater_events_total", "outcome" => "duplicate").increment(duplicates as u64);
-    metrics::counter!("highwater_events_total", "outcome" => "rejected").increment(rejected as u64);
-    let body = format!(
-        "{{\"accepted\":{accepted},\"duplicates\":{duplicates},\"rejected\":{rejected},\"results\":[{results}]}}"
-    );
-    let mut response = (status, body).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+
+    fn status(&self) -> StatusCode {
+        if self.rejected == 0 {
+            StatusCode::ACCEPTED
+        } else if self.rejected < self.events() {
+            StatusCode::MULTI_STATUS
+        } else if self.conflicts == self.rejected {
+            StatusCode::CONFLICT
+        } else {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+    }
+
+    /// The answer.
+    pub fn answer(self) -> Response {
+        let status = self.status();
+        let counts =
+            [("accepted", self.accepted), ("duplicate", self.duplicates), ("rejected", self.rejected)];
+        for (outcome, count) in counts {
+            metrics::counter!("highwater_events_total", "outcome" => outcome).increment(count as u64);
+        }
+        let omitted = if self.omitted { ",\"results_omitted\":true" } else { "" };
+        let body = format!(
+            "{{\"accepted\":{},\"duplicates\":{},\"rejected\":{},\"results\":[{}]{omitted}}}",
+            self.accepted, self.duplicates, self.rejected, self.results
+        );
+        let mut response = (status, body).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+fn write_result(out: &mut String, index: usize, verdict: &Verdict) -> std::fmt::Result {
+    write!(out, "{{\"index\":{index},\"event_id\":")?;
+    match &verdict.event_id {
+        None => out.push_str("null"),
+        // Most ids need no escapes.
+        Some(id) if id.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\' && byte < 0x7f) => {
+            write!(out, "\"{id}\"")?;
+        }
+        Some(id) => write!(out, "{}", serde_json::Value::from(id.as_str()))?,
+    }
+    match &verdict.outcome {
+        Outcome::Accepted { offset, .. } => write!(out, ",\"status\":\"accepted\",\"offset\":{offset}}}"),
+        Outcome::Duplicate { offset, .. } => write!(out, ",\"status\":\"duplicate\",\"offset\":{offset}}}"),
+        Outcome::Conflict { offset, .. } => {
+            let detail = format!("the id was used before, at offset {offset}, for another payload");
+            let error = serde_json::json!({"code": "event_conflict", "detail": detail});
+            write!(out, ",\"status\":\"conflict\",\"offset\":{offset},\"error\":{error}}}")
+        }
+        Outcome::Rejected(error) => {
+            let error = serde_json::json!({"code": error.code, "path": error.path, "detail": error.detail});
+            write!(out, ",\"status\":\"rejected\",\"error\":{error}}}")
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! scripts that hold no data (`/`, `/docs`, `/swagger`, `/redoc`): they ask for the token themselves.
 
 mod auth;
+mod bulk;
 mod datalake;
 mod endpoints;
 mod events;

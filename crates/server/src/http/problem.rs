@@ -114,7 +114,7 @@ impl From<SqlError> for Problem {
                     "the query failed inside the engine; the log of the server says more",
                 )
             }
-            "stream_not_found" | "relation_not_found" | "no_such_version" => {
+            "stream_not_found" | "relation_not_found" | "not_found" | "no_such_version" => {
                 Self::not_found(error.code, error.message.clone())
             }
             code => Self::of(error.reaction(), code, error.message.clone()),
@@ -168,6 +168,7 @@ impl From<DoorError> for Problem {
             DoorError::Body(BodyError::TooManyRows { .. }) => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_rows", error.to_string())
             }
+            DoorError::Body(BodyError::Header(_)) => Self::bad_request("malformed_csv", error.to_string()),
             DoorError::Body(BodyError::Empty) => Self::bad_request("empty_body", error.to_string()),
             DoorError::Body(_) => Self::bad_request("malformed_json", error.to_string()),
             DoorError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error.to_string()),

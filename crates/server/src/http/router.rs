@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderValue, Request, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use highwater_event::{Randomness, SystemRandomness};
 use serde_json::Value;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
+use tower_http::decompression::RequestDecompressionLayer;
 
 use super::problem::{Problem, ProblemBody};
 use super::{
@@ -50,6 +53,12 @@ pub fn app(node: Arc<Node>) -> Router {
         .route("/api/v1/events/ingest", post(events::ingest))
         .route("/api/v1/events/batch", post(events::batch))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(
+            ServiceBuilder::new()
+                // What we can't unpack is refused by the handler, with a reason.
+                .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+                .map_request(|request: Request<_>| request.map(Body::new)),
+        )
         .route("/api/v1/sql", post(sql::query))
         .route("/api/v1/subscribe", get(live::subscribe))
         .route("/api/v1/statements", post(statements::declare).get(statements::list))
@@ -88,7 +97,7 @@ pub fn app(node: Arc<Node>) -> Router {
 }
 
 /// Paths work with and without the slash at their end.
-pub fn trim_slash(mut request: Request) -> Request {
+pub fn trim_slash(mut request: Request<Body>) -> Request<Body> {
     let path = request.uri().path();
     if path.len() > 1 && path.ends_with('/') {
         let trimmed = path.trim_end_matches('/');
@@ -104,7 +113,7 @@ pub fn trim_slash(mut request: Request) -> Request {
     request
 }
 
-async fn wrong_method(request: Request) -> Problem {
+async fn wrong_method(request: Request<Body>) -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
@@ -122,7 +131,7 @@ fn on_panic(_panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
 }
 
 /// Gives every call an id, takes over the caller's, and writes it into errors.
-async fn request_id(request: Request, next: Next) -> Response {
+async fn request_id(request: Request<Body>, next: Next) -> Response {
     let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
     let id = given
         .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()))

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, anyhow};
 use highwater_event::{Principal, StreamName, StreamPartition};
+use highwater_ingest::{Submission, infer};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::{AppendError, Commit};
 use highwater_sql::catalog::Planned;
@@ -144,6 +145,34 @@ impl Node {
             catalog.insert(&self.engine, planned);
         }
         Ok(())
+    }
+
+    /// Adds the columns that events bring to a stream that learns its columns from them.
+    pub async fn learn(self: &Arc<Self>, submission: &Submission) -> Result<(), DeclareError> {
+        let inferred = |node: &Self| {
+            let entry = node.catalog().streams.get(&submission.stream.at_version(1)).cloned();
+            entry.filter(|entry| entry.schema.options.inferred)
+        };
+        let Some(entry) = inferred(self) else { return Ok(()) };
+        let columns = infer::new_columns(&entry.schema, &submission.body, submission.format);
+        if columns.is_empty() {
+            return Ok(());
+        }
+        let added: Vec<String> =
+            columns.iter().map(|(name, data_type)| format!("ADD COLUMN \"{name}\" {data_type}")).collect();
+        let text = format!("ALTER STREAM {} {}", entry.schema.name.public(), added.join(", "));
+        let script = Script { text, files: BTreeMap::new() };
+        match self.declare(&script, &Principal::engine(), false).await {
+            // Another call has brought the same columns a moment before.
+            Err(DeclareError::Sql { .. })
+                if inferred(self).is_some_and(|now| {
+                    infer::new_columns(&now.schema, &submission.body, submission.format).is_empty()
+                }) =>
+            {
+                Ok(())
+            }
+            outcome => outcome.map(|_| ()),
+        }
     }
 
     /// The new version of a statement takes the names, when it is still being built.

@@ -209,7 +209,12 @@ impl Node {
             loop {
                 tokio::time::sleep(every).await;
                 let write_back = write_back.clone();
-                match tokio::task::spawn_blocking(move || write_back.flush()).await {
+                let indexes = node.upgrade().map(|node| node.door.indexes()).unwrap_or_default();
+                let written = tokio::task::spawn_blocking(move || {
+                    indexes.iter().try_for_each(|index| index.tick())?;
+                    write_back.flush()
+                });
+                match written.await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => {
                         tracing::error!(%error, "tables could not be written back; they stay in memory");
@@ -231,6 +236,11 @@ impl Node {
             task.abort();
         }
         self.driver.stop().await;
+        for index in self.door.indexes() {
+            if let Err(error) = index.spill(1) {
+                tracing::error!(%error, "event ids could not be written; they are read from the log at the next start");
+            }
+        }
         if let Err(error) = self.write_back.flush() {
             tracing::error!(%error, "tables could not be written back; they are read from the log at the next start");
         }

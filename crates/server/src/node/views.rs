@@ -155,9 +155,7 @@ impl Node {
             DedupeIndex::open(&name, node.write_back.store().clone(), node.log.as_ref())
         })
         .await??;
-        let index = Arc::new(index);
-        self.write_back.register(index.clone());
-        Ok(Some(index))
+        Ok(Some(Arc::new(index)))
     }
 
     pub(super) fn start_table(self: &Arc<Self>, entry: &TableEntry) -> anyhow::Result<()> {
@@ -321,8 +319,6 @@ impl Node {
         }
         if let Some(index) = self.door.index(name) {
             self.door.dismiss(name);
-            let dirty: Arc<dyn Dirty> = index.clone();
-            self.write_back.release(&dirty);
             self.clear(index.table());
         }
         self.door.dismiss(name);

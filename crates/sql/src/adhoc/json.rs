@@ -92,6 +92,27 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
             }
             out.push(']');
         }
+        DataType::Map(..) => {
+            let map = array.as_map();
+            let entries = map.value(row);
+            out.push('{');
+            for at in 0..entries.len() {
+                if at > 0 {
+                    out.push(',');
+                }
+                // Keys are texts whatever their type.
+                let mut key = String::new();
+                value_as_json(entries.column(0), at, &mut key);
+                if key.starts_with('"') {
+                    out.push_str(&key)
+                } else {
+                    write_text(&key, out)
+                }
+                out.push(':');
+                value_as_json(entries.column(1), at, out);
+            }
+            out.push('}');
+        }
         other if other.is_integer() => match ArrayFormatter::try_new(array, &FormatOptions::default()) {
             Ok(formatter) => write_display(formatter.value(row), out),
             Err(_) => out.push_str("null"),

@@ -13,7 +13,7 @@ use super::clauses::{Emit, parse_duration};
 use super::error::SqlError;
 use super::parser::Words;
 use super::statement::{Alteration, EndpointParameter, Kind, Statement};
-use super::types::arrow_type;
+use super::types::{arrow_type, map_type};
 
 /// Options of a stream that say how it is kept and shown, and may be changed later.
 const CHANGEABLE: [&str; 3] = ["retention", "aliases", "hidden"];
@@ -260,10 +260,7 @@ impl Words {
 
     fn column(&mut self) -> Result<Column, SqlError> {
         let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
-        let type_token = self.parser.peek_token();
-        let declared = self.inner(Parser::parse_data_type)?;
-        let (data_type, json) =
-            arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(type_token.span))?;
+        let (data_type, json) = if self.take("MAP") { (self.map()?, false) } else { self.plain_type()? };
         let mut column = Column { name, data_type, nullable: true, sensitive: false, json };
         loop {
             if self.take("SENSITIVE") {
@@ -275,6 +272,26 @@ impl Words {
                 return Ok(column);
             }
         }
+    }
+
+    fn plain_type(&mut self) -> Result<(DataType, bool), SqlError> {
+        let token = self.parser.peek_token();
+        let declared = self.inner(Parser::parse_data_type)?;
+        arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(token.span))
+    }
+
+    /// `<TEXT, type>` behind MAP.
+    fn map(&mut self) -> Result<DataType, SqlError> {
+        self.symbol(&Token::Lt)?;
+        let token = self.parser.peek_token();
+        let (key, _) = self.plain_type()?;
+        if key != DataType::Utf8 {
+            return Err(SqlError::unsupported("the keys of a MAP are TEXT").at(token.span));
+        }
+        self.symbol(&Token::Comma)?;
+        let (value, _) = self.plain_type()?;
+        self.symbol(&Token::Gt)?;
+        Ok(map_type(value))
     }
 
     fn columns(&mut self) -> Result<Vec<Column>, SqlError> {

@@ -40,12 +40,18 @@ pub fn arrow_type(declared: &SqlType) -> Result<(DataType, bool), String> {
             ) => DataType::List(Field::new("element", arrow_type(element)?.0, true).into()),
             other => {
                 return Err(format!(
-                    "type {other} is not supported; use TEXT, BOOLEAN, SMALLINT, INT, BIGINT, DOUBLE, DECIMAL(p,s), TIMESTAMP, DATE, JSON, STRUCT<…> or ARRAY<…>"
+                    "type {other} is not supported; use TEXT, BOOLEAN, SMALLINT, INT, BIGINT, DOUBLE, DECIMAL(p,s), TIMESTAMP, DATE, JSON, STRUCT<…>, ARRAY<…> or MAP<TEXT, …>"
                 ));
             }
         },
         false,
     ))
+}
+
+/// A map from texts to such values.
+pub fn map_type(value: DataType) -> DataType {
+    let entries = vec![Field::new("key", DataType::Utf8, false), Field::new("value", value, true)];
+    DataType::Map(Field::new("entries", DataType::Struct(entries.into()), false).into(), false)
 }
 
 fn decimal(info: &ExactNumberInfo) -> Result<DataType, String> {
@@ -84,6 +90,10 @@ pub fn stored_type(data_type: &DataType) -> Option<DataType> {
                 .map(|field| Some(Field::new(field.name(), stored_type(field.data_type())?, true)))
                 .collect::<Option<Fields>>()?,
         ),
+        DataType::Map(entries, _) => match entries.data_type() {
+            DataType::Struct(fields) if fields.len() == 2 => map_type(stored_type(fields[1].data_type())?),
+            _ => return None,
+        },
         DataType::List(element) | DataType::LargeList(element) => {
             DataType::List(Field::new("element", stored_type(element.data_type())?, true).into())
         }
@@ -112,6 +122,12 @@ pub fn sql_type(data_type: &DataType) -> String {
             format!("STRUCT<{}>", members.join(", "))
         }
         DataType::List(element) => format!("ARRAY<{}>", sql_type(element.data_type())),
+        DataType::Map(entries, _) => match entries.data_type() {
+            DataType::Struct(fields) if fields.len() == 2 => {
+                format!("MAP<TEXT, {}>", sql_type(fields[1].data_type()))
+            }
+            other => other.to_string(),
+        },
         other => other.to_string(),
     }
 }

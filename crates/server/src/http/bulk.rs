@@ -1,0 +1,181 @@
+//! Bodies of any length: lines are taken in parts as they arrive, so that memory stays bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
+use futures::StreamExt;
+use highwater_event::{Principal, StreamName};
+use highwater_ingest::{DoorError, Format, Submission};
+
+use super::events::Tally;
+use super::problem::{Answer, Problem};
+use crate::node::Node;
+
+/// About how many bytes are taken at a time.
+const PART: usize = 2 << 20;
+/// The longest line.
+const MAX_LINE: usize = 16 << 20;
+/// How long a part waits for a busy door before the call is refused.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Takes a body of lines. What was accepted before a fault stays accepted, and the answer says how much.
+pub async fn take(
+    node: &Arc<Node>,
+    stream: StreamName,
+    principal: Principal,
+    format: Format,
+    body: Body,
+) -> Answer {
+    let mut parts = Parts { format, header: None, buffer: Vec::new() };
+    let mut chunks = body.into_data_stream();
+    let mut tally = Tally::default();
+    loop {
+        let last = match chunks.next().await {
+            Some(Ok(chunk)) => {
+                parts.buffer.extend_from_slice(&chunk);
+                false
+            }
+            Some(Err(error)) => {
+                return Err(so_far(Problem::bad_request("body_unreadable", error.to_string()), &tally));
+            }
+            None => true,
+        };
+        while let Some(part) = parts.next(last) {
+            let part = part.map_err(|problem| so_far(problem, &tally))?;
+            let submission =
+                Submission { stream: stream.clone(), body: part, format, principal: principal.clone() };
+            let verdicts = submit(node, submission).await.map_err(|problem| so_far(problem, &tally))?;
+            tally.take(&verdicts);
+        }
+        if last {
+            break;
+        }
+    }
+    if tally.events() == 0 {
+        return Err(Problem::bad_request("empty_body", "the body holds no event"));
+    }
+    Ok(tally.answer())
+}
+
+fn so_far(problem: Problem, tally: &Tally) -> Problem {
+    if tally.events() == 0 { problem } else { problem.with("events_taken", tally.events().into()) }
+}
+
+/// Hands a part to the door. A long body that has begun waits for a busy door instead of giving up.
+async fn submit(node: &Arc<Node>, submission: Submission) -> Result<Vec<highwater_ingest::Verdict>, Problem> {
+    node.learn(&submission).await?;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match node.door.submit(submission.clone()).await {
+            Err(DoorError::Busy) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+/// Cuts a body at the ends of lines.
+struct Parts {
+    format: Format,
+    /// The first line of CSV, which every part needs.
+    header: Option<Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl Parts {
+    /// The next part; `None` when more bytes are needed.
+    fn next(&mut self, last: bool) -> Option<Result<Bytes, Problem>> {
+        if self.buffer.len() < PART && !last {
+            return None;
+        }
+        if self.buffer.is_empty() {
+            return None;
+        }
+        let Some(end) = self.line_end(last) else {
+            if self.buffer.len() > MAX_LINE {
+                return Some(Err(Problem::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "line_too_long",
+                    format!("a line may hold {} MiB", MAX_LINE >> 20),
+                )));
+            }
+            return None;
+        };
+        let rest = self.buffer.split_off(end);
+        let mut part = std::mem::replace(&mut self.buffer, rest);
+        if self.format == Format::Csv {
+            match &self.header {
+                Some(header) => part.splice(..0, header.iter().copied()).for_each(drop),
+                None => {
+                    let end = part.iter().position(|byte| *byte == b'\n').map_or(part.len(), |at| at + 1);
+                    self.header = Some(part[..end].to_vec());
+                }
+            }
+        }
+        if part.iter().all(u8::is_ascii_whitespace) {
+            return self.next(last);
+        }
+        Some(Ok(part.into()))
+    }
+
+    /// Where the last whole line of the buffer ends; a line break inside quotes is none.
+    fn line_end(&self, last: bool) -> Option<usize> {
+        if last && self.buffer.len() <= 2 * PART {
+            return Some(self.buffer.len());
+        }
+        if self.format != Format::Csv {
+            let window = self.buffer.len().min(2 * PART);
+            let end = self.buffer[..window].iter().rposition(|byte| *byte == b'\n');
+            return end.map(|at| at + 1).or_else(|| last.then_some(self.buffer.len()));
+        }
+        let (mut end, mut quoted) = (None, false);
+        for (at, byte) in self.buffer.iter().enumerate().take(2 * PART) {
+            match byte {
+                b'"' => quoted = !quoted,
+                b'\n' if !quoted => end = Some(at + 1),
+                _ => {}
+            }
+        }
+        end.or_else(|| last.then_some(self.buffer.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(format: Format, text: &str, chunk: usize) -> Vec<String> {
+        let mut parts = Parts { format, header: None, buffer: Vec::new() };
+        let mut found = Vec::new();
+        for piece in text.as_bytes().chunks(chunk) {
+            parts.buffer.extend_from_slice(piece);
+            while let Some(part) = parts.next(false) {
+                found.push(String::from_utf8(part.unwrap().to_vec()).unwrap());
+            }
+        }
+        while let Some(part) = parts.next(true) {
+            found.push(String::from_utf8(part.unwrap().to_vec()).unwrap());
+        }
+        found
+    }
+
+    #[test]
+    fn lines_are_never_cut_and_csv_keeps_its_header() {
+        let line = format!("{{\"n\":\"{}\"}}\n", "x".repeat(1000));
+        let text = line.repeat(10_000);
+        for chunk in [700, 65_536] {
+            let parts = cut(Format::NdJson, &text, chunk);
+            assert!(parts.len() > 2);
+            assert_eq!(parts.concat(), text);
+            assert!(parts.iter().all(|part| part.ends_with('\n')));
+        }
+        let rows = format!("1,\"{}\n more\"\n", "y".repeat(1000)).repeat(10_000);
+        let parts = cut(Format::Csv, &format!("a,b\n{rows}"), 10_000);
+        assert!(parts.len() > 2);
+        let bare: String = parts.iter().map(|part| part.strip_prefix("a,b\n").unwrap()).collect();
+        assert_eq!(bare, rows);
+    }
+}
