@@ -143,6 +143,11 @@ impl DedupeIndex {
         Ok(index)
     }
 
+    /// Up to which offset of a partition the store holds every key.
+    pub fn stored_until(&self, partition: Partition) -> Result<Offset, StoreError> {
+        Ok(self.store.marks(&self.table)?.get(&partition).map_or(0, |mark| mark.offset))
+    }
+
     /// The name of its table in the keyed store.
     pub fn table(&self) -> &str {
         &self.table

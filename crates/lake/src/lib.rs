@@ -178,6 +178,22 @@ fn set_aside(dir: &Path, why: &str) -> std::io::Result<PathBuf> {
     Err(std::io::Error::other("too many folders are set aside; remove them"))
 }
 
+/// Copies a folder; files are never changed once they are written, so a link is as good as a copy.
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else if std::fs::hard_link(entry.path(), &target).is_err() {
+            std::fs::copy(entry.path(), &target)?;
+            std::fs::File::open(&target)?.sync_all()?;
+        }
+    }
+    std::fs::File::open(to)?.sync_all()
+}
+
 async fn sync_files(dir: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
     let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         for path in paths {

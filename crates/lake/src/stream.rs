@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondT
 use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
+use datafusion::logical_expr::{ident, lit};
 use deltalake::DeltaTable;
 use deltalake::delta_datafusion::{DeltaScanConfig, DeltaScanNext};
 use deltalake::protocol::SaveMode;
@@ -197,6 +198,82 @@ impl LakeStream {
         config.schema_force_view_types = false;
         let provider = DeltaScanNext::new(table.snapshot()?.snapshot().clone(), config)?;
         Ok(LakeSnapshot { provider: Arc::new(provider), marks, version: table.version().unwrap_or(0) })
+    }
+
+    /// Rows of a partition from `from` on as the log had them, about `max_rows` of them: the lake is the
+    /// log's cold tier. Empty when it holds none from there on.
+    pub async fn read_back(
+        &self,
+        partition: Partition,
+        from: Offset,
+        max_rows: usize,
+    ) -> Result<Vec<LogBatch>, LakeError> {
+        let snapshot = self.snapshot(Moment::Now).await?;
+        let context = datafusion::prelude::SessionContext::new();
+        let to = from.saturating_add(max_rows as Offset);
+        let int = |name: &str| ident(name);
+        let rows = context
+            .read_table(snapshot.provider)?
+            .filter(int(columns::PARTITION).eq(lit(partition as i32)))?
+            .filter(int(columns::OFFSET).gt_eq(lit(from as i64)))?
+            .filter(int(columns::OFFSET).lt(lit(to as i64)))?
+            .sort(vec![int(columns::OFFSET).sort(true, false)])?
+            .collect()
+            .await?;
+        let stored = self.stream.stored_schema();
+        let mut batches = Vec::new();
+        for rows in rows.iter().filter(|rows| rows.num_rows() > 0) {
+            self.as_batches(rows, &stored, &mut batches)?;
+        }
+        Ok(batches)
+    }
+
+    /// Cuts rows of the lake where their commit or the run of their offsets ends.
+    fn as_batches(
+        &self,
+        rows: &RecordBatch,
+        stored: &SchemaRef,
+        batches: &mut Vec<LogBatch>,
+    ) -> Result<(), ArrowError> {
+        let arrays = stored
+            .fields()
+            .iter()
+            .map(|field| match rows.column_by_name(field.name()) {
+                Some(column) => cast(column, field.data_type()),
+                None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let values = RecordBatch::try_new(stored.clone(), arrays)?;
+        let of = |name: &str| -> Result<Vec<i64>, ArrowError> {
+            let column = rows.column(rows.schema_ref().index_of(name)?);
+            let plain = cast(column, &DataType::Int64)?;
+            Ok(plain.as_primitive::<arrow::datatypes::Int64Type>().values().to_vec())
+        };
+        let (offsets, recorded) = (of(columns::OFFSET)?, of(columns::RECORDED_AT)?);
+        let mut start = 0;
+        for row in 1..=offsets.len() {
+            let ends = row == offsets.len()
+                || recorded[row] != recorded[start]
+                || offsets[row] != offsets[row - 1] + 1;
+            if ends {
+                batches.push(LogBatch {
+                    base: offsets[start] as Offset,
+                    recorded_at: recorded[start],
+                    rows: values.slice(start, row - start),
+                });
+                start = row;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the table into another lake, as one version of it.
+    pub async fn copy_to(&self, root: &Path) -> Result<(), LakeError> {
+        let _alone = self.committing.lock().await;
+        let folder = self.dir.file_name().map(PathBuf::from).unwrap_or_default();
+        let (from, to) = (self.dir.clone(), root.join("streams").join(folder));
+        let copied = tokio::task::spawn_blocking(move || crate::copy_folder(&from, &to)).await;
+        Ok(copied.map_err(std::io::Error::other)??)
     }
 
     /// Files and bytes of the newest version, and its number.

@@ -67,6 +67,14 @@ pub enum ReadError {
         /// What was found.
         detail: String,
     },
+    /// The rows were taken out of the log when their time here was over; the cold tier may have them.
+    #[error("offsets of {at} before {start} are no longer in the log")]
+    Retired {
+        /// The partition.
+        at: StreamPartition,
+        /// First offset that is there.
+        start: Offset,
+    },
     /// The disk did not answer.
     #[error("the log could not be read: {0}")]
     Io(String),
@@ -77,6 +85,7 @@ impl ReadError {
     pub fn reaction(&self) -> Reaction {
         match self {
             Self::Damaged { .. } => Reaction::Integrity,
+            Self::Retired { .. } => Reaction::NotFound,
             Self::Io(_) => Reaction::Retry,
         }
     }

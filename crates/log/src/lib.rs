@@ -32,7 +32,7 @@ use tokio::sync::watch;
 
 pub use commit::{Advance, Append, Commit, LogBatch, Receipt};
 pub use error::{AppendError, OpenError, ReadError};
-pub use journal::{Journal, JournalOptions};
+pub use journal::{Extent, Journal, JournalOptions, Retired};
 
 /// An append-only sequence of commits over partitioned streams.
 #[async_trait]
@@ -43,6 +43,9 @@ pub trait Log: Send + Sync {
     /// Reads durable rows of one partition from `from` on, in order, at least one batch when there is
     /// one and about `max_rows` rows. The first batch may start before `from`: callers slice.
     fn read(&self, at: &StreamPartition, from: Offset, max_rows: usize) -> Result<Vec<LogBatch>, ReadError>;
+
+    /// The first offset of the partition that can still be read; [`Log::end`] when there is none.
+    fn start(&self, at: &StreamPartition) -> Offset;
 
     /// The offset that the next durable row of the partition will get. 0 when there is none yet.
     fn end(&self, at: &StreamPartition) -> Offset;

@@ -56,7 +56,7 @@ impl From<AppendError> for ViewError {
 impl From<ReadError> for ViewError {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Damaged { .. } => Self::Broken(error.to_string()),
+            ReadError::Damaged { .. } | ReadError::Retired { .. } => Self::Broken(error.to_string()),
             ReadError::Io(_) => Self::Retry(error.to_string()),
         }
     }

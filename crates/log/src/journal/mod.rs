@@ -7,6 +7,7 @@
 //! Non-goals: editing, deleting single events, reading what is not durable yet.
 
 mod open;
+mod retire;
 mod writer;
 
 use std::collections::{HashMap, VecDeque};
@@ -25,6 +26,7 @@ use crate::segment::Segment;
 use crate::tail::Tail;
 
 pub use crate::recovery::Damage;
+pub use retire::{Extent, Retired};
 
 /// How a journal is kept.
 #[derive(Debug, Clone)]
@@ -52,6 +54,10 @@ pub struct Journal {
     queue: mpsc::Sender<writer::Request>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     damage: Vec<Damage>,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Old segments are removed, or all are copied: one at a time.
+    keeping: Mutex<()>,
     _lock: Box<dyn LockGuard>,
 }
 
@@ -102,6 +108,7 @@ impl Journal {
             poisoned: watch::Sender::new(None),
         });
         let (queue, requests) = mpsc::channel(options.queue);
+        let (kept_disk, dir) = (disk.clone(), options.dir.clone());
         let writer = writer::Writer::new(shared.clone(), options, disk, clock, opened.active, opened.log_id);
         let handle = std::thread::Builder::new()
             .name("journal".into())
@@ -112,6 +119,9 @@ impl Journal {
             queue,
             writer: Mutex::new(Some(handle)),
             damage: opened.damage,
+            disk: kept_disk,
+            dir,
+            keeping: Mutex::new(()),
             _lock: opened.lock,
         })
     }
@@ -179,6 +189,10 @@ impl Shared {
         max_rows: usize,
     ) -> Result<Vec<LogBatch>, ReadError> {
         let segments: Vec<Arc<Segment>> = self.segments().clone();
+        let start = retire::start_of(&segments, at, end);
+        if from < start && segments.first().is_some_and(|segment| segment.first_commit > 0) {
+            return Err(ReadError::Retired { at: at.clone(), start });
+        }
         let mut batches: Vec<LogBatch> = Vec::new();
         let mut rows = 0usize;
         let mut expected = from;
@@ -249,6 +263,10 @@ impl Log for Journal {
             return Ok(batches);
         }
         self.shared.read_segments(at, from, end, max_rows)
+    }
+
+    fn start(&self, at: &StreamPartition) -> Offset {
+        retire::start_of(&self.shared.segments(), at, self.end(at))
     }
 
     fn end(&self, at: &StreamPartition) -> Offset {

@@ -126,6 +126,37 @@ impl Client {
         self.answer(request.send(body))
     }
 
+    /// Sends a body of unknown length.
+    pub fn stream(
+        &self,
+        path: &str,
+        content_type: &str,
+        encoding: Option<&str>,
+        body: &mut dyn std::io::Read,
+    ) -> Result<String, Failure> {
+        let mut request = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", content_type);
+        if let Some(encoding) = encoding {
+            request = request.header("content-encoding", encoding);
+        }
+        self.answer(request.send(ureq::SendBody::from_reader(&mut BodyReader(body))))
+    }
+
+    /// Opens an answer that is read as it comes.
+    pub fn open(&self, path: &str) -> Result<impl std::io::Read + 'static, Failure> {
+        let request = self
+            .agent
+            .get(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token));
+        match request.call() {
+            Ok(response) if response.status().is_success() => Ok(response.into_body().into_reader()),
+            other => Err(self.answer(other).err().unwrap_or_else(|| Failure::new("bad_answer", "no answer"))),
+        }
+    }
+
     fn answer(
         &self,
         response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
@@ -185,4 +216,13 @@ fn listening(folder: &Path) -> Result<String, Failure> {
             format!("{}/{LISTENING} does not say where the node listens", folder.display()),
         )
     })
+}
+
+/// A reader whose type is not known.
+struct BodyReader<'a>(&'a mut dyn std::io::Read);
+
+impl std::io::Read for BodyReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
 }

@@ -5,9 +5,13 @@
 
 mod apply;
 mod client;
+mod config;
+mod follow;
 mod generate;
+mod operate;
 mod output;
 mod read;
+mod send;
 mod serve;
 
 use std::net::SocketAddr;
@@ -39,8 +43,29 @@ enum Command {
     Apply(ApplyArgs),
     /// Ask a question in SQL.
     Sql(SqlArgs),
+    /// Follow a query: rows of a stream as they come, or the changes of any other answer.
+    Subscribe(SubscribeArgs),
     /// Follow a stream as events come.
     Tail(TailArgs),
+    /// Send events from files or standard input.
+    Send(SendArgs),
+    /// Derive a view again from the log, and wait for it.
+    Rebuild(RebuildArgs),
+    /// The lake: what is in it, its versions, what changed between two.
+    #[command(subcommand)]
+    Lake(LakeCommand),
+    /// Copy everything that can't be derived into a folder, while the node goes on.
+    Backup(BackupArgs),
+    /// Look at settings, data folder, disk and node, and say what is wrong.
+    Doctor(DoctorArgs),
+    /// Settings and where they come from.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Streams.
     #[command(subcommand)]
     Stream(ListCommand),
@@ -89,22 +114,22 @@ struct Output {
 }
 
 #[derive(Debug, Args)]
-struct ServeArgs {
-    /// Data folder; made when it is not there.
-    #[arg(long, env = "HIGHWATER_DATA", default_value = "./highwater-data")]
-    data: PathBuf,
-    /// Address and port to listen on.
-    #[arg(long, env = "HIGHWATER_LISTEN", default_value = "127.0.0.1:7700")]
-    listen: SocketAddr,
+pub struct ServeArgs {
+    /// Data folder; made when it is not there [default: ./highwater-data].
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Address and port to listen on [default: 127.0.0.1:7700].
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Folder of SQL files to declare at the start; may be given several times.
     #[arg(long)]
     pack: Vec<PathBuf>,
-    /// Seconds that rows may wait before they are written to the lake.
-    #[arg(long, default_value_t = 5.0)]
-    lake_wait: f64,
-    /// Seconds between two snapshots of changed tables in the lake.
-    #[arg(long, default_value_t = 60.0)]
-    snapshot_every: f64,
+    /// Seconds that rows may wait before they are written to the lake [default: 5].
+    #[arg(long)]
+    lake_wait: Option<f64>,
+    /// Seconds between two snapshots of changed tables in the lake [default: 60].
+    #[arg(long)]
+    snapshot_every: Option<f64>,
 }
 
 #[derive(Debug, Args)]
@@ -209,6 +234,124 @@ struct TailArgs {
     target: Target,
 }
 
+#[derive(Debug, Args)]
+struct SubscribeArgs {
+    /// The query.
+    query: String,
+    /// "newest", "earliest", or the mark of an update.
+    #[arg(long)]
+    from: Option<String>,
+    /// Stop after so many updates.
+    #[arg(short = 'n', long)]
+    updates: Option<u64>,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum EventFormat {
+    /// A JSON object or an array of them.
+    Json,
+    /// One JSON object a line.
+    Ndjson,
+    /// A line of names, then one event a line.
+    Csv,
+    /// An array of CloudEvents.
+    Cloudevents,
+}
+
+#[derive(Debug, Args)]
+struct SendArgs {
+    /// The stream.
+    stream: String,
+    /// Files, plain or .gz or .zst; standard input when there are none.
+    files: Vec<PathBuf>,
+    /// What they hold; by default by their names, else NDJSON.
+    #[arg(long, value_enum)]
+    format: Option<EventFormat>,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Args)]
+struct RebuildArgs {
+    /// The view, such as table:total_by_type.
+    view: String,
+    /// Return at once.
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum LakeCommand {
+    /// Streams with files, bytes and version.
+    List {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The newest versions of a stream.
+    Versions {
+        /// The stream.
+        stream: String,
+        /// At most so many.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// How many events came and went between two versions.
+    Diff {
+        /// The stream.
+        stream: String,
+        /// The earlier version.
+        from: u64,
+        /// The later version; without it the newest.
+        to: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write small files together, and let go what is past its retention, now.
+    Compact {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Debug, Args)]
+struct BackupArgs {
+    /// An empty folder on the node's machine.
+    folder: PathBuf,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Every setting with its value and where it comes from.
+    Show {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Read every setting and say what is wrong.
+    Check,
+}
+
 #[derive(Debug, Subcommand)]
 enum ListCommand {
     /// All of them.
@@ -275,6 +418,14 @@ pub fn main() -> ExitCode {
         Command::Apply(arguments) => apply::apply(arguments),
         Command::Sql(arguments) => read::sql(arguments),
         Command::Tail(arguments) => read::tail(arguments),
+        Command::Subscribe(arguments) => follow::subscribe(arguments),
+        Command::Send(arguments) => send::send(arguments),
+        Command::Rebuild(arguments) => operate::rebuild(arguments),
+        Command::Lake(command) => operate::lake(command),
+        Command::Backup(arguments) => operate::backup(&arguments.folder, &arguments.target),
+        Command::Doctor(arguments) => operate::doctor(arguments),
+        Command::Config(command) => config::config(command),
+        Command::Completions { shell } => Ok(operate::completions(shell)),
         Command::Stream(command) => read::list("streams", &["name", "origin", "events", "lag"], command),
         Command::Table(command) => read::list("tables", &["name", "source", "state", "lag"], command),
         Command::Endpoint(command) => read::list("endpoints", &["path", "requires"], command),

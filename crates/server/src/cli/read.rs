@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use super::client::Client;
 use super::{Failure, ListCommand, SqlArgs, TailArgs, ViewCommand, output};
 
-fn parse(body: &str) -> Result<Value, Failure> {
+pub(super) fn parse(body: &str) -> Result<Value, Failure> {
     serde_json::from_str(body)
         .map_err(|error| Failure::new("bad_answer", format!("the node's answer is not JSON: {error}")))
 }
 
-fn objects(value: &Value) -> Vec<Map<String, Value>> {
+pub(super) fn objects(value: &Value) -> Vec<Map<String, Value>> {
     value.as_array().into_iter().flatten().filter_map(|row| row.as_object().cloned()).collect()
 }
 
@@ -81,7 +81,7 @@ pub fn tail(arguments: TailArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-fn encode(name: &str) -> String {
+pub(super) fn encode(name: &str) -> String {
     name.bytes()
         .map(|byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
@@ -118,7 +118,7 @@ pub fn list(kind: &str, columns: &[&str], command: ListCommand) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_json(value: &Value) -> Result<(), Failure> {
+pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
     let text =
         serde_json::to_string_pretty(value).map_err(|error| Failure::new("bad_answer", error.to_string()))?;
     writeln!(std::io::stdout().lock(), "{text}")?;

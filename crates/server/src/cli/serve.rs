@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use axum::ServiceExt;
@@ -17,6 +16,7 @@ use tower::util::MapRequestLayer;
 
 use super::apply::read_pack;
 use super::client::LISTENING;
+use super::config::Settings;
 use super::{DemoArgs, Failure, ServeArgs};
 use crate::demo;
 use crate::http;
@@ -59,16 +59,15 @@ impl Runtimes {
 pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
     start_logging();
     let runtimes = Runtimes::new()?;
-    let mut options = NodeOptions::at(&arguments.data);
-    options.lake_wait = seconds("lake-wait", arguments.lake_wait)?;
-    options.snapshot_every = seconds("snapshot-every", arguments.snapshot_every)?;
-    let packs = arguments.pack.iter().map(|pack| read_pack(pack)).collect::<anyhow::Result<Vec<_>>>()?;
+    let settings = Settings::of_serve(&arguments)?;
+    let (options, listen, data) = (settings.node()?, settings.listen()?, settings.data());
+    let packs = settings.packs().iter().map(|pack| read_pack(pack)).collect::<anyhow::Result<Vec<_>>>()?;
     let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
-        let (node, url, listener) = open(options, handles, arguments.listen).await?;
+        let (node, url, listener) = open(options, handles, listen).await?;
         declare(&node, &packs).await?;
         let catalog = node.catalog();
-        eprintln!("highwater {}     data {}", env!("CARGO_PKG_VERSION"), arguments.data.display());
+        eprintln!("highwater {}     data {}", env!("CARGO_PKG_VERSION"), data.display());
         eprintln!(
             "  {} streams, {} tables, {} endpoints",
             catalog.streams.len(),
@@ -76,12 +75,12 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
             catalog.endpoints.len()
         );
         eprintln!("\n  Open   {url}/    API {url}/docs    Metrics {url}/metrics");
-        eprintln!("  Token  {}", arguments.data.join("operator.token").display());
+        eprintln!("  Token  {}", data.join("operator.token").display());
         eprintln!(
             "  Try    curl -H \"Authorization: Bearer $(cat {}/operator.token)\" {url}/api/v1/streams",
-            arguments.data.display()
+            data.display()
         );
-        run(node, listener, &arguments.data).await
+        run(node, listener, &data).await
     })
 }
 
@@ -113,13 +112,6 @@ pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
         shut(&node, &arguments.data).await;
         Ok(code)
     })
-}
-
-fn seconds(name: &str, value: f64) -> Result<Duration, Failure> {
-    Duration::try_from_secs_f64(value)
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| Failure::new("usage", format!("--{name} is a number of seconds above 0")).exit(2))
 }
 
 async fn open(

@@ -87,11 +87,7 @@ pub async fn stream(
         }
     };
     let count = ask(format!("SELECT count(*) FROM rows{condition}"), values.clone()).await?;
-    let count = count
-        .batches
-        .iter()
-        .find(|batch| batch.num_rows() > 0)
-        .map_or(0, |batch| batch.column(0).as_primitive::<Int64Type>().value(0)) as usize;
+    let count = only_number(&count) as usize;
     if let Some(day) = &day
         && count == 0
         && ask("SELECT 1 FROM rows LIMIT 1".into(), Vec::new()).await?.row_count() == 0
@@ -123,6 +119,12 @@ pub async fn stream(
             rows(&result, &names, ",")
         ),
     ))
+}
+
+/// The one number that a query answers.
+pub fn only_number(result: &adhoc::QueryResult) -> i64 {
+    let rows = result.batches.iter().find(|batch| batch.num_rows() > 0);
+    rows.map_or(0, |batch| batch.column(0).as_primitive::<Int64Type>().value(0))
 }
 
 fn invalid(name: &str, detail: impl std::fmt::Display) -> Problem {

@@ -13,6 +13,7 @@ mod health;
 mod live;
 mod metrics;
 mod openapi;
+mod operate;
 mod pages;
 mod problem;
 mod router;

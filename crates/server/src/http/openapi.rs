@@ -14,7 +14,7 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{RefOr, Required, Schema};
 
-use super::{datalake, events, health, live, metrics, sql, statements, streams, views};
+use super::{datalake, events, health, live, metrics, operate, sql, statements, streams, views};
 use crate::node::Node;
 
 #[derive(OpenApi)]
@@ -45,6 +45,10 @@ use crate::node::Node;
         views::resume,
         datalake::stream,
         datalake::resources,
+        operate::versions,
+        operate::diff,
+        operate::maintain,
+        operate::backup,
         health::healthz,
         metrics::render
     )

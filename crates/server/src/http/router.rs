@@ -18,7 +18,8 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::problem::{Problem, ProblemBody};
 use super::{
-    auth, datalake, endpoints, events, health, live, metrics, openapi, pages, sql, statements, streams, views,
+    auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, sql, statements,
+    streams, views,
 };
 use crate::node::Node;
 
@@ -41,6 +42,8 @@ pub const BUILT_IN_PATHS: &[&str] = &[
     "/api/v1/tables",
     "/api/v1/endpoints",
     "/api/v1/views",
+    "/api/v1/maintenance",
+    "/api/v1/backup",
     "/api/v1/events/ingest",
     "/api/v1/events/batch",
     "/api/datalake/resources",
@@ -74,6 +77,10 @@ pub fn app(node: Arc<Node>) -> Router {
         .route("/api/v1/views/{view}/resume", post(views::resume))
         .route("/api/datalake/streams/{name}", get(datalake::stream))
         .route("/api/datalake/resources", get(datalake::resources))
+        .route("/api/v1/lake/{stream}/versions", get(operate::versions))
+        .route("/api/v1/lake/{stream}/diff", get(operate::diff))
+        .route("/api/v1/maintenance", post(operate::maintain))
+        .route("/api/v1/backup", post(operate::backup))
         .route("/api/openapi.json", get(openapi::document))
         .route("/metrics", get(metrics::render))
         .fallback(endpoints::declared)

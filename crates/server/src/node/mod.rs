@@ -11,14 +11,16 @@
 
 mod declare;
 mod information;
+mod keep;
 mod live;
 mod relations;
 mod secrets;
 mod snapshots;
 mod system;
+mod tiered;
 mod views;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -53,6 +55,10 @@ pub struct NodeOptions {
     pub snapshot_every: Duration,
     /// How often tables and the dedupe index are written back.
     pub write_back_every: Duration,
+    /// How often small files of the lake are written together and old segments let go.
+    pub keep_every: Duration,
+    /// How long the log keeps events that the lake has too.
+    pub log_retention: Duration,
     /// Bytes that all ad-hoc queries together may hold.
     pub query_memory: usize,
     /// Bytes of clean states that one table keeps in memory.
@@ -67,6 +73,8 @@ impl NodeOptions {
             lake_wait: Duration::from_secs(5),
             snapshot_every: Duration::from_secs(60),
             write_back_every: Duration::from_secs(1),
+            keep_every: Duration::from_secs(60),
+            log_retention: Duration::from_secs(7 * 24 * 3600),
             query_memory: 1 << 30,
             table_memory: 64 << 20,
         }
@@ -93,7 +101,7 @@ pub struct Node {
     catalog: RwLock<Arc<Catalog>>,
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
-    lakes: RwLock<HashMap<StreamName, Arc<LakeStream>>>,
+    lakes: tiered::Lakes,
     /// Tables and joins by the name of their view.
     keyed: RwLock<BTreeMap<String, Arc<views::Keyed>>>,
     started: i64,
@@ -125,7 +133,9 @@ impl Node {
             tracing::error!(?damage, "the log is damaged: this range is refused, the rest is served");
         }
         let journal = Arc::new(journal);
-        let log: Arc<dyn Log> = journal.clone();
+        let lakes = tiered::Lakes::default();
+        let log: Arc<dyn Log> =
+            Arc::new(tiered::Tiered::new(journal.clone(), lakes.clone(), queries.clone()));
         let store: Arc<dyn KeyedStore> =
             Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
         let operator_token = secrets::operator_token(&options.data)?;
@@ -140,7 +150,7 @@ impl Node {
             operator_token,
             catalog: RwLock::default(),
             declaring: tokio::sync::Mutex::new(()),
-            lakes: RwLock::default(),
+            lakes,
             keyed: RwLock::default(),
             started: clock.now_micros(),
             background: Mutex::default(),
@@ -227,7 +237,8 @@ impl Node {
             }
         });
         let snapshots = tokio::spawn(snapshots::keep(Arc::downgrade(self)));
-        lock(&self.background).extend([flusher, snapshots]);
+        let house = tokio::spawn(keep::keep(Arc::downgrade(self)));
+        lock(&self.background).extend([flusher, snapshots, house]);
     }
 
     /// Stops the views, writes back what is in memory and closes the log.

@@ -146,32 +146,34 @@ impl Node {
     }
 }
 
-/// One relation under one name, for calls that ask several questions about the same rows.
-pub struct Fixed {
-    name: String,
-    provider: Arc<dyn TableProvider>,
-}
+/// Relations that stay as they are, for calls that ask several questions about the same rows.
+pub struct Fixed(BTreeMap<String, Arc<dyn TableProvider>>);
 
 impl Fixed {
     /// Fixes a relation.
     pub fn new(name: impl Into<String>, provider: Arc<dyn TableProvider>) -> Self {
-        Self { name: name.into(), provider }
+        Self::several([(name.into(), provider)])
+    }
+
+    /// Fixes several.
+    pub fn several(relations: impl IntoIterator<Item = (String, Arc<dyn TableProvider>)>) -> Self {
+        Self(relations.into_iter().collect())
     }
 }
 
 impl fmt::Debug for Fixed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fixed({})", self.name)
+        f.debug_tuple("Fixed").field(&self.0.keys().collect::<Vec<_>>()).finish()
     }
 }
 
 #[async_trait]
 impl Relations for Fixed {
     fn names(&self) -> Vec<String> {
-        vec![self.name.clone()]
+        self.0.keys().cloned().collect()
     }
 
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
-        Ok((name == self.name).then(|| self.provider.clone()))
+        Ok(self.0.get(name).cloned())
     }
 }

@@ -29,6 +29,16 @@ pub fn token_key(data: &Path) -> anyhow::Result<[u8; 32]> {
     Ok(key)
 }
 
+/// Copies the secrets of a data folder into another.
+pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    for name in [OPERATOR_TOKEN, TOKEN_KEY] {
+        // Copied with their mode.
+        std::fs::copy(from.join(name), to.join(name))?;
+        std::fs::File::open(to.join(name))?.sync_all()?;
+    }
+    std::fs::File::open(to)?.sync_all()
+}
+
 fn secret(path: &Path, bytes: usize) -> anyhow::Result<String> {
     let shown = path.display();
     if path.exists() {

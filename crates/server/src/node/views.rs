@@ -90,6 +90,10 @@ impl Node {
         place: Place,
     ) -> anyhow::Result<()> {
         let schema = &entry.schema;
+        if schema.options.lake {
+            // First: the log may have to be read back from it.
+            self.start_lake(schema, place).await?;
+        }
         match &entry.derivation {
             Some(Derivation::Transform(transform)) => {
                 let view = DerivedStream::new(transform.clone(), self.log.clone(), self.clock.clone());
@@ -105,9 +109,6 @@ impl Node {
                 Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
             let index = self.open_index(&schema.name, schema.options.event_id.is_empty()).await?;
             self.door.admit(decoder, index);
-        }
-        if schema.options.lake {
-            self.start_lake(schema, place).await?;
         }
         Ok(())
     }

@@ -1,0 +1,296 @@
+//! Settings of a node and where each came from: flag, environment, `./highwater.toml`, the user's own
+//! `highwater/config.toml`, default — the first that says something holds.
+//!
+//! A setting `log.retention` is `HIGHWATER__LOG__RETENTION` in the environment, or in a file that
+//! `HIGHWATER__LOG__RETENTION_FILE` names.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use highwater_sql::dialect::parse_duration;
+use serde_json::{Map, Value};
+
+use super::{ConfigCommand, Failure, ServeArgs, output};
+use crate::node::NodeOptions;
+
+/// A setting: its key, its default, and what it is.
+struct Known {
+    key: &'static str,
+    default: &'static str,
+    about: &'static str,
+}
+
+const KNOWN: [Known; 10] = [
+    Known { key: "data", default: "./highwater-data", about: "data folder" },
+    Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
+    Known {
+        key: "packs",
+        default: "",
+        about: "folders of SQL files to declare at the start, with commas between them",
+    },
+    Known {
+        key: "lake.wait",
+        default: "5 seconds",
+        about: "how long rows may wait before they are written to the lake",
+    },
+    Known {
+        key: "lake.snapshots",
+        default: "60 seconds",
+        about: "time between two snapshots of changed tables in the lake",
+    },
+    Known {
+        key: "lake.keep",
+        default: "60 seconds",
+        about: "time between two rounds of compaction and retention",
+    },
+    Known { key: "log.retention", default: "7 days", about: "how long the log keeps what the lake has too" },
+    Known { key: "tables.write_back", default: "1 second", about: "time between two write-backs of tables" },
+    Known { key: "tables.memory", default: "64 MiB", about: "clean states that one table keeps in memory" },
+    Known { key: "query.memory", default: "1024 MiB", about: "what all queries together may hold" },
+];
+
+/// A setting with its value and source.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    pub key: &'static str,
+    pub value: String,
+    pub source: String,
+    pub about: &'static str,
+}
+
+/// All settings.
+pub struct Settings(Vec<Setting>);
+
+/// Files in which settings are looked for, the nearest first.
+fn files() -> Vec<PathBuf> {
+    let mut files = vec![PathBuf::from("highwater.toml")];
+    let home = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")));
+    files.extend(home.map(|home| home.join("highwater/config.toml")));
+    files
+}
+
+fn read(file: &Path) -> Result<Option<toml::Table>, Failure> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(Failure::new("config", format!("{} can't be read: {error}", file.display())).exit(2));
+        }
+    };
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error| Failure::new("config", format!("{}: {error}", file.display())).exit(2))?;
+    for (name, value) in &table {
+        let keys: Vec<String> = match value {
+            toml::Value::Table(inner) => inner.keys().map(|inner| format!("{name}.{inner}")).collect(),
+            _ => vec![name.clone()],
+        };
+        for key in keys {
+            if !KNOWN.iter().any(|known| known.key == key) {
+                let near = highwater_event::name::nearest(&key, KNOWN.iter().map(|known| known.key));
+                let failure =
+                    Failure::new("config", format!("{}: there is no setting \"{key}\"", file.display()))
+                        .exit(2);
+                return Err(match near {
+                    Some(near) => failure.hint(format!("did you mean {near}?")),
+                    None => failure,
+                });
+            }
+        }
+    }
+    Ok(Some(table))
+}
+
+fn lookup(table: &toml::Table, key: &str) -> Option<String> {
+    let mut value: &toml::Value = table.get(key.split('.').next()?)?;
+    for part in key.split('.').skip(1) {
+        value = value.get(part)?;
+    }
+    Some(match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(parts) => parts
+            .iter()
+            .map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_owned))
+            .collect::<Vec<_>>()
+            .join(","),
+        other => other.to_string(),
+    })
+}
+
+fn environment(key: &str) -> Result<Option<(String, String)>, Failure> {
+    let long = format!("HIGHWATER__{}", key.to_ascii_uppercase().replace('.', "__"));
+    let short = format!("HIGHWATER_{}", key.to_ascii_uppercase());
+    for name in [long.as_str(), short.as_str()] {
+        if let Ok(value) = std::env::var(name) {
+            return Ok(Some((value, format!("environment {name}"))));
+        }
+    }
+    let by_file = format!("{long}_FILE");
+    match std::env::var(&by_file) {
+        Ok(file) => {
+            let text = std::fs::read_to_string(&file).map_err(|error| {
+                Failure::new("config", format!("{by_file}: {file} can't be read: {error}")).exit(2)
+            })?;
+            Ok(Some((text.trim().to_owned(), format!("file {file}"))))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+impl Settings {
+    /// Finds every setting. `flags` are those that were given on the command line.
+    pub fn find(flags: &[(&'static str, Option<String>)]) -> Result<Self, Failure> {
+        let mut tables = Vec::new();
+        for file in files() {
+            if let Some(table) = read(&file)? {
+                tables.push((file, table));
+            }
+        }
+        let mut settings = Vec::new();
+        for Known { key, default, about } in KNOWN {
+            let flag = flags.iter().find(|(name, _)| *name == key).and_then(|(_, value)| value.clone());
+            let (value, source) = match (flag, environment(key)?) {
+                (Some(value), _) => (value, "flag".to_owned()),
+                (None, Some(found)) => found,
+                (None, None) => tables
+                    .iter()
+                    .find_map(|(file, table)| Some((lookup(table, key)?, file.display().to_string())))
+                    .unwrap_or_else(|| (default.to_owned(), "default".to_owned())),
+            };
+            settings.push(Setting { key, value, source, about });
+        }
+        Ok(Self(settings))
+    }
+
+    /// Those of `highwater serve`.
+    pub fn of_serve(arguments: &ServeArgs) -> Result<Self, Failure> {
+        let seconds = |value: Option<f64>| value.map(|value| format!("{value} seconds"));
+        let packs: Vec<String> = arguments.pack.iter().map(|pack| pack.display().to_string()).collect();
+        Self::find(&[
+            ("data", arguments.data.as_ref().map(|data| data.display().to_string())),
+            ("listen", arguments.listen.map(|listen| listen.to_string())),
+            ("packs", (!packs.is_empty()).then(|| packs.join(","))),
+            ("lake.wait", seconds(arguments.lake_wait)),
+            ("lake.snapshots", seconds(arguments.snapshot_every)),
+        ])
+    }
+
+    fn get(&self, key: &str) -> &Setting {
+        // Every key that is asked for is in KNOWN.
+        self.0.iter().find(|setting| setting.key == key).unwrap_or(&self.0[0])
+    }
+
+    fn wrong(setting: &Setting, wanted: &str) -> Failure {
+        Failure::new(
+            "config",
+            format!("{} is \"{}\" ({}), which is not {wanted}", setting.key, setting.value, setting.source),
+        )
+        .exit(2)
+    }
+
+    fn duration(&self, key: &str) -> Result<Duration, Failure> {
+        let setting = self.get(key);
+        let (number, unit) =
+            setting.value.trim().split_once(' ').unwrap_or((setting.value.trim(), "seconds"));
+        let fraction = number.parse::<f64>().ok().filter(|_| unit.trim_end_matches('s') == "second");
+        let duration = match fraction {
+            Some(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+            None => parse_duration(&setting.value).map(|micros| Duration::from_micros(micros as u64)),
+        };
+        duration
+            .filter(|duration| !duration.is_zero())
+            .ok_or_else(|| Self::wrong(setting, "a duration like \"5 seconds\""))
+    }
+
+    fn bytes(&self, key: &str) -> Result<usize, Failure> {
+        let setting = self.get(key);
+        let text = setting.value.trim();
+        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let scale = match text[at..].trim().to_ascii_lowercase().as_str() {
+            "" | "b" => Some(1),
+            "kib" | "kb" => Some(1 << 10),
+            "mib" | "mb" => Some(1 << 20),
+            "gib" | "gb" => Some(1usize << 30),
+            _ => None,
+        };
+        let number = text[..at].parse::<usize>().ok();
+        number
+            .zip(scale)
+            .and_then(|(number, scale)| number.checked_mul(scale))
+            .filter(|bytes| *bytes > 0)
+            .ok_or_else(|| Self::wrong(setting, "a size like \"64 MiB\""))
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        PathBuf::from(&self.get("data").value)
+    }
+
+    /// Where to listen.
+    pub fn listen(&self) -> Result<SocketAddr, Failure> {
+        let setting = self.get("listen");
+        setting.value.parse().map_err(|_| Self::wrong(setting, "an address like 127.0.0.1:7700"))
+    }
+
+    /// Packs to declare.
+    pub fn packs(&self) -> Vec<PathBuf> {
+        self.get("packs")
+            .value
+            .split(',')
+            .map(str::trim)
+            .filter(|pack| !pack.is_empty())
+            .map(PathBuf::from)
+            .collect()
+    }
+
+    /// How the node is run.
+    pub fn node(&self) -> Result<NodeOptions, Failure> {
+        Ok(NodeOptions {
+            data: self.data(),
+            lake_wait: self.duration("lake.wait")?,
+            snapshot_every: self.duration("lake.snapshots")?,
+            keep_every: self.duration("lake.keep")?,
+            log_retention: self.duration("log.retention")?,
+            write_back_every: self.duration("tables.write_back")?,
+            table_memory: self.bytes("tables.memory")?,
+            query_memory: self.bytes("query.memory")?,
+        })
+    }
+
+    /// The settings as rows.
+    pub fn rows(&self) -> Vec<Map<String, Value>> {
+        let row = |setting: &Setting| {
+            [
+                ("setting", setting.key),
+                ("value", &setting.value),
+                ("source", &setting.source),
+                ("about", setting.about),
+            ]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), Value::from(value)))
+            .collect()
+        };
+        self.0.iter().map(row).collect()
+    }
+}
+
+/// `highwater config`.
+pub fn config(command: ConfigCommand) -> Result<ExitCode, Failure> {
+    match command {
+        ConfigCommand::Show { output } => {
+            let columns = ["setting", "value", "source", "about"].map(str::to_owned);
+            output::print(output.output, &columns, &Settings::find(&[])?.rows())?;
+        }
+        ConfigCommand::Check => {
+            let settings = Settings::find(&[])?;
+            settings.node()?;
+            settings.listen()?;
+            eprintln!("the settings are fine");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

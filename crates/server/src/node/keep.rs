@@ -1,0 +1,139 @@
+//! Housekeeping: small files of the lake are written together, what is past its retention goes, and
+//! segments of the log that nobody needs any more are let go.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use highwater_event::{StreamName, StreamPartition};
+use highwater_lake::{Compacted, LakeStream};
+use highwater_log::disk::RealDisk;
+use highwater_log::{Extent, Retired};
+use serde::Serialize;
+
+use super::{Node, secrets};
+
+/// Earlier versions of the lake can be read for this long.
+const HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Rounds of housekeeping between two vacuums.
+const VACUUM_EVERY: u32 = 60;
+
+/// What a round did.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Kept {
+    /// Files of the lake that were written together, and what became of them.
+    pub files_before: usize,
+    /// Files after.
+    pub files_after: usize,
+    /// Files whose rows are past their retention.
+    pub files_retired: usize,
+    /// Files that no version needs any more.
+    pub files_removed: usize,
+    /// Segments of the log.
+    pub segments_retired: usize,
+    /// Bytes of those segments.
+    pub bytes_retired: u64,
+}
+
+/// Keeps house until the node is gone.
+pub async fn keep(node: Weak<Node>) {
+    let mut round = 0u32;
+    loop {
+        let Some(every) = node.upgrade().map(|node| node.options.keep_every) else { return };
+        tokio::time::sleep(every).await;
+        let Some(node) = node.upgrade() else { return };
+        round = round.wrapping_add(1);
+        match node.keep_house(round.is_multiple_of(VACUUM_EVERY)).await {
+            Ok(kept) if kept.files_before + kept.files_retired + kept.segments_retired > 0 => {
+                tracing::info!(?kept, "kept house");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "housekeeping will be tried again"),
+        }
+    }
+}
+
+impl Node {
+    /// One round of housekeeping.
+    pub async fn keep_house(self: &Arc<Self>, vacuum: bool) -> anyhow::Result<Kept> {
+        let mut kept = Kept::default();
+        let lakes: Vec<Arc<LakeStream>> =
+            self.lakes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for lake in lakes {
+            let name = &lake.stream().name;
+            let Compacted { removed, added, .. } =
+                lake.compact().await.with_context(|| format!("the lake of {name} could not be compacted"))?;
+            kept.files_before += removed;
+            kept.files_after += added;
+            if let Some(retention) = lake.stream().options.retention {
+                kept.files_retired += lake.retire(self.clock.now_micros() - retention).await?;
+            }
+            if vacuum {
+                kept.files_removed += lake.vacuum(HISTORY).await?;
+            }
+        }
+        let node = self.clone();
+        let retired = tokio::task::spawn_blocking(move || node.journal.retire(&|extent| node.may_go(extent)));
+        let Retired { segments, bytes } = retired.await??;
+        kept.segments_retired = segments;
+        kept.bytes_retired = bytes;
+        Ok(kept)
+    }
+
+    /// True when nothing needs a segment any more: it is old enough, every view has read it, and what it
+    /// holds is in the lake or past its retention.
+    fn may_go(&self, extent: &Extent) -> bool {
+        let now = self.clock.now_micros();
+        let old = now.saturating_sub(self.options.log_retention.as_micros() as i64);
+        extent.recorded_until < old
+            && extent.ranges.iter().all(|(at, _, end)| self.is_past(at, *end, now - extent.recorded_until))
+    }
+
+    fn is_past(&self, at: &StreamPartition, end: u64, age: i64) -> bool {
+        let catalog = self.catalog();
+        let known =
+            catalog.streams.get(&at.stream.at_version(1)).filter(|entry| entry.schema.name == at.stream);
+        let building =
+            || catalog.building.values().any(|building| building.names().contains(&at.stream.at_version(1)));
+        let Some(entry) = known else {
+            // Dropped or replaced: nobody can ask for it.
+            return !building();
+        };
+        let options = &entry.schema.options;
+        let kept_elsewhere = options.lake || options.retention.is_some_and(|retention| age > retention);
+        let read = self.driver.readers(at).iter().all(|(_, mark)| *mark >= end);
+        let ids = self
+            .door
+            .index(&at.stream)
+            .is_none_or(|index| index.stored_until(at.partition).is_ok_and(|until| until >= end));
+        kept_elsewhere && read && ids
+    }
+
+    /// Copies everything that the node can't derive into an empty folder, while it goes on. The copy is a
+    /// data folder: `highwater serve --data COPY` brings up what was durable when this began, or later.
+    pub async fn back_up(self: &Arc<Self>, to: &Path) -> anyhow::Result<u64> {
+        ensure!(to.is_absolute(), "name the folder by its whole path: the node writes it");
+        let empty = match std::fs::read_dir(to) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        ensure!(empty, "{} is not empty", to.display());
+        std::fs::create_dir_all(to).with_context(|| format!("{} can't be made", to.display()))?;
+        // The lake first: a lake that is ahead of its log would hide events.
+        let lakes: Vec<(StreamName, Arc<LakeStream>)> = {
+            let lakes = self.lakes.read().unwrap_or_else(PoisonError::into_inner);
+            lakes.iter().map(|(name, lake)| (name.clone(), lake.clone())).collect()
+        };
+        for (name, lake) in lakes {
+            lake.copy_to(&to.join("lake")).await.with_context(|| format!("the lake of {name}"))?;
+        }
+        let (node, folder) = (self.clone(), to.to_owned());
+        let copied = tokio::task::spawn_blocking(move || {
+            let bytes = node.journal.copy_to(&RealDisk, &folder.join("log"))?;
+            secrets::copy(&node.options.data, &folder)?;
+            anyhow::Ok(bytes)
+        });
+        copied.await?
+    }
+}
