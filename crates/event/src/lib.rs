@@ -9,6 +9,7 @@ pub mod clock;
 pub mod columns;
 pub mod identity;
 pub mod name;
+pub mod planted;
 pub mod random;
 pub mod reaction;
 pub mod schema;

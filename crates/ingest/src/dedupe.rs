@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, FixedSizeBinaryArray, Int64Array, RecordBatch};
-use highwater_event::{Digest128, Offset, Partition, StreamName, StreamPartition, columns};
+use highwater_event::{Digest128, Offset, Partition, StreamName, StreamPartition, columns, planted};
 use highwater_log::keyed::{KeyedBatch, KeyedStore, Mark, StoreError};
 use highwater_log::{Log, LogBatch, ReadError};
 
@@ -240,7 +240,10 @@ impl DedupeIndex {
         let mut sorted: Vec<(&Digest128, &Known)> = keys.iter().collect();
         sorted.sort_unstable_by_key(|(key, _)| **key);
         let mut encoded = sorted.into_iter().map(|(key, known)| (key.0.to_vec(), known.encode().to_vec()));
-        self.store.load(&self.table, &mut encoded)?;
+        if !planted::bug("mark_before_ids") {
+            self.store.load(&self.table, &mut encoded)?;
+        }
+        planted::stop("ids:loaded");
         if let Some(marks) = marks {
             let marks = marks.into_iter().map(|(partition, offset)| {
                 ((self.table.clone(), partition), Mark { offset, ..Mark::default() })

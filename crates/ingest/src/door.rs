@@ -13,7 +13,7 @@ use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::{filter_record_batch, take_record_batch};
 use bytes::Bytes;
 use highwater_event::{
-    Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition,
+    Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition, planted,
 };
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::keyed::StoreError;
@@ -361,6 +361,10 @@ impl Owner {
                 Err(error) => reply(answer, Err(error)),
             }
         }
+        if planted::bug("dedupe_before_log") {
+            let bases = vec![0; group.appends.len()];
+            group.note(&bases);
+        }
         let outcome = self.commit(&mut group);
         match outcome {
             Ok(bases) => {
@@ -478,7 +482,9 @@ impl Owner {
             return Ok(vec![0; group.appends.len()]);
         }
         let commit = Commit { appends: std::mem::take(&mut group.appends), advances: Vec::new() };
+        planted::stop("door:before_append");
         let receipt = futures_block_on(self.log.append(commit))?;
+        planted::stop("door:appended");
         Ok(receipt.bases)
     }
 }

@@ -27,6 +27,7 @@ use deltalake::parquet::file::properties::WriterProperties;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
+use highwater_event::planted;
 pub use maintain::{Compacted, Version};
 pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
 pub use table::LakeTable;
@@ -155,10 +156,12 @@ async fn commit(
             .then(|| partition_columns.iter().map(|column| (*column).to_owned()).collect()),
         predicate: None,
     };
+    planted::stop("lake:before_commit");
     let done = CommitBuilder::from(properties)
         .with_actions(actions)
         .build(Some(table.snapshot()?), table.log_store(), operation)
         .await?;
+    planted::stop("lake:committed");
     table.state = Some(done.snapshot());
     sync_commit(dir.to_owned(), done.version()).await
 }

@@ -246,7 +246,7 @@ pub fn find_commit(bytes: &[u8], position: usize) -> Option<FoundCommit> {
     for entry in &head.entries {
         let (len, crc) = entry.extent();
         let part = body.get(at..at + len as usize)?;
-        body_whole &= crc32c::crc32c(part) == crc;
+        body_whole &= crc32c::crc32c(part) == crc || highwater_event::planted::bug("no_checksum");
         at += len as usize;
     }
     (at == body.len()).then_some(FoundCommit { head, body: body_at, end, body_whole })

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, StreamName, StreamPartition};
+use highwater_event::{Clock, Offset, StreamName, StreamPartition, planted};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -481,7 +481,7 @@ impl Task {
             }
             found.extend(batches.into_iter().map(|batch| (batch.recorded_at, order, at.clone(), batch)));
         }
-        found.retain(|(recorded_at, ..)| *recorded_at <= complete);
+        found.retain(|(recorded_at, ..)| *recorded_at <= complete || planted::bug("no_frontier"));
         found.sort_by_key(|(recorded_at, order, at, batch)| (*recorded_at, *order, at.partition, batch.base));
         let mut runs: Vec<(StreamPartition, Vec<LogBatch>)> = Vec::new();
         for (_, _, at, batch) in found {

@@ -13,7 +13,7 @@ use fjall::config::{
     BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
 };
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
-use highwater_event::Partition;
+use highwater_event::{Partition, planted};
 use highwater_log::keyed::{KeyedBatch, KeyedSnapshot, KeyedStore, Mark, StoreError, Visit};
 
 const MARKS: &str = "marks";
@@ -149,8 +149,11 @@ impl KeyedStore for FjallStore {
             let value = postcard::to_stdvec(&mark).map_err(|error| StoreError::Damaged(error.to_string()))?;
             write.insert(&self.marks, mark_key(&view, partition), value);
         }
+        planted::stop("store:before_commit");
         let _whole = self.whole.write().unwrap_or_else(PoisonError::into_inner);
-        write.commit().map_err(unavailable)
+        write.commit().map_err(unavailable)?;
+        planted::stop("store:committed");
+        Ok(())
     }
 
     fn marks(&self, view: &str) -> Result<BTreeMap<Partition, Mark>, StoreError> {

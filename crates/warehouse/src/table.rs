@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, Principal, StreamName, StreamPartition};
+use highwater_event::{Clock, Offset, Principal, StreamName, StreamPartition, planted};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
 use highwater_log::fold::{
     Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
@@ -205,7 +205,7 @@ impl<S: Stored> States<S> for Folding<'_, S> {
 impl<S: Stored> Dirty for Table<S> {
     fn collect(&self, batch: &mut KeyedBatch) {
         let mut overlay = self.overlay();
-        if overlay.held {
+        if overlay.held && !planted::bug("write_back_while_held") {
             return;
         }
         let mut weight = 0isize;
@@ -239,7 +239,7 @@ impl<S: Stored> Dirty for Table<S> {
         }
         overlay.dirty = 0;
         overlay.collected = Some(overlay.generation);
-        for (partition, mark) in &overlay.marks {
+        for (partition, mark) in overlay.marks.iter().filter(|_| !planted::bug("states_without_marks")) {
             batch.marks.insert((self.name.clone(), *partition), *mark);
         }
     }
@@ -394,7 +394,7 @@ impl<P: Program> TableView<P> {
         mut dead: Vec<Refused>,
     ) -> Result<(), ViewError> {
         let writer = self.program.name().to_string();
-        let from = self.log.advanced(&writer, at);
+        let from = if planted::bug("no_suppression") { 0 } else { self.log.advanced(&writer, at) };
         let mut commit = Commit::default();
         if let (Some(rows), Some((stream, partitions))) = (derived.rows, self.program.output()) {
             let known = derived.offsets.partition_point(|offset| *offset < from);
@@ -427,7 +427,9 @@ impl<P: Program> TableView<P> {
             return Ok(());
         }
         commit.advances.push(Advance { writer, source: at.clone(), from, to });
+        planted::stop("view:before_append");
         self.log.append(commit).await?;
+        planted::stop("view:appended");
         Ok(())
     }
 }

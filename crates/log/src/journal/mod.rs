@@ -223,6 +223,10 @@ impl Shared {
                     Err(error) => return Err(error),
                 }
             }
+            // The summary of a segment knows of rows that its commits do not show any more.
+            if batches.is_empty() && segment_end > expected {
+                return Err(missing(at, expected, segment_end.min(end)));
+            }
             // A segment's places stop early when they are large: the next read goes on from there.
             if rows >= max_rows || segment_end > expected {
                 return Ok(batches);

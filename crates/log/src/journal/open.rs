@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use highwater_event::{Clock, Randomness};
+use highwater_event::{Clock, Randomness, planted};
 
 use super::{Damage, JournalOptions, State};
 use crate::disk::{Disk, DiskFile, LockGuard};
@@ -82,7 +82,9 @@ pub(super) fn create_segment(
     let file = disk.create(&path)?;
     file.write_at(&SegmentHeader { log_id, first_commit, created }.encode(), 0)?;
     file.sync_data()?;
-    disk.sync_dir(dir)?;
+    if !planted::bug("no_directory_fsync") {
+        disk.sync_dir(dir)?;
+    }
     Ok(Arc::new(Segment::new(path, first_commit, file)))
 }
 

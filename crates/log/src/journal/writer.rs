@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use highwater_event::{Clock, Offset, StreamPartition};
+use highwater_event::{Clock, Offset, StreamPartition, planted};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{JournalOptions, Shared, State, lock, open};
@@ -250,9 +250,17 @@ impl Writer {
         if let Err(error) = segment.file.write_at(bytes, position) {
             return Err(self.undo(&segment, position, &error));
         }
-        if let Err(error) = segment.file.sync_data() {
+        planted::stop("log:written");
+        if planted::bug("ack_before_fsync") {
+            self.active = Some((segment, position + bytes.len() as u64));
+            return Ok(());
+        }
+        if let Err(error) = segment.file.sync_data()
+            && !(planted::bug("retry_after_failed_fsync") && segment.file.sync_data().is_ok())
+        {
             return Err(self.poison(format!("fsync of {} failed: {error}", segment.file_name())));
         }
+        planted::stop("log:durable");
         self.active = Some((segment, position + bytes.len() as u64));
         Ok(())
     }

@@ -158,6 +158,8 @@ struct DemoArgs {
 enum GenerateCommand {
     /// Transactions of the transaction-analytics pack.
     Transactions(GenerateArgs),
+    /// People, auctions and bids of the Nexmark pack.
+    Nexmark(NexmarkArgs),
 }
 
 #[derive(Debug, Args)]
@@ -187,6 +189,34 @@ struct GenerateArgs {
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
     /// Send to the stream transaction_log instead of printing.
+    #[arg(long)]
+    send: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NexmarkKind {
+    /// Of every 50 events one is a person.
+    Person,
+    /// Three are auctions.
+    Auction,
+    /// The rest are bids.
+    Bid,
+}
+
+#[derive(Debug, Args)]
+struct NexmarkArgs {
+    /// How many events of the benchmark's sequence.
+    #[arg(long, default_value_t = 1000)]
+    count: u64,
+    /// Events per second of event time.
+    #[arg(long, default_value_t = 10_000)]
+    event_rate: usize,
+    /// Print events of one kind only; needed to print, as each kind has a stream of its own.
+    #[arg(long, value_enum)]
+    kind: Option<NexmarkKind>,
+    /// Send to the streams person, auction, bid and bid_arrival instead of printing.
     #[arg(long)]
     send: bool,
     #[command(flatten)]
@@ -415,6 +445,7 @@ pub fn main() -> ExitCode {
         Command::Serve(arguments) => serve::serve(arguments),
         Command::Demo(arguments) => serve::demo(arguments),
         Command::Generate(GenerateCommand::Transactions(arguments)) => generate::transactions(arguments),
+        Command::Generate(GenerateCommand::Nexmark(arguments)) => generate::nexmark(arguments),
         Command::Apply(arguments) => apply::apply(arguments),
         Command::Sql(arguments) => read::sql(arguments),
         Command::Tail(arguments) => read::tail(arguments),

@@ -30,6 +30,13 @@ fn pack() -> PathBuf {
 impl Node {
     /// Starts a node with the transaction pack on a folder and waits until it gives acks.
     pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &[]).unwrap_or_else(|| {
+            panic!("the node ended: {}", std::fs::read_to_string(data.with_extension("log")).unwrap())
+        })
+    }
+
+    /// The same with some environment; `None` when it ends before it gives acks.
+    pub fn start_with(data: &Path, environment: &[(&str, &str)]) -> Option<Self> {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
         std::fs::remove_file(data.join("server.json")).ok();
@@ -47,17 +54,15 @@ impl Node {
             .arg(data)
             .arg("--pack")
             .arg(pack())
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!(
-                    "the node ended with {status}: {}",
-                    std::fs::read_to_string(data.with_extension("log")).unwrap()
-                );
+            if child.try_wait().unwrap().is_some() {
+                return None;
             }
             if let (Ok(file), Ok(token)) = (
                 std::fs::read_to_string(data.join("server.json")),
@@ -71,7 +76,7 @@ impl Node {
                         .is_ok_and(|body| body["endpoints"].as_array().is_some_and(|e| e.len() >= 3))
                 });
                 if ready {
-                    return Self { child, data: data.to_owned(), client };
+                    return Some(Self { child, data: data.to_owned(), client });
                 }
             }
             assert!(
@@ -81,6 +86,11 @@ impl Node {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// True until the process has ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// kill -9.

@@ -92,7 +92,7 @@ fn shows(
             _ => TreeNodeRecursion::Continue,
         })
     });
-    shows || walked.is_err()
+    (shows || walked.is_err()) && !highwater_event::planted::bug("lost_mask")
 }
 
 fn storable(name: &str, data_type: &DataType) -> Result<DataType, SqlError> {

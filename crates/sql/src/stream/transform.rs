@@ -10,7 +10,9 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Int64Type, SchemaRef};
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, Partition, Principal, StreamName, StreamPartition, StreamSchema};
+use highwater_event::{
+    Clock, Offset, Partition, Principal, StreamName, StreamPartition, StreamSchema, planted,
+};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::reader::RowReader;
 use highwater_log::view::{Applied, Gather, View, ViewError};
@@ -190,7 +192,9 @@ impl View for DerivedStream {
                 .map_err(|error| ViewError::Broken(error.to_string()))?;
             commit.appends.push(append);
         }
+        planted::stop("stream:before_append");
         self.log.append(commit).await?;
+        planted::stop("stream:appended");
         Ok(applied)
     }
 

@@ -25,7 +25,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::row::{RowConverter, Rows, SortField};
 use async_trait::async_trait;
-use highwater_event::{Offset, StreamName, StreamPartition, StreamSchema, columns};
+use highwater_event::{Offset, StreamName, StreamPartition, StreamSchema, columns, planted};
 use highwater_log::LogBatch;
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, Refused, States};
 use highwater_log::keyed::StoreError;
@@ -282,7 +282,8 @@ impl Program for TableProgram {
 
     fn expired(&self, marks: &LaneMarks) -> Option<Vec<u8>> {
         let window = self.window?;
-        let before = low(marks)?.checked_sub(window.retention?)?;
+        let retention = if planted::bug("early_expiry") { 0 } else { window.retention? };
+        let before = low(marks)?.checked_sub(retention)?;
         Some(match window.kind {
             // The last window that a pane belongs to ends one length after the pane begins.
             WindowKind::Hopping { size, .. } => {

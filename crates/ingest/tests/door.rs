@@ -1,0 +1,169 @@
+//! The door under power cuts: what was acked is there, and everything is there once, however often it
+//! is sent. `HIGHWATER_SEED` and `HIGHWATER_SEEDS` choose the runs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, Int64Type};
+use highwater_event::{
+    Clock, Column, ManualClock, Principal, SeededRandomness, StreamName, StreamOptions, StreamPartition,
+    StreamSchema,
+};
+use highwater_ingest::decode::Decoder;
+use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
+use highwater_log::{AppendError, Journal, JournalOptions, Log};
+use highwater_sim::{Fault, SimDisk, SimStore};
+
+fn schema() -> Arc<StreamSchema> {
+    let column = |name: &str, data_type: DataType| Column {
+        name: name.into(),
+        data_type,
+        nullable: true,
+        sensitive: false,
+        json: false,
+    };
+    let options = StreamOptions { event_id: vec!["id".into()], partitions: 1, ..StreamOptions::default() };
+    let columns = vec![column("id", DataType::Utf8), column("n", DataType::Int64)];
+    Arc::new(StreamSchema::new(StreamName::new("s").unwrap(), columns, options, true).unwrap())
+}
+
+struct Stand {
+    log: Arc<dyn Log>,
+    door: Door,
+    index: Arc<DedupeIndex>,
+}
+
+fn open(disk: &SimDisk, store: &SimStore, small_body: usize) -> Option<Stand> {
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1_000_000));
+    let options = JournalOptions { segment_bytes: 3000, tail_bytes: 0, ..JournalOptions::at("/log") };
+    let journal =
+        Journal::open(options, Arc::new(disk.clone()), clock.clone(), &SeededRandomness::new(1)).ok()?;
+    let log: Arc<dyn Log> = Arc::new(journal);
+    let index = Arc::new(DedupeIndex::open(&schema().name, Arc::new(store.clone()), log.as_ref()).unwrap());
+    let door = Door::open(log.clone(), clock, DoorOptions { small_body, ..DoorOptions::default() }).unwrap();
+    door.admit(Decoder::new(schema()).unwrap(), Some(index.clone()));
+    Some(Stand { log, door, index })
+}
+
+fn send(stand: &Stand, events: &[(u64, u64)]) -> Result<Vec<Outcome>, DoorError> {
+    let lines: Vec<String> = events.iter().map(|(id, n)| format!("{{\"id\":\"e{id}\",\"n\":{n}}}")).collect();
+    let submission = Submission {
+        stream: schema().name.clone(),
+        body: lines.join("\n").into(),
+        format: Format::NdJson,
+        principal: Principal::operator(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let verdicts = runtime.block_on(stand.door.submit(submission))?;
+    Ok(verdicts.into_iter().map(|verdict| verdict.outcome).collect())
+}
+
+/// Every event in the log: how often, and what it says.
+fn found(log: &dyn Log) -> BTreeMap<String, Vec<i64>> {
+    let at = StreamPartition::new(schema().name.clone(), 0);
+    let mut found: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    let mut next = 0;
+    while next < log.end(&at) {
+        for batch in log.read(&at, next, 1000).unwrap() {
+            next = batch.end();
+            let (ids, numbers) =
+                (batch.rows.column(0).as_string::<i32>(), batch.rows.column(1).as_primitive::<Int64Type>());
+            for row in 0..ids.len() {
+                found.entry(ids.value(row).to_owned()).or_default().push(numbers.value(row));
+            }
+        }
+    }
+    found
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn everything_that_was_acked_is_there_once_however_often_it_is_sent() {
+    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 40));
+    println!("seeds {first} to {}", first + count - 1);
+    for seed in first..first + count {
+        let chance = SeededRandomness::new(seed);
+        let (mut disk, mut store) = (SimDisk::new(), SimStore::new());
+        let mut acked: BTreeSet<u64> = BTreeSet::new();
+        for life in 0..4 {
+            if life < 3 {
+                disk.fault_at(disk.operations() + chance.below(80), Fault::PowerCut);
+            }
+            // Bodies are decoded by the owner, or by the caller.
+            let small = if chance.chance(0.5) { 16 << 10 } else { 0 };
+            if let Some(stand) = open(&disk, &store, small) {
+                for _ in 0..30 {
+                    // The same events again and again, some with another payload.
+                    let events: Vec<(u64, u64)> = (0..1 + chance.below(20))
+                        .map(|_| {
+                            let id = chance.below(120);
+                            (id, if chance.chance(0.1) { 1000 + id } else { id })
+                        })
+                        .collect();
+                    let Ok(outcomes) = send(&stand, &events) else { break };
+                    for ((id, _), outcome) in events.iter().zip(outcomes) {
+                        match outcome {
+                            Outcome::Accepted { .. } => {
+                                assert!(acked.insert(*id), "seed {seed}: e{id} was accepted twice")
+                            }
+                            Outcome::Duplicate { .. } | Outcome::Conflict { .. } => {
+                                // It may have become durable in a commit whose ack was lost.
+                                acked.insert(*id);
+                            }
+                            Outcome::Rejected(error) => panic!("seed {seed}: {error:?}"),
+                        }
+                    }
+                    if chance.chance(0.2) {
+                        store.fail(chance.chance(0.3));
+                        // A store that fails is tried again later.
+                        drop(stand.index.spill(1));
+                        store.fail(false);
+                    }
+                }
+            }
+            if life < 3 {
+                disk = disk.after_power_cut(chance.next());
+                store = store.after_crash(&chance);
+            }
+        }
+        // A copy: the last life may still be closing its files.
+        let stand = open(&disk.copy(), &store, 0).unwrap();
+        let found = found(stand.log.as_ref());
+        for (id, payloads) in &found {
+            assert_eq!(payloads.len(), 1, "seed {seed}: {id} is there {} times", payloads.len());
+        }
+        for id in &acked {
+            assert!(found.contains_key(&format!("e{id}")), "seed {seed}: e{id} was acked and is lost");
+        }
+        // The index knows every one of them, and what it said.
+        for (id, payloads) in &found {
+            let number = id[1..].parse().unwrap();
+            let outcomes = send(&stand, &[(number, payloads[0] as u64), (number, 77_777)]).unwrap();
+            assert!(
+                matches!(outcomes[..], [Outcome::Duplicate { .. }, Outcome::Conflict { .. }]),
+                "seed {seed}: {id}: {outcomes:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_full_disk_refused_is_accepted_later() {
+    let (disk, store) = (SimDisk::new(), SimStore::new());
+    let stand = open(&disk, &store, 16 << 10).unwrap();
+    for round in 0..50 {
+        disk.fault_at(disk.operations(), Fault::Full);
+        let refused = send(&stand, &[(round, round)]);
+        assert!(matches!(refused, Err(DoorError::Append(AppendError::DiskFull))), "{refused:?}");
+        disk.free();
+        let outcomes = send(&stand, &[(round, round)]).unwrap();
+        assert!(matches!(outcomes[..], [Outcome::Accepted { .. }]), "round {round}: {outcomes:?}");
+    }
+    assert_eq!(found(stand.log.as_ref()).len(), 50);
+}

@@ -1,0 +1,80 @@
+//! Statements that are almost right: parsing and planning them never panics, and every error points into
+//! the text. `HIGHWATER_FUZZ` sets how many, `HIGHWATER_SEED` the first.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use highwater_event::SeededRandomness;
+use highwater_sim::mutate;
+use highwater_sql::dialect::{parse_live_query, parse_script};
+use highwater_sql::{Catalog, Engine};
+
+const PACKS: [&str; 2] = [
+    include_str!("../../../packs/nexmark/nexmark.sql"),
+    include_str!("../../../packs/transactions/pack.sql"),
+];
+const MORE: &str = "ALTER STREAM s ADD COLUMN c MAP<TEXT, INT>, ADD d DECIMAL(10,2) SENSITIVE; ALTER STREAM s SET (retention = '9 days');
+DROP STREAM IF EXISTS s; PAUSE s; RESUME s; CREATE OR REPLACE TABLE t AS SELECT k, topk(n, 3) FROM s WINDOW SESSION (5 MINUTES, RETENTION 9 DAYS, GRACE PERIOD 1 HOUR) GROUP BY k HAVING count(*) > 1 EMIT FINAL;
+CREATE STREAM j AS SELECT a.x FROM a ASOF JOIN b MATCH_CONDITION (a.t >= b.t) ON a.k = b.k; SELECT a, b FROM s WHERE x > 1 EMIT CHANGES";
+
+/// Statements of a script, so that most mutations leave the rest of one alone.
+fn statements() -> Vec<String> {
+    let scripts = PACKS.iter().copied().chain([MORE]);
+    scripts
+        .flat_map(|script| script.split(';'))
+        .map(str::to_owned)
+        .filter(|text| !text.trim().is_empty())
+        .collect()
+}
+
+#[test]
+fn statements_never_panic_and_errors_point_into_the_text() {
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let (seed, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_FUZZ", 6_000));
+    println!("seed {seed}, {count} statements");
+    let chance = SeededRandomness::new(seed);
+    let statements = statements();
+    // Deep nesting needs a deep stack, as the server gives to its threads.
+    let worker = std::thread::Builder::new().stack_size(16 << 20).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let engine = Engine::new([7; 32], 64 << 20).unwrap();
+        let mut base = Catalog::default();
+        runtime.block_on(async {
+            for declared in parse_script(PACKS[0]).unwrap() {
+                let planned = base.plan(&engine, declared, None).await.unwrap();
+                base.insert(&engine, planned);
+            }
+        });
+        let (mut parsed, mut planned) = (0, 0);
+        for number in 0..count {
+            let mut bytes = statements[chance.below(statements.len() as u64) as usize].clone().into_bytes();
+            mutate(&mut bytes, &chance);
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let points = |error: &highwater_sql::SqlError| {
+                assert!(!error.message.is_empty(), "{text}");
+                error.render(&text);
+            };
+            parse_live_query(&text).map_err(|error| points(&error)).ok();
+            match parse_script(&text) {
+                Err(error) => points(&error),
+                Ok(script) => {
+                    parsed += 1;
+                    // Planning takes longer, so some of them are enough.
+                    for declared in script.into_iter().filter(|_| number % 3 == 0) {
+                        match runtime.block_on(base.plan(&engine, declared, None)) {
+                            Ok(_) => planned += 1,
+                            Err(error) => {
+                                assert_ne!(error.code, "internal", "{text}\n{}", error.message);
+                                points(&error);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        println!("{parsed} texts parsed, {planned} statements planned");
+        assert!(parsed > 0 && planned > 0);
+    });
+    worker.unwrap().join().unwrap();
+}

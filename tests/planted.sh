@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Do the tests have teeth? Plants one bug after the other and expects a test to find each; then ends a
+# node at every named point between two commits (HIGHWATER_CYCLES times each, 200 in the long run).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+features=(--features highwater-event/planted)
+failed=0
+
+echo "building with planted bugs"
+cargo test --workspace "${features[@]}" --no-run --quiet || exit 1
+
+# bug, test target, test (a part of its name)
+while read -r bug target test; do
+  if HIGHWATER_PLANTED=$bug timeout 600 cargo test --workspace "${features[@]}" --quiet --test "$target" "$test" >/tmp/planted.log 2>&1; then
+    echo "NOT FOUND  $bug (by $target)"
+    failed=1
+  elif grep -q "test result: FAILED" /tmp/planted.log; then
+    echo "found      $bug (by $target: $(grep -m1 -oE "^    [a-z_0-9]+$" /tmp/planted.log | tr -d ' '))"
+  else
+    echo "NOT RUN    $bug: $(tail -1 /tmp/planted.log)"
+    failed=1
+  fi
+done <<'BUGS'
+ack_before_fsync          journal   power_cuts
+no_directory_fsync        journal   power_cuts
+retry_after_failed_fsync  journal   first_failed_fsync
+no_checksum               journal   flipped_bit
+no_frontier               driver    several_sources
+dedupe_before_log         door      full_disk
+mark_before_ids           door      everything_that_was_acked
+no_suppression            kills     states_and_stream
+states_without_marks      kills     states_and_stream
+lateness_per_batch        oracle    tables_equal
+early_expiry              oracle    retention
+one_bucket                oracle    windowed_joins
+lost_mask                 scenarios transactions
+BUGS
+
+echo "ending a node at every named point"
+cargo test --workspace "${features[@]}" --quiet --test crash -- --ignored --nocapture stopped_at_every_named_point || failed=1
+exit $failed
