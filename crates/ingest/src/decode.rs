@@ -1,5 +1,7 @@
 //! JSON and CSV to rows: each event is parsed once, straight into typed cells, with a verdict of its own.
 
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -98,6 +100,8 @@ const MAX_AHEAD: i64 = 3_600_000_000;
 pub struct Decoder {
     stream: Arc<StreamSchema>,
     members: Vec<Member>,
+    /// Positions of the members in order of their names.
+    by_name: Vec<usize>,
     stored: SchemaRef,
     /// Positions of the event id's members.
     id: Vec<usize>,
@@ -149,7 +153,10 @@ impl Decoder {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let position = |name: &String| stream.columns.iter().position(|column| column.name == *name);
+        let mut by_name: Vec<usize> = (0..members.len()).collect();
+        by_name.sort_by(|a, b| members[*a].name.cmp(&members[*b].name));
         Ok(Self {
+            by_name,
             members,
             stored: stream.stored_schema(),
             id: stream.options.event_id.iter().filter_map(position).collect(),
@@ -320,12 +327,7 @@ impl Decoder {
             return Err(RowError::new("time_in_future", detail).at(&self.members[at].name));
         }
         row.scratch.clear();
-        for (cell, member) in row.cells.iter().zip(&self.members) {
-            hash_cell(cell, &member.kind, &row.text, &mut row.scratch);
-        }
-        if !row.extra.is_empty() {
-            hash_json(&format!("{{{}}}", row.extra), &mut row.scratch);
-        }
+        self.canonical(row);
         let payload = blake3::hash(&row.scratch);
         let mut word = [0; 8];
         word.copy_from_slice(&payload.as_bytes()[..8]);
@@ -350,12 +352,43 @@ impl Decoder {
         if self.stream.options.partitions > 1 {
             row.scratch.clear();
             match self.key {
-                Some(at) => hash_cell(&row.cells[at], &self.members[at].kind, &row.text, &mut row.scratch),
+                Some(at) => write_cell(&row.cells[at], &self.members[at].kind, &row.text, &mut row.scratch),
                 None => row.scratch.extend_from_slice(payload.as_bytes()),
             }
             identity.partition = crc32c::crc32c(&row.scratch) % self.stream.options.partitions;
         }
         Ok(identity)
+    }
+
+    /// Puts into `scratch` what the event says, in a form that does not depend on which of its members the
+    /// stream declares: a column that is added later must not make a repeat look like another event.
+    fn canonical(&self, row: &mut Row) {
+        let Row { cells, extra, text, scratch, .. } = row;
+        let undeclared: BTreeMap<String, serde_json::Value> = match extra.is_empty() {
+            true => BTreeMap::new(),
+            false => serde_json::from_str(&format!("{{{extra}}}")).unwrap_or_default(),
+        };
+        let mut undeclared = undeclared.iter().filter(|(_, value)| !value.is_null()).peekable();
+        let write_extra = |name: &str, value: &serde_json::Value, out: &mut Vec<u8>| {
+            write_text(&name.to_ascii_lowercase(), out);
+            out.push(b':');
+            comparable_json(value, out);
+            out.push(b',');
+        };
+        for at in &self.by_name {
+            let (cell, member) = (&cells[*at], &self.members[*at]);
+            if cell.is_missing() {
+                continue;
+            }
+            while let Some((name, value)) = undeclared.next_if(|(name, _)| **name < member.name) {
+                write_extra(name, value, scratch);
+            }
+            write_text(&member.name, scratch);
+            scratch.push(b':');
+            write_cell(cell, &member.kind, text, scratch);
+            scratch.push(b',');
+        }
+        undeclared.for_each(|(name, value)| write_extra(name, value, scratch));
     }
 
     fn id_parts(&self, row: &Row) -> Option<Vec<String>> {
@@ -732,68 +765,93 @@ pub(crate) fn clip(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// Bytes that are equal exactly when two values mean the same.
-fn hash_cell(cell: &Cell, kind: &Kind, text: &str, out: &mut Vec<u8>) {
-    match cell {
-        Cell::Absent | Cell::Null => out.push(0),
-        Cell::Bool(value) => out.extend_from_slice(&[1, u8::from(*value)]),
-        Cell::Int(value) => {
-            out.push(2);
-            out.extend_from_slice(&value.to_le_bytes());
-        }
+/// Appends what [`comparable_json`] would for the value: bytes that are equal exactly when two values mean
+/// the same. Times are written as microseconds.
+fn write_cell(cell: &Cell, kind: &Kind, text: &str, out: &mut Vec<u8>) {
+    // Writing to memory can't fail.
+    let written = match cell {
+        Cell::Absent | Cell::Null => out.write_all(b"null"),
+        Cell::Bool(value) => write!(out, "{value}"),
+        Cell::Int(value) => write!(out, "{value}"),
         Cell::Float(value) => {
-            out.push(3);
-            out.extend_from_slice(&value.to_le_bytes());
+            comparable_json(&serde_json::Value::from(*value), out);
+            Ok(())
         }
-        Cell::Decimal(value) => {
-            out.push(4);
-            out.extend_from_slice(&value.to_le_bytes());
-        }
+        Cell::Decimal(value) => write_decimal(*value, kind, out),
         Cell::Text(start, end) => {
             let value = &text[*start as usize..*end as usize];
-            if *kind == Kind::Json {
-                return hash_json(value, out);
+            match (*kind == Kind::Json).then(|| serde_json::from_str(value)) {
+                Some(Ok(value)) => comparable_json(&value, out),
+                _ => write_text(value, out),
             }
-            out.push(5);
-            out.extend_from_slice(&(value.len() as u32).to_le_bytes());
-            out.extend_from_slice(value.as_bytes());
+            Ok(())
         }
         Cell::Struct(cells) => {
-            out.push(6);
+            out.push(b'{');
             if let Kind::Struct(members) = kind {
-                for (cell, member) in cells.iter().zip(members) {
-                    hash_cell(cell, &member.kind, text, out);
+                let mut named: Vec<(&Member, &Cell)> = members.iter().zip(cells).collect();
+                named.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+                for (member, cell) in named.into_iter().filter(|(_, cell)| !cell.is_missing()) {
+                    write_text(&member.name, out);
+                    out.push(b':');
+                    write_cell(cell, &member.kind, text, out);
+                    out.push(b',');
                 }
             }
+            out.write_all(b"}")
         }
         Cell::List(cells) => {
-            out.push(7);
-            out.extend_from_slice(&(cells.len() as u32).to_le_bytes());
+            out.push(b'[');
             if let Kind::List(element) = kind {
-                cells.iter().for_each(|cell| hash_cell(cell, &element.kind, text, out));
-            }
-        }
-        Cell::Map(entries) => {
-            out.push(9);
-            out.extend_from_slice(&(entries.len() as u32).to_le_bytes());
-            if let Kind::Map(value) = kind {
-                for ((start, end), cell) in entries {
-                    out.extend_from_slice(&(end - start).to_le_bytes());
-                    out.extend_from_slice(&text.as_bytes()[*start as usize..*end as usize]);
-                    hash_cell(cell, &value.kind, text, out);
+                for cell in cells {
+                    write_cell(cell, &element.kind, text, out);
+                    out.push(b',');
                 }
             }
+            out.write_all(b"]")
         }
+        Cell::Map(entries) => {
+            out.push(b'{');
+            if let Kind::Map(value) = kind {
+                for ((start, end), cell) in entries {
+                    write_text(&text[*start as usize..*end as usize], out);
+                    out.push(b':');
+                    write_cell(cell, &value.kind, text, out);
+                    out.push(b',');
+                }
+            }
+            out.write_all(b"}")
+        }
+    };
+    debug_assert!(written.is_ok());
+}
+
+/// A text as a JSON string; most need no escapes.
+fn write_text(text: &str, out: &mut Vec<u8>) {
+    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
     }
 }
 
-fn hash_json(text: &str, out: &mut Vec<u8>) {
-    out.push(8);
-    match serde_json::from_str::<serde_json::Value>(text) {
-        Ok(value) => comparable_json(&value, out),
-        Err(_) => out.extend_from_slice(text.as_bytes()),
+/// An exact number without useless zeros, as JSON numbers are compared.
+fn write_decimal(value: i128, kind: &Kind, out: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut scale = if let Kind::Decimal { scale, .. } = kind { (*scale).max(0) as u32 } else { 0 };
+    let mut value = value;
+    while scale > 0 && value % 10 == 0 {
+        value /= 10;
+        scale -= 1;
     }
-    out.push(0);
+    if scale == 0 {
+        return write!(out, "{value}");
+    }
+    let unit = 10u128.pow(scale.min(38));
+    let sign = if value < 0 { "-" } else { "" };
+    let size = value.unsigned_abs();
+    write!(out, "{sign}{}.{:0width$}", size / unit, size % unit, width = scale as usize)
 }
 
 /// Checks that the whole body is one JSON value. Needed before [`Decoder::decode`] where rows can't be

@@ -172,6 +172,8 @@ impl DedupeIndex {
                     tracing::error!(partition = %at, from, to, "event ids in a damaged range are not in the dedupe index");
                     next = to;
                 }
+                // Events that are gone for good can't be repeated either.
+                Err(ReadError::Retired { start, .. }) if start > next => next = start,
                 Err(error) => return Err(error.into()),
             }
             self.state().marks.insert(at.partition, next);

@@ -312,8 +312,9 @@ type Fresh = HashMap<Digest128, Place, Hasher>;
 struct Group {
     appends: Vec<Append>,
     letters: Vec<DeadLetter>,
-    /// Small rows by stream and partition, turned into appends at the end.
-    small: BTreeMap<(StreamName, Partition), (usize, Arc<Entrance>, SmallRows)>,
+    /// Small rows by entrance and partition, turned into appends at the end. A stream that was altered a
+    /// moment ago may have two entrances in one group, with columns of their own.
+    small: BTreeMap<(usize, Partition), (usize, Arc<Entrance>, SmallRows)>,
     /// Keys that are new in this group, by the stream that they are new in.
     fresh: BTreeMap<StreamName, (Arc<DedupeIndex>, Fresh)>,
     answers: Vec<(Answer, Drafts, OwnedSemaphorePermit)>,
@@ -526,7 +527,7 @@ impl Group {
         row: Option<&mut Row>,
     ) -> Result<Draft, DoorError> {
         let name = entrance.decoder.stream().name.clone();
-        let slot = (name.clone(), identity.partition);
+        let slot = (Arc::as_ptr(entrance) as usize, identity.partition);
         if !self.small.contains_key(&slot) {
             let batch = RowBatch::new(&entrance.decoder)?;
             let schema = entrance.decoder.stream().stored_schema();
@@ -534,7 +535,7 @@ impl Group {
                 to: StreamPartition::new(name, identity.partition),
                 rows: RecordBatch::new_empty(schema),
             });
-            self.small.insert(slot.clone(), (self.appends.len() - 1, entrance.clone(), SmallRows(batch)));
+            self.small.insert(slot, (self.appends.len() - 1, entrance.clone(), SmallRows(batch)));
         }
         let (append, next) =
             self.small.get(&slot).map_or((0, 0), |(append, _, rows)| (*append, rows.0.len()));

@@ -27,7 +27,7 @@ use deltalake::parquet::file::properties::WriterProperties;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
-use highwater_event::planted;
+use highwater_event::{columns, planted};
 pub use maintain::{Compacted, Version};
 pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
 pub use table::LakeTable;
@@ -120,9 +120,13 @@ async fn add_columns(
 /// would skip wrongly beyond 15 digits.
 fn stats_columns(schema: &arrow::datatypes::Schema) -> String {
     use arrow::datatypes::DataType;
-    let plain: Vec<&str> = schema
-        .fields()
-        .iter()
+    // What retention and reading back look for comes before the columns of users.
+    let first = [columns::RECORDED_AT, columns::OFFSET, columns::EVENT_TIME, columns::PARTITION];
+    let known = first.iter().filter_map(|name| schema.field_with_name(name).ok());
+    let others =
+        schema.fields().iter().map(AsRef::as_ref).filter(|field| !first.contains(&field.name().as_str()));
+    let plain: Vec<&str> = known
+        .chain(others)
         .filter(|field| match field.data_type() {
             DataType::Decimal128(precision, _) => *precision <= 15,
             other => !other.is_nested() && !matches!(other, DataType::Binary),
@@ -164,6 +168,15 @@ async fn commit(
     planted::stop("lake:committed");
     table.state = Some(done.snapshot());
     sync_commit(dir.to_owned(), done.version()).await
+}
+
+/// The name of the table in a folder; `None` when there is none that can be read.
+async fn owner(dir: &Path) -> Option<String> {
+    if !dir.exists() {
+        return None;
+    }
+    let table = DeltaTable::try_from_url(ensure_table_uri(dir.to_string_lossy()).ok()?).await.ok()?;
+    table.snapshot().ok()?.metadata().name().map(str::to_owned)
 }
 
 /// Renames a table's folder to `NAME.<why>-N` and answers the new path.
@@ -216,7 +229,15 @@ async fn sync_files(dir: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
 async fn sync_commit(dir: PathBuf, version: u64) -> Result<(), LakeError> {
     let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         let log = dir.join("_delta_log");
-        std::fs::File::open(log.join(format!("{version:020}.json")))?.sync_all()?;
+        let number = format!("{version:020}");
+        // A checkpoint may have been written with the commit, by one who does not sync.
+        for entry in std::fs::read_dir(&log)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(&number) || name == "_last_checkpoint" {
+                std::fs::File::open(log.join(name.as_ref()))?.sync_all()?;
+            }
+        }
         std::fs::File::open(log)?.sync_all()
     });
     Ok(synced.await.map_err(std::io::Error::other)??)

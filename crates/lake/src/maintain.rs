@@ -165,6 +165,7 @@ impl LakeStream {
         let vacuum = state.table.clone().vacuum();
         let (table, metrics) =
             vacuum.with_retention_period(period).with_enforce_retention_duration(false).await?;
+        crate::sync_commit(self.dir.clone(), table.version().unwrap_or(0)).await?;
         self.put(State { table, marks: state.marks.clone() });
         Ok(metrics.files_deleted.len())
     }

@@ -16,9 +16,9 @@ use deltalake::delta_datafusion::{DeltaScanConfig, DeltaScanNext};
 use deltalake::protocol::SaveMode;
 use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, time};
-use highwater_log::LogBatch;
 use highwater_log::reader::RowReader;
 use highwater_log::view::{Applied, Gather, View, ViewError};
+use highwater_log::{Log, LogBatch};
 
 use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, writer_properties};
 
@@ -76,7 +76,15 @@ fn application_id(stream: &StreamName, partition: Partition) -> String {
 impl LakeStream {
     /// Opens a stream's table under the lake's root, making it when it is not there. A version that was
     /// built beside an older one and now has the name takes its folder.
-    pub async fn open(root: &Path, stream: Arc<StreamSchema>, folder: Folder) -> Result<Self, LakeError> {
+    ///
+    /// `derivable` says that the log still has every row: then a table that can't be read is set aside and
+    /// written again. Otherwise it may hold the only copy, and is left as it is.
+    pub async fn open(
+        root: &Path,
+        stream: Arc<StreamSchema>,
+        folder: Folder,
+        derivable: bool,
+    ) -> Result<Self, LakeError> {
         let streams = root.join("streams");
         let own = streams.join(stream.name.public().to_ascii_uppercase());
         let versioned = streams.join(stream.name.shown());
@@ -85,11 +93,18 @@ impl LakeStream {
             Folder::Versioned => versioned.clone(),
         };
         if dir != versioned && versioned.exists() {
-            if dir.exists() {
-                crate::set_aside(&dir, "dropped")?;
+            let owner = |dir: PathBuf| async move { crate::owner(&dir).await };
+            let name = stream.name.as_str();
+            if owner(dir.clone()).await.as_deref() == Some(name) {
+                // It has moved already; what is there again is nobody's.
+                crate::set_aside(&versioned, "dropped")?;
+            } else if owner(versioned.clone()).await.as_deref() == Some(name) {
+                if dir.exists() {
+                    crate::set_aside(&dir, "dropped")?;
+                }
+                std::fs::rename(&versioned, &dir)?;
+                std::fs::File::open(&streams)?.sync_all()?;
             }
-            std::fs::rename(&versioned, &dir)?;
-            std::fs::File::open(&streams)?.sync_all()?;
         }
         let mut fields: Vec<Field> =
             stream.reader_schema().fields().iter().map(|field| field.as_ref().clone()).collect();
@@ -102,6 +117,7 @@ impl LakeStream {
         let schema = Arc::new(Schema::new(fields));
         let table = match open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await {
             Ok(table) => table,
+            Err(error) if !derivable => return Err(error),
             Err(error) => {
                 // The lake is derived: what can't be read is set aside and written again from the log.
                 let aside = crate::set_aside(&dir, "damaged")?;
@@ -396,12 +412,13 @@ pub struct LakeView {
     name: String,
     lake: Arc<LakeStream>,
     gather: Gather,
+    log: Arc<dyn Log>,
 }
 
 impl LakeView {
     /// Writes when `rows` rows wait or the first of them has waited `wait`.
-    pub fn new(lake: Arc<LakeStream>, gather: Gather) -> Self {
-        Self { name: format!("lake:{}", lake.stream.name), lake, gather }
+    pub fn new(lake: Arc<LakeStream>, gather: Gather, log: Arc<dyn Log>) -> Self {
+        Self { name: format!("lake:{}", lake.stream.name), lake, gather, log }
     }
 }
 
@@ -440,10 +457,23 @@ impl View for LakeView {
         Ok(Applied { taken: rows, out: rows, ..Applied::default() })
     }
 
+    async fn skip(&mut self, at: &StreamPartition, to: Offset) -> Result<(), ViewError> {
+        Err(ViewError::Broken(format!("rows of {at} before {to} are in neither log nor lake")))
+    }
+
     async fn reset(&mut self) -> Result<(), ViewError> {
-        self.lake.remove().await.map_err(retry)?;
         let lake = &self.lake;
-        let fresh = LakeStream::open(&lake.root, lake.stream.clone(), lake.folder).await.map_err(retry)?;
+        for partition in self.log.partitions(&lake.stream.name) {
+            let start = self.log.start(&StreamPartition::new(lake.stream.name.clone(), partition));
+            if start > 0 {
+                return Err(ViewError::Broken(format!(
+                    "the log begins at offset {start}: the lake holds the only copy of what was before and can't be written again"
+                )));
+            }
+        }
+        lake.remove().await.map_err(retry)?;
+        let fresh =
+            LakeStream::open(&lake.root, lake.stream.clone(), lake.folder, true).await.map_err(retry)?;
         let state = fresh.current();
         self.lake.put(State { table: state.table.clone(), marks: state.marks.clone() });
         Ok(())

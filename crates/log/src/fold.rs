@@ -75,6 +75,11 @@ pub trait Program: Send + Sync + 'static {
     /// The stream that it derives, and its number of partitions; `None` when its states are all it makes.
     fn output(&self) -> Option<(&StreamName, u32)>;
 
+    /// About how many rows are folded at a time.
+    fn rows_at_once(&self) -> usize {
+        64 * 1024
+    }
+
     /// Computes what the fold needs of some rows of one partition: filters, keys, arguments. Rows for
     /// which that fails are set apart in the result.
     async fn prepare(&self, at: &StreamPartition, batches: &[LogBatch]) -> Result<Self::Prepared, ViewError>;

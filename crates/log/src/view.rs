@@ -113,6 +113,9 @@ pub trait View: Send {
     /// Applies rows of one partition, the first of which is at the mark, and moves the mark, in one
     /// atomic commit. On an error nothing may have changed.
     async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError>;
+    /// Moves the mark of a partition over rows that are nowhere any more: their retention was over before
+    /// this view came to them.
+    async fn skip(&mut self, at: &StreamPartition, to: Offset) -> Result<(), ViewError>;
     /// Drops the output and the marks. `Err` when the view can't be rebuilt, with the reason.
     async fn reset(&mut self) -> Result<(), ViewError>;
 }
@@ -233,7 +236,19 @@ impl Driver {
             waiting_since: None,
             failures: 0,
         };
-        let task = self.runtime.spawn(task.run());
+        let shown = status.clone();
+        let running = self.runtime.spawn(task.run());
+        let task = self.runtime.spawn(async move {
+            let _abort = AbortOnDrop(running.abort_handle());
+            if let Err(error) = running.await
+                && error.is_panic()
+            {
+                let mut status = lock(&shown);
+                tracing::error!(view = status.name, %error, "a view ended in a panic and is set aside until the next start");
+                status.state = ViewState::Failed;
+                status.last_error = Some("it ended in a panic; the log of the server says more".into());
+            }
+        });
         let running = Running { status, marks, sources, control, task };
         if let Some(previous) = lock(&self.running).insert(name, running) {
             previous.task.abort();
@@ -325,6 +340,15 @@ impl Driver {
                 tracing::error!(%error, "a view ended in a panic");
             }
         }
+    }
+}
+
+/// Ends a task when the one that watches it is ended.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -422,12 +446,15 @@ impl Task {
         self.durable.mark_unchanged();
         self.durable.borrow_and_update();
         let gather = self.view.gather();
+        // Asked before anything else: up to here every source can be read to its end.
+        let complete = self.log.recorded_until();
         for at in partitions(self.log.as_ref(), &self.sources) {
             if let std::collections::btree_map::Entry::Vacant(slot) = self.marks.entry(at) {
                 let mark = self.view.mark(slot.key()).await?;
                 slot.insert(mark);
             }
         }
+        self.skip_retired().await?;
         let waiting = lag(self.log.as_ref(), &self.sources, &self.marks);
         if waiting == 0 {
             self.waiting_since = None;
@@ -440,7 +467,7 @@ impl Task {
             return Ok((gather.wait - waited).min(IDLE_TICK));
         }
         if self.sources.len() > 1 {
-            for (at, batches) in self.merged(gather.rows)? {
+            for (at, batches) in self.merged(gather.rows, complete)? {
                 self.apply(&at, batches).await?;
             }
         } else {
@@ -456,11 +483,33 @@ impl Task {
         Ok(Duration::ZERO)
     }
 
+    /// Passes over rows that neither the log nor its cold tier has any more.
+    async fn skip_retired(&mut self) -> Result<(), ViewError> {
+        let behind: Vec<(StreamPartition, Offset)> = self
+            .marks
+            .iter()
+            .filter(|(at, mark)| **mark < self.log.start(at))
+            .map(|(at, mark)| (at.clone(), *mark))
+            .collect();
+        for (at, mark) in behind {
+            if let Err(ReadError::Retired { start, .. }) = self.log.read(&at, mark, 1)
+                && start > mark
+            {
+                tracing::info!(view = self.view.name(), partition = %at, from = mark, to = start, "rows past their retention are passed over");
+                self.view.skip(&at, start).await?;
+                self.marks.insert(at, start);
+            }
+        }
+        Ok(())
+    }
+
     /// Rows of all sources in the order of their commits, cut into runs of one partition.
-    fn merged(&self, rows: usize) -> Result<Vec<(StreamPartition, Vec<LogBatch>)>, ViewError> {
+    fn merged(
+        &self,
+        rows: usize,
+        mut complete: i64,
+    ) -> Result<Vec<(StreamPartition, Vec<LogBatch>)>, ViewError> {
         let log = self.log.as_ref();
-        // Asked before anything is read: up to here every source can be read to its end.
-        let mut complete = log.recorded_until();
         let mut found: Vec<(i64, usize, StreamPartition, LogBatch)> = Vec::new();
         for (at, mark) in &self.marks {
             let order = self.sources.iter().position(|source| *source == at.stream).unwrap_or(0);

@@ -58,6 +58,10 @@ impl View for Recorder {
         }
         Ok(Applied::default())
     }
+    async fn skip(&mut self, at: &StreamPartition, to: u64) -> Result<(), ViewError> {
+        self.marks.insert(at.clone(), to);
+        Ok(())
+    }
     async fn reset(&mut self) -> Result<(), ViewError> {
         Ok(())
     }

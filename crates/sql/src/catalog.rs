@@ -217,6 +217,7 @@ impl Catalog {
             let given_up = name.filter(|name| declared.replace && self.building.contains_key(name));
             return Ok(given_up.map_or(Planned::Unchanged, Planned::Abandoned));
         }
+        self.check_not_building(&declared.statement)?;
         match &declared.statement {
             Statement::Drop { kind, name, if_exists } => return self.plan_drop(*kind, name, *if_exists),
             Statement::AlterStream { name, changes } => {
@@ -230,6 +231,42 @@ impl Catalog {
             return self.plan_replacement(engine, declared).await.map(Arc::new).map(Planned::Building);
         }
         self.plan_creation(engine, declared, csv).await
+    }
+
+    /// A statement must not meet what is being replaced at the moment: it would be left with the old version.
+    fn check_not_building(&self, statement: &Statement) -> Result<(), SqlError> {
+        let own = StreamName::new(statement.name()).ok();
+        let mut touched: BTreeSet<StreamName> = own.iter().cloned().collect();
+        match statement {
+            Statement::CreateStreamAs { query, .. } | Statement::CreateTableAs { query, .. } => {
+                touched.extend(names_read(query));
+            }
+            // Endpoints read by name whatever has it.
+            Statement::CreateEndpoint { .. } => return Ok(()),
+            _ => {}
+        }
+        for building in self.building.values().filter(|building| own.as_ref() != Some(&building.root)) {
+            let reads = building.members.iter().flat_map(|member| match member {
+                Planned::Stream(entry) => entry.reads.iter().cloned().collect(),
+                Planned::Table(entry) => entry.reads.iter().cloned().collect(),
+                _ => Vec::new(),
+            });
+            let names: BTreeSet<StreamName> = building.names().into_iter().collect();
+            let ends = matches!(statement, Statement::Drop { .. });
+            let met = touched
+                .iter()
+                .find(|name| names.contains(*name))
+                .cloned()
+                .or_else(|| reads.into_iter().find(|name| ends && touched.contains(name)));
+            if let Some(name) = met {
+                return Err(SqlError::new(
+                    "being_replaced",
+                    format!("a new version of \"{}\" is being built, and \"{name}\" is part of it", building.root),
+                )
+                .hint("wait until it has taken its place (GET /api/v1/statements shows how far it is), or declare the old text again with OR REPLACE to give it up"));
+            }
+        }
+        Ok(())
     }
 
     /// Plans a CREATE under the next version of its name.
@@ -332,8 +369,9 @@ impl Catalog {
                 (None, Some(entry)) => &entry.text,
                 (None, None) => continue,
             };
-            let declared = parse_script(text)?.remove(0);
-            let planned = next.plan_creation(engine, declared, None).await.map_err(|error| SqlError {
+            let mut parts = parse_script(text)?.into_iter();
+            let Some(created) = parts.next() else { continue };
+            let mut planned = next.plan_creation(engine, created, None).await.map_err(|error| SqlError {
                 message: format!(
                     "\"{name}\", which is derived from \"{root}\", would not work any more: {}",
                     error.message
@@ -342,6 +380,15 @@ impl Catalog {
                 ..error
             })?;
             next.take(engine, &planned);
+            // What was altered since is altered again.
+            for part in parts {
+                if let Statement::AlterStream { name, changes } = &part.statement
+                    && let Planned::Altered(entry) = next.plan_alter(name, changes, &part.text)?
+                {
+                    planned = Planned::Stream(entry);
+                    next.take(engine, &planned);
+                }
+            }
             members.push(planned);
         }
         let names: BTreeSet<StreamName> = members.iter().filter_map(Planned::name).collect();

@@ -449,11 +449,15 @@ impl<P: Program> View for TableView<P> {
     }
 
     fn gather(&self) -> Gather {
-        Gather { rows: 64 * 1024, wait: Duration::from_millis(20) }
+        Gather { rows: self.program.rows_at_once(), wait: Duration::from_millis(20) }
     }
 
     async fn mark(&mut self, at: &StreamPartition) -> Result<Offset, ViewError> {
         let lane = self.lane(at)?;
+        if self.table.overlay().held {
+            // A fold did not come to its end: what is in memory is half of it.
+            self.write_back.exclusively(|| self.table.discard())?;
+        }
         Ok(self.table.overlay().marks.get(&lane).map_or(0, |mark| mark.offset))
     }
 
@@ -479,12 +483,13 @@ impl<P: Program> View for TableView<P> {
                     "the table stands at {offset} and was given rows from {from}"
                 )));
             }
+            // From here until it is settled nothing may be written back, whatever happens.
+            overlay.held = true;
             let mut states =
                 Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
             let folded = self.program.fold(prepared, lane, &mut marks, &mut states);
             marks.entry(lane).or_default().offset = to;
             overlay.marks = marks;
-            overlay.held = true;
             folded
         };
         let outcome = match folded {
@@ -506,6 +511,12 @@ impl<P: Program> View for TableView<P> {
                 Err(error)
             }
         }
+    }
+
+    async fn skip(&mut self, at: &StreamPartition, to: Offset) -> Result<(), ViewError> {
+        let lane = self.lane(at)?;
+        self.table.overlay().marks.entry(lane).or_default().offset = to;
+        Ok(())
     }
 
     async fn reset(&mut self) -> Result<(), ViewError> {

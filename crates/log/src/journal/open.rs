@@ -55,11 +55,15 @@ pub(super) fn open(
             source: std::io::Error::other(error.to_string()),
         })?;
     }
-    if let Some(newest) = opened.segments.last() {
-        let recorded_at = newest
+    // The newest segment that holds rows: later ones may have been made just before the crash.
+    for segment in opened.segments.iter().rev() {
+        let recorded_at = segment
             .recorded_until()
-            .map_err(|error| OpenError::Damaged { file: newest.file_name(), detail: error.to_string() })?;
+            .map_err(|error| OpenError::Damaged { file: segment.file_name(), detail: error.to_string() })?;
         opened.state.recorded_at = opened.state.recorded_at.max(recorded_at);
+        if recorded_at > 0 {
+            break;
+        }
     }
     if opened.active.is_none() {
         let segment = create_segment(disk, dir, opened.log_id, opened.state.next_commit, clock.now_micros())

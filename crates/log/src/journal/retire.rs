@@ -9,7 +9,7 @@ use highwater_event::{Offset, StreamPartition};
 use super::{Journal, lock};
 use crate::disk::Disk;
 use crate::error::ReadError;
-use crate::segment::Segment;
+use crate::segment::{Segment, read_footer};
 
 /// Closed segments that always stay: the newest one knows where every partition ends and how far every
 /// view has come.
@@ -46,6 +46,16 @@ impl Journal {
         let _alone = lock(&self.keeping);
         let failed = |error: io::Error| ReadError::Io(error.to_string());
         let mut retired = Retired::default();
+        let closed = {
+            let segments = self.shared.segments();
+            segments.len().checked_sub(KEPT).map(|at| segments[at].clone())
+        };
+        // It is what knows where everything ends, so it has to be readable.
+        let Some(closed) = closed else { return Ok(retired) };
+        let length = closed.file.len().map_err(failed)?;
+        if read_footer(closed.file.as_ref(), length).map_err(failed)?.is_none() {
+            return Ok(retired);
+        }
         loop {
             let oldest = {
                 let segments = self.shared.segments();

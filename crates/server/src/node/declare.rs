@@ -111,6 +111,12 @@ impl Node {
             }
         }
         self.put_catalog(catalog.clone());
+        // All lakes first: views may have to read old rows from them.
+        for (name, entry) in &catalog.streams {
+            if !builtin.streams.contains_key(name) && entry.schema.options.lake {
+                self.start_lake(&entry.schema, Place::Current).await?;
+            }
+        }
         for (name, entry) in &catalog.streams {
             if !builtin.streams.contains_key(name) {
                 self.start_stream(entry, Place::Current).await?;
@@ -229,10 +235,21 @@ impl Node {
             .map_err(|error| DeclareError::Start(error.to_string()))?;
         self.log.append(Commit { appends: vec![append], advances: Vec::new() }).await?;
         self.put_catalog(catalog);
+        // They are in the log: one that can't be started must not keep the others from it.
+        let mut failed = None;
         for (before, planned) in &planned {
-            self.start(before, planned).await.map_err(|error| DeclareError::Start(format!("{error:#}")))?;
+            if let Err(error) = self.start(before, planned).await {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "a statement was taken but could not be started; it is tried again at the next start"
+                );
+                failed.get_or_insert(error);
+            }
         }
-        Ok(outcomes)
+        match failed {
+            Some(error) => Err(DeclareError::Start(format!("{error:#}"))),
+            None => Ok(outcomes),
+        }
     }
 
     async fn check(&self, before: &Catalog, script: &Script) -> Result<Checked, DeclareError> {

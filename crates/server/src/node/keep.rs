@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use highwater_event::{StreamName, StreamPartition};
-use highwater_lake::{Compacted, LakeStream};
+use highwater_lake::{Compacted, LakeError, LakeStream};
 use highwater_log::disk::RealDisk;
 use highwater_log::{Extent, Retired};
 use serde::Serialize;
@@ -57,20 +57,19 @@ pub async fn keep(node: Weak<Node>) {
 impl Node {
     /// One round of housekeeping.
     pub async fn keep_house(self: &Arc<Self>, vacuum: bool) -> anyhow::Result<Kept> {
+        let _alone = self.keeping.lock().await;
         let mut kept = Kept::default();
         let lakes: Vec<Arc<LakeStream>> =
             self.lakes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         for lake in lakes {
-            let name = &lake.stream().name;
-            let Compacted { removed, added, .. } =
-                lake.compact().await.with_context(|| format!("the lake of {name} could not be compacted"))?;
-            kept.files_before += removed;
-            kept.files_after += added;
-            if let Some(retention) = lake.stream().options.retention {
-                kept.files_retired += lake.retire(self.clock.now_micros() - retention).await?;
+            // Swaps move folders; they wait.
+            let _no_swap = self.declaring.lock().await;
+            let current = self.lake(&lake.stream().name);
+            if !current.is_some_and(|current| Arc::ptr_eq(&current, &lake)) {
+                continue;
             }
-            if vacuum {
-                kept.files_removed += lake.vacuum(HISTORY).await?;
+            if let Err(error) = self.keep_lake(&lake, vacuum, &mut kept).await {
+                tracing::warn!(stream = %lake.stream().name, %error, "the lake of a stream could not be kept this time");
             }
         }
         let node = self.clone();
@@ -79,6 +78,19 @@ impl Node {
         kept.segments_retired = segments;
         kept.bytes_retired = bytes;
         Ok(kept)
+    }
+
+    async fn keep_lake(&self, lake: &LakeStream, vacuum: bool, kept: &mut Kept) -> Result<(), LakeError> {
+        let Compacted { removed, added, .. } = lake.compact().await?;
+        kept.files_before += removed;
+        kept.files_after += added;
+        if let Some(retention) = lake.stream().options.retention {
+            kept.files_retired += lake.retire(self.clock.now_micros() - retention).await?;
+        }
+        if vacuum {
+            kept.files_removed += lake.vacuum(HISTORY).await?;
+        }
+        Ok(())
     }
 
     /// True when nothing needs a segment any more: it is old enough, every view has read it, and what it
@@ -102,12 +114,16 @@ impl Node {
         };
         let options = &entry.schema.options;
         let kept_elsewhere = options.lake || options.retention.is_some_and(|retention| age > retention);
-        let read = self.driver.readers(at).iter().all(|(_, mark)| *mark >= end);
+        let readers = self.driver.readers(at);
+        let read = readers.iter().all(|(_, mark)| *mark >= end);
+        // A lake that is not running has not taken anything.
+        let lake = format!("lake:{}", at.stream);
+        let in_lake = !options.lake || readers.iter().any(|(name, mark)| *name == lake && *mark >= end);
         let ids = self
             .door
             .index(&at.stream)
             .is_none_or(|index| index.stored_until(at.partition).is_ok_and(|until| until >= end));
-        kept_elsewhere && read && ids
+        kept_elsewhere && in_lake && read && ids
     }
 
     /// Copies everything that the node can't derive into an empty folder, while it goes on. The copy is a
@@ -120,6 +136,8 @@ impl Node {
         };
         ensure!(empty, "{} is not empty", to.display());
         std::fs::create_dir_all(to).with_context(|| format!("{} can't be made", to.display()))?;
+        // No segment may go between the copy of the lake and that of the log.
+        let _alone = self.keeping.lock().await;
         // The lake first: a lake that is ahead of its log would hide events.
         let lakes: Vec<(StreamName, Arc<LakeStream>)> = {
             let lakes = self.lakes.read().unwrap_or_else(PoisonError::into_inner);

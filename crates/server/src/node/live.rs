@@ -108,7 +108,8 @@ fn begin(node: &Node, entry: &StreamEntry, start: Start) -> BTreeMap<Partition, 
             let at = StreamPartition::new(name.clone(), partition);
             let offset = match &start {
                 Start::Newest => node.log.end(&at),
-                Start::Earliest => 0,
+                Start::Earliest if entry.schema.options.lake => 0,
+                Start::Earliest => node.log.start(&at),
                 Start::Marks(marks) => marks.get(&partition).copied().unwrap_or(0),
             };
             (partition, offset)

@@ -99,6 +99,8 @@ pub struct Node {
     queries: tokio::runtime::Handle,
     log: Arc<dyn Log>,
     catalog: RwLock<Arc<Catalog>>,
+    /// Housekeeping or a backup: one at a time.
+    keeping: tokio::sync::Mutex<()>,
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
     lakes: tiered::Lakes,
@@ -149,6 +151,7 @@ impl Node {
             engine,
             operator_token,
             catalog: RwLock::default(),
+            keeping: tokio::sync::Mutex::new(()),
             declaring: tokio::sync::Mutex::new(()),
             lakes,
             keyed: RwLock::default(),

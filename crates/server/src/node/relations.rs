@@ -111,7 +111,8 @@ impl Node {
         let mut bytes = 0;
         for partition in self.log.partitions(&schema.name) {
             let at = StreamPartition::new(schema.name.clone(), partition);
-            let mut next = from.get(&partition).copied().unwrap_or(0);
+            // What the lake does not have and the log no longer has is past its retention.
+            let mut next = from.get(&partition).copied().unwrap_or(0).max(self.log.start(&at));
             let end = self.log.end(&at);
             while next < end && limit.is_none_or(|limit| count < limit) {
                 let batches = self

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use highwater_event::{StreamName, StreamSchema};
+use highwater_event::{StreamName, StreamPartition, StreamSchema};
 use highwater_ingest::DedupeIndex;
 use highwater_ingest::decode::Decoder;
 use highwater_lake::{Folder, LakeStream, LakeView};
@@ -70,6 +70,10 @@ impl Node {
             }
             Planned::Dropped(kind, name) => {
                 self.end(before, *kind, name).await;
+                let given_up = StreamName::new(name).ok().and_then(|name| before.building.get(&name));
+                if let Some(given_up) = given_up {
+                    self.end_members(&given_up.members).await;
+                }
                 Ok(())
             }
             Planned::Paused(name) => {
@@ -90,8 +94,8 @@ impl Node {
         place: Place,
     ) -> anyhow::Result<()> {
         let schema = &entry.schema;
-        if schema.options.lake {
-            // First: the log may have to be read back from it.
+        // First: the log may have to be read back from it.
+        if schema.options.lake && self.lake(&schema.name).is_none() {
             self.start_lake(schema, place).await?;
         }
         match &entry.derivation {
@@ -113,9 +117,17 @@ impl Node {
         Ok(())
     }
 
-    async fn start_lake(self: &Arc<Self>, schema: &Arc<StreamSchema>, place: Place) -> anyhow::Result<()> {
+    pub(super) async fn start_lake(
+        self: &Arc<Self>,
+        schema: &Arc<StreamSchema>,
+        place: Place,
+    ) -> anyhow::Result<()> {
         let folder = if place == Place::Current { Folder::Own } else { Folder::Versioned };
-        let lake = LakeStream::open(&self.lake_root(), schema.clone(), folder)
+        let partitions = self.log.partitions(&schema.name).into_iter();
+        let derivable = partitions
+            .map(|partition| StreamPartition::new(schema.name.clone(), partition))
+            .all(|at| self.log.start(&at) == 0);
+        let lake = LakeStream::open(&self.lake_root(), schema.clone(), folder, derivable)
             .await
             .with_context(|| format!("the lake of {} can't be opened", schema.name))?;
         let lake = Arc::new(lake);
@@ -123,21 +135,22 @@ impl Node {
         lakes.insert(schema.name.clone(), lake.clone());
         drop(lakes);
         let gather = Gather { rows: LAKE_ROWS, wait: self.options.lake_wait };
-        self.driver.start(Box::new(LakeView::new(lake, gather)));
+        self.driver.start(Box::new(LakeView::new(lake, gather, self.log.clone())));
         Ok(())
     }
 
     /// Lets a stream go on with more columns or other options.
     async fn alter(self: &Arc<Self>, entry: &StreamEntry) -> anyhow::Result<()> {
         let schema = &entry.schema;
+        // The lake has the columns before the first event that brings them.
+        if schema.options.lake {
+            self.driver.remove(&lake_view(&schema.name)).await;
+            self.start_lake(schema, Place::Current).await?;
+        }
         if schema.raw {
             let decoder =
                 Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
             self.door.admit(decoder, self.door.index(&schema.name));
-        }
-        if schema.options.lake {
-            self.driver.remove(&lake_view(&schema.name)).await;
-            self.start_lake(schema, Place::Current).await?;
         }
         Ok(())
     }
@@ -303,9 +316,6 @@ impl Node {
             }
             Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
             Kind::Endpoint => {}
-        }
-        if let Some(given_up) = before.building.get(&name) {
-            Box::pin(self.end_members(&given_up.members)).await;
         }
     }
 

@@ -67,7 +67,7 @@ impl SqlError {
     /// What to do about it.
     pub fn reaction(&self) -> Reaction {
         match self.code {
-            "already_exists" | "in_use" => Reaction::Conflict,
+            "already_exists" | "in_use" | "being_replaced" => Reaction::Conflict,
             "internal" => Reaction::CallOperator,
             "query_timeout" | "query_memory" => Reaction::Retry,
             _ => Reaction::FixRequest,

@@ -81,6 +81,13 @@ pub async fn plan_join(
             needed.push(at);
         }
     }
+    // Each side carries something, or its rows could not be counted.
+    for (first, schema) in [(0, cut.join.left.schema()), (arity, cut.join.right.schema())] {
+        let any = needed.iter().any(|at| (first..first + schema.fields().len()).contains(at));
+        if !any && let Some(at) = schema.fields().iter().position(|field| !field.data_type().is_nested()) {
+            needed.push(first + at);
+        }
+    }
     needed.sort_unstable();
 
     let (left_keys, right_keys): (Vec<Expr>, Vec<Expr>) = conditions.keys.iter().cloned().unzip();

@@ -16,7 +16,7 @@ use datafusion::sql::sqlparser::ast::{GroupByExpr, Query, SetExpr};
 use highwater_event::{StreamName, StreamSchema, columns};
 
 use super::{as_statement, shows_sensitive, storable, system_column};
-use crate::dialect::{SqlError, Window};
+use crate::dialect::{SqlError, Window, WindowKind};
 use crate::functions::{
     APPROX_COUNT_DISTINCT, COLLECT_LIST, COLLECT_SET, EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, TOPK,
     TOPKDISTINCT,
@@ -38,6 +38,15 @@ pub async fn plan_table(
     emit_final: bool,
     mut query: Box<Query>,
 ) -> Result<TableProgram, SqlError> {
+    if matches!(window, Some(Window { kind: WindowKind::Session { .. }, .. }))
+        && source.options.partitions > 1
+    {
+        return Err(SqlError::unsupported(format!(
+            "SESSION needs a stream of one partition, and \"{}\" has {}: a session could not tell when it is over",
+            source.name.public(),
+            source.options.partitions
+        )));
+    }
     let mut fields: Vec<_> = source.reader_schema().fields().iter().cloned().collect();
     if window.is_some() {
         group_by_window(&mut query)?;

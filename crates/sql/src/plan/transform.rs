@@ -102,13 +102,17 @@ fn between(plan: &LogicalPlan, name: &str) -> Option<(Expr, LogicalPlan)> {
             return Some((projection.expr[at].clone().unalias(), projection.input.as_ref().clone()));
         }
     }
-    // UNNEST names its result after what it unfolds: `UNNEST(x)` or `__unnest_placeholder(x,depth=1)`.
+    // UNNEST gives its results names of its own.
     if let LogicalPlan::Unnest(unnest) = plan {
-        let bare = name.split(",depth=").next().unwrap_or(name);
         let below = unnest.input.as_ref();
-        let names = below.schema().fields().iter().map(|field| field.name().clone());
-        let found = names.into_iter().find(|known| bare == known || bare.contains(known.as_str()))?;
-        return between(below, &found);
+        let list = unnest.list_type_columns.iter().find(|(_, list)| list.output_column.name == name);
+        if let Some((at, _)) = list {
+            return between(below, below.schema().field(*at).name());
+        }
+        // Members of an unfolded struct come from the struct.
+        let output = unnest.schema.fields().iter().position(|field| field.name() == name)?;
+        let from = *unnest.dependency_indices.get(output)?;
+        return between(below, below.schema().field(from).name());
     }
     plan.inputs().into_iter().find_map(|input| between(input, name))
 }

@@ -37,6 +37,10 @@ use super::state::{GroupState, KeptRow, Partial, pane_prefix};
 use super::table::{Group, MAX_KEY, Prepared as TablePrepared, Step, TableProgram};
 use super::transform::store;
 
+/// Rows that one row may be matched with; one that has more is set apart.
+const MAX_MATCHES: usize = 10_000;
+/// Rows that are matched at a time: each may bring many.
+const ROWS_AT_ONCE: usize = 1024;
 /// Number of the left source in the list of sources; at one commit the right side comes first.
 const LEFT: usize = 1;
 
@@ -292,7 +296,7 @@ impl JoinProgram {
         for row in 0..ready.offsets.len() {
             let key = ready.keys.row(row);
             let found = match known.get(key.as_ref()) {
-                _ if !ready.keyed[row] => None,
+                _ if !ready.keyed[row] || key.as_ref().len() > MAX_KEY => None,
                 Some(found) => *found,
                 None => {
                     let found = states.peek(key.as_ref())?.map(|state| {
@@ -372,7 +376,11 @@ impl JoinProgram {
                     }
                     mark.event_time_high = mark.event_time_high.max(kept.time);
                     let range = if rows.left { (*before, *after) } else { (*after, *before) };
-                    match_within(kept, key.as_ref(), range, reach, states, &mut pairs)?;
+                    if !match_within(kept, key.as_ref(), range, reach, states, &mut pairs)? {
+                        let detail = format!("it has more than {MAX_MATCHES} matches");
+                        folded.dead.push(refuse("too_many_matches", detail));
+                        continue;
+                    }
                 }
                 Right::AsOf { inclusive, .. } if rows.left => {
                     let found = newest_before(states.peek(key.as_ref())?, kept.time, *inclusive);
@@ -489,7 +497,7 @@ fn kept_rows(state: Option<&GroupState>) -> &[KeptRow] {
 }
 
 /// Pairs a row with the kept rows of the other side from `range.0` before to `range.1` after it, in the
-/// order in which the log took them, and keeps it.
+/// order in which the log took them, and keeps it. False when there are too many; then nothing has changed.
 fn match_within(
     row: KeptRow,
     key: &[u8],
@@ -497,7 +505,7 @@ fn match_within(
     reach: i64,
     states: &mut dyn States<GroupState>,
     pairs: &mut Vec<Pair>,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let width = reach.max(1);
     let bucket = |time: i64| time.div_euclid(width).saturating_mul(width);
     let keyed = |bucket: i64| [&pane_prefix(bucket)[..], key].concat();
@@ -511,7 +519,10 @@ fn match_within(
         let others = kept_rows(states.peek(&keyed(at))?).iter();
         let matching =
             others.filter(|other| other.side != row.side && other.time >= from && other.time <= to);
-        found.extend(matching.cloned());
+        found.extend(matching.take(MAX_MATCHES + 1).cloned());
+        if found.len() > MAX_MATCHES {
+            return Ok(false);
+        }
         match at.checked_add(width) {
             Some(next) => at = next,
             None => break,
@@ -529,7 +540,7 @@ fn match_within(
     if let Some(Partial::Rows(rows)) = state.partials.first_mut() {
         rows.push(row);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Keeps a version; of two with one time the later in the log holds.
@@ -570,6 +581,13 @@ impl Program for JoinProgram {
 
     fn output(&self) -> Option<(&StreamName, u32)> {
         Some((&self.schema.name, self.schema.options.partitions.max(1)))
+    }
+
+    fn rows_at_once(&self) -> usize {
+        match self.right {
+            Right::Within { .. } => ROWS_AT_ONCE,
+            _ => 64 * 1024,
+        }
     }
 
     async fn prepare(&self, at: &StreamPartition, batches: &[LogBatch]) -> Result<Prepared, ViewError> {

@@ -198,6 +198,13 @@ impl View for DerivedStream {
         Ok(applied)
     }
 
+    async fn skip(&mut self, at: &StreamPartition, to: Offset) -> Result<(), ViewError> {
+        let from = self.log.advanced(&self.name, at);
+        let advance = Advance { writer: self.name.clone(), source: at.clone(), from, to };
+        self.log.append(Commit { appends: Vec::new(), advances: vec![advance] }).await?;
+        Ok(())
+    }
+
     async fn reset(&mut self) -> Result<(), ViewError> {
         Err(ViewError::Broken(
             "a derived stream is append-only, and other views have read it; CREATE OR REPLACE STREAM derives it again beside the old one and swaps them".into(),
