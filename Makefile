@@ -31,10 +31,15 @@ independent:
 bench: build
 	$(CARGO) bench -p highwater-server -p highwater-warehouse --bench cold_keys
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench micro_batch
+	$(CARGO) bench -p highwater-server -p highwater-sql --bench nexmark
 	$(CARGO) run --release -p xtask -- bench-http --program $(PROGRAM)
 
-## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds.
+## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs.
 nightly:
 	HIGHWATER_SEEDS=100000 $(CARGO) test --release -p highwater-log --test journal power_cuts
 	HIGHWATER_SEEDS=2000 $(CARGO) test --workspace --test oracle
 	HIGHWATER_CYCLES=1000 $(CARGO) test --workspace --test crash -- --nocapture
+	HIGHWATER_SEEDS=2000 $(CARGO) test --workspace --test kills --test door
+	HIGHWATER_EVENTS=1000000 $(CARGO) test --workspace --test nexmark
+	HIGHWATER_FUZZ=1000000 $(CARGO) test --workspace --test fuzz
+	HIGHWATER_CYCLES=200 bash tests/planted.sh
