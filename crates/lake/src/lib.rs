@@ -135,7 +135,12 @@ fn stats_columns(schema: &arrow::datatypes::Schema) -> String {
         .filter(|name| !DAY_COLUMNS.contains(name))
         .take(32)
         .collect();
-    plain.join(",")
+    // Names that are not plain words stand in backticks there.
+    let quoted = plain.into_iter().map(|name| {
+        let word = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if word { name.to_owned() } else { format!("`{}`", name.replace('`', "``")) }
+    });
+    quoted.collect::<Vec<_>>().join(",")
 }
 
 /// Commits files that are written but not named yet, with the application's position when it moves.

@@ -12,6 +12,9 @@ use super::statement::{Window, WindowKind, Within};
 /// The grace period of a window that does not say one: ksqlDB's.
 const DEFAULT_GRACE: i64 = 24 * 3_600_000_000;
 
+/// Windows that one row may belong to.
+const MAX_OVERLAP: i64 = 1_000;
+
 /// When results are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emit {
@@ -111,12 +114,20 @@ impl Words {
         let kind = if self.take("HOPPING") {
             self.symbol(&Token::LParen)?;
             self.expect("SIZE")?;
-            let size = self.duration()?;
+            let size = self.some_time()?;
             self.symbol(&Token::Comma)?;
             self.expect("ADVANCE")?;
             self.expect("BY")?;
             let token = self.parser.peek_token();
-            let advance = self.duration()?;
+            let advance = self.some_time()?;
+            if size / advance > MAX_OVERLAP {
+                return Err(SqlError::unsupported(format!(
+                    "a row would belong to {} windows; at most {MAX_OVERLAP} may overlap",
+                    size / advance
+                ))
+                .at(token.span)
+                .hint("choose a larger ADVANCE BY"));
+            }
             if advance > size || size % advance != 0 {
                 return Err(SqlError::unsupported("the window's SIZE must be a multiple of ADVANCE BY")
                     .at(token.span));
@@ -125,11 +136,11 @@ impl Words {
         } else if self.take("TUMBLING") {
             self.symbol(&Token::LParen)?;
             self.expect("SIZE")?;
-            let size = self.duration()?;
+            let size = self.some_time()?;
             WindowKind::Hopping { size, advance: size }
         } else if self.take("SESSION") {
             self.symbol(&Token::LParen)?;
-            WindowKind::Session { gap: self.duration()? }
+            WindowKind::Session { gap: self.some_time()? }
         } else {
             return Err(SqlError::unsupported(format!("WINDOW {token} is not supported"))
                 .at(token.span)
@@ -180,6 +191,15 @@ impl Words {
             grace = self.duration()?;
         }
         Ok(Within { before, after, grace })
+    }
+
+    /// A duration that is not zero.
+    fn some_time(&mut self) -> Result<i64, SqlError> {
+        let token = self.parser.peek_token();
+        match self.duration()? {
+            0 => Err(SqlError::new("invalid_sql", "the duration must be longer than zero").at(token.span)),
+            micros => Ok(micros),
+        }
     }
 
     fn duration(&mut self) -> Result<i64, SqlError> {

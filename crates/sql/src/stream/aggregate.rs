@@ -13,7 +13,7 @@ use arrow::array::{
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Decimal128Type, Field, Float64Type, Int64Type};
+use arrow::datatypes::{DataType, Decimal128Type, Field, Float64Type, Int64Type, i256};
 use arrow::error::ArrowError;
 
 use super::sketch::Sketch;
@@ -347,11 +347,12 @@ impl Aggregate {
                 else {
                     return Err(ArrowError::ComputeError("AVG of a decimal is a decimal".into()));
                 };
-                let scaled = 10i128
-                    .checked_pow(u32::from((to - from).unsigned_abs()))
-                    .and_then(|factor| sum.checked_mul(factor))
-                    .ok_or_else(|| ArrowError::ArithmeticOverflow("AVG is out of range".into()))?;
-                Value::Decimal(scaled / i128::from(*count))
+                // The sum fits, but not always at the scale of the result: the wider type does the division.
+                let factor = i256::from_i128(10).checked_pow(u32::from((to - from).unsigned_abs()));
+                let scaled = factor.and_then(|factor| i256::from_i128(*sum).checked_mul(factor));
+                let average =
+                    scaled.and_then(|scaled| scaled.checked_div(i256::from_i128(i128::from(*count))));
+                average.and_then(i256::to_i128).map_or(Value::Null, Value::Decimal)
             }
             Partial::Moments(count, _, squares) => {
                 let Function::Spread { sample, root } = self.function else { return Ok(Value::Null) };

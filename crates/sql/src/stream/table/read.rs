@@ -13,6 +13,10 @@ use crate::stream::state::{GroupState, Partial, Value, pane_prefix, split_pane};
 
 /// Rows of a table that are put together at a time.
 const CHUNK: usize = 8192;
+/// Bytes of rows that one reader may hold.
+const MAX_READ_BYTES: usize = 2 << 30;
+
+const TOO_LARGE: &str = "the table has more rows than can be read at once";
 
 /// A table's rows as readers see them.
 pub struct TableRows {
@@ -45,7 +49,11 @@ impl TableRows {
 
     /// The rows as of now, in order of window and key.
     pub async fn read(&self, extent: Extent) -> Result<Vec<RecordBatch>, SqlError> {
-        let failed = |message: String| SqlError::new("internal", message);
+        let failed = |message: String| match message.as_str() {
+            TOO_LARGE => SqlError::new("query_memory", message)
+                .hint("bound its windows with RETENTION, or read \"name$newest\" for the newest window"),
+            _ => SqlError::new("internal", message),
+        };
         let assembled = self.aggregated(extent).map_err(failed)?;
         let mut rows = Vec::with_capacity(assembled.len());
         for batch in assembled {
@@ -172,11 +180,12 @@ struct Chunks<'a> {
     marks: &'a LaneMarks,
     pending: Vec<Group>,
     batches: Vec<RecordBatch>,
+    bytes: usize,
 }
 
 impl<'a> Chunks<'a> {
     fn new(program: &'a TableProgram, marks: &'a LaneMarks) -> Self {
-        Self { program, marks, pending: Vec::new(), batches: Vec::new() }
+        Self { program, marks, pending: Vec::new(), batches: Vec::new(), bytes: 0 }
     }
 
     fn push(&mut self, group: Group) -> Result<(), String> {
@@ -196,7 +205,12 @@ impl<'a> Chunks<'a> {
 
     fn assemble(&mut self) -> Result<(), String> {
         let groups = std::mem::take(&mut self.pending);
-        self.batches.push(self.program.assemble(&groups).map_err(|error| error.to_string())?);
+        let batch = self.program.assemble(&groups).map_err(|error| error.to_string())?;
+        self.bytes += batch.get_array_memory_size();
+        if self.bytes > MAX_READ_BYTES {
+            return Err(TOO_LARGE.into());
+        }
+        self.batches.push(batch);
         Ok(())
     }
 
