@@ -33,7 +33,7 @@ states_without_marks      kills     states_and_stream
 lateness_per_batch        oracle    tables_equal
 early_expiry              oracle    retention
 one_bucket                oracle    windowed_joins
-lost_mask                 scenarios transactions
+lost_mask                 scenarios statements
 BUGS
 
 echo "ending a node at every named point"
