@@ -7,7 +7,11 @@ use std::collections::BTreeMap;
 use highwater_event::StreamSchema;
 use serde_json::{Map, Value};
 
+use crate::cell::parse_decimal;
 use crate::decode::Format;
+
+/// What numbers become: whole ones and prices alike stay exact, and the second may follow the first.
+const EXACT: &str = "DECIMAL(38,9)";
 
 /// Columns that one stream may learn.
 pub const MAX_COLUMNS: usize = 1_000;
@@ -69,7 +73,7 @@ fn type_of(value: &Value) -> Option<&'static str> {
     Some(match value {
         Value::Null => return None,
         Value::Bool(_) => "BOOLEAN",
-        Value::Number(number) if number.is_i64() => "BIGINT",
+        Value::Number(number) if parse_decimal(number.to_string().as_bytes(), 38, 9).is_ok() => EXACT,
         Value::Number(_) => "DOUBLE",
         Value::String(_) => "TEXT",
         Value::Array(_) | Value::Object(_) => "JSON",

@@ -530,9 +530,14 @@ impl Catalog {
                     ))
                     .hint("CREATE OR REPLACE STREAM builds a new version beside the old one"));
                 }
+                // Said before: a script may be applied again.
+                Alteration::Add(column) if entry.schema.columns.contains(column) => {}
                 Alteration::Add(column) => columns.push(column.clone()),
                 Alteration::Set(_) => change.apply(&mut options)?,
             }
+        }
+        if columns == entry.schema.columns && options == entry.schema.options {
+            return Ok(Planned::Unchanged);
         }
         let schema = StreamSchema::new(entry.schema.name.clone(), columns, options, entry.schema.raw)
             .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Target;
+use super::config::Settings;
 
 /// A command failed; what to print and how to exit.
 #[derive(Debug)]
@@ -78,7 +79,8 @@ impl Client {
     pub fn new(target: &Target) -> Result<Self, Failure> {
         let folder = target.data.clone().or_else(default_folder);
         let url = match (&target.url, &folder) {
-            (Some(url), _) => url.trim_end_matches('/').to_owned(),
+            (Some(url), _) if url.contains("://") => url.trim_end_matches('/').to_owned(),
+            (Some(url), _) => format!("http://{}", url.trim_end_matches('/')),
             (None, Some(folder)) => listening(folder)?,
             (None, None) => {
                 return Err(Failure::new(
@@ -196,7 +198,11 @@ impl Client {
 }
 
 fn default_folder() -> Option<PathBuf> {
-    let folders = ["highwater-demo", "highwater-data"].map(PathBuf::from);
+    let mut folders = vec![PathBuf::from("highwater-demo")];
+    // The folder that `highwater serve` would take.
+    folders.push(
+        Settings::find(&[]).map_or_else(|_| PathBuf::from("highwater-data"), |settings| settings.data()),
+    );
     let running = folders.iter().find(|folder| folder.join(LISTENING).exists());
     running.or_else(|| folders.iter().find(|folder| folder.exists())).cloned()
 }

@@ -144,6 +144,20 @@ fn environment(key: &str) -> Result<Option<(String, String)>, Failure> {
 impl Settings {
     /// Finds every setting. `flags` are those that were given on the command line.
     pub fn find(flags: &[(&'static str, Option<String>)]) -> Result<Self, Failure> {
+        for (name, _) in std::env::vars() {
+            let Some(rest) = name.strip_prefix("HIGHWATER__") else { continue };
+            let key = rest.trim_end_matches("_FILE").to_ascii_lowercase().replace("__", ".");
+            if !KNOWN.iter().any(|known| known.key == key) {
+                let failure =
+                    Failure::new("config", format!("environment {name}: there is no setting \"{key}\""))
+                        .exit(2);
+                let near = highwater_event::name::nearest(&key, KNOWN.iter().map(|known| known.key));
+                return Err(match near {
+                    Some(near) => failure.hint(format!("did you mean {near}?")),
+                    None => failure,
+                });
+            }
+        }
         let mut tables = Vec::new();
         for file in files() {
             if let Some(table) = read(&file)? {

@@ -14,15 +14,18 @@ pub fn subscribe(arguments: SubscribeArgs) -> Result<ExitCode, Failure> {
     let from = arguments.from.as_ref().map_or_else(String::new, |from| format!("&from={}", encode(from)));
     let body = client.open(&format!("/api/v1/subscribe?query={}{from}", encode(&arguments.query)))?;
     let mut left = arguments.updates.unwrap_or(u64::MAX);
-    let (mut kind, mut mark) = (String::new(), Value::Null);
+    let (mut kind, mut mark, mut data) = (String::new(), Value::Null, Value::Null);
     for line in BufReader::new(body).lines() {
         let line = line?;
         if let Some(name) = line.strip_prefix("event:") {
             kind = name.trim().to_owned();
         } else if let Some(id) = line.strip_prefix("id:") {
             mark = id.trim().into();
-        } else if let Some(data) = line.strip_prefix("data:") {
-            let data: Value = serde_json::from_str(data.trim()).unwrap_or_default();
+        } else if let Some(text) = line.strip_prefix("data:") {
+            data = serde_json::from_str(text.trim()).unwrap_or_default();
+        } else if line.is_empty() && !kind.is_empty() {
+            // The end of an update, with all of its parts.
+            let kind = std::mem::take(&mut kind);
             if kind == "error" {
                 let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
                 return Err(Failure::new(&text("code"), text("detail")));

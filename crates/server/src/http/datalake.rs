@@ -34,7 +34,7 @@ pub async fn resources(State(node): State<Arc<Node>>) -> Json<Value> {
         .streams
         .values()
         .filter(|entry| entry.schema.options.lake && !entry.schema.name.is_system())
-        .map(|entry| entry.schema.name.shown())
+        .map(|entry| entry.schema.name.at_version(1).shown())
         .collect();
     let tables: Vec<String> = catalog.tables.keys().map(|name| name.shown()).collect();
     Json(json!({
@@ -115,7 +115,7 @@ pub async fn stream(
         "application/json",
         format!(
             "{{\"topic\":{},\"count\":{count},\"total_pages\":{pages},\"current_page\":{page},\"results\":[{}]}}",
-            Value::from(schema.name.shown()),
+            Value::from(schema.name.at_version(1).shown()),
             rows(&result, &names, ",")
         ),
     ))

@@ -49,9 +49,9 @@ pub async fn query(
         .map(|(name, value)| Ok((name.clone(), scalar(&name, value)?)))
         .collect::<Result<Vec<_>, Problem>>()?;
     let relations = Arc::new(NodeRelations(node.clone()));
-    let (asked, sql) = (node.clone(), as_question(&request.query));
+    let (asked, given, sql) = (node.clone(), request.query.clone(), as_question(&request.query));
     let question = async move {
-        match asked.explain(&sql).await? {
+        match asked.explain(&given).await? {
             Some(explained) => Ok(explained),
             None => adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await,
         }
@@ -118,7 +118,16 @@ pub fn typed(content_type: &'static str, body: String) -> Response {
 }
 
 fn names(result: &QueryResult) -> Vec<String> {
-    result.schema.fields().iter().map(|field| field.name().clone()).collect()
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let fields = result.schema.fields().iter();
+    fields
+        .map(|field| {
+            // JSON objects can't hold two members of one name.
+            let count = seen.entry(field.name()).or_insert(0);
+            *count += 1;
+            if *count == 1 { field.name().clone() } else { format!("{}_{count}", field.name()) }
+        })
+        .collect()
 }
 
 /// The rows as the inside of a JSON array.
@@ -138,7 +147,8 @@ fn json(result: &QueryResult, took_ms: f64) -> String {
         .schema
         .fields()
         .iter()
-        .map(|field| serde_json::json!({"name": field.name(), "type": sql_type(field.data_type())}))
+        .zip(&names)
+        .map(|(field, name)| serde_json::json!({"name": name, "type": sql_type(field.data_type())}))
         .collect();
     format!(
         "{{\"columns\":{},\"rows\":[{}],\"row_count\":{},\"truncated\":{},\"took_ms\":{:.3}}}",
@@ -158,6 +168,28 @@ fn ndjson(result: &QueryResult) -> String {
     out
 }
 
+/// The rows with nested columns as JSON texts: CSV has plain fields only.
+fn flat(
+    batch: &arrow::record_batch::RecordBatch,
+) -> Result<arrow::record_batch::RecordBatch, arrow::error::ArrowError> {
+    use arrow::array::{Array, ArrayRef, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+    let columns = batch.schema_ref().fields().iter().zip(batch.columns()).map(|(field, column)| {
+        if !field.data_type().is_nested() {
+            return (field.as_ref().clone(), column.clone());
+        }
+        let texts = (0..column.len()).map(|row| {
+            let mut text = String::new();
+            adhoc::value_as_json(column, row, &mut text);
+            column.is_valid(row).then_some(text)
+        });
+        let texts: ArrayRef = Arc::new(texts.collect::<StringArray>());
+        (Field::new(field.name(), DataType::Utf8, true), texts)
+    });
+    let (fields, arrays): (Vec<_>, Vec<_>) = columns.unzip();
+    arrow::record_batch::RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
+}
+
 fn csv(result: &QueryResult) -> Result<String, Problem> {
     let failed = |error: arrow::error::ArrowError| {
         Problem::bad_request("not_as_csv", format!("the rows can't be written as CSV: {error}"))
@@ -166,7 +198,7 @@ fn csv(result: &QueryResult) -> Result<String, Problem> {
     {
         let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut out);
         for batch in &result.batches {
-            writer.write(batch).map_err(failed)?;
+            writer.write(&flat(batch).map_err(failed)?).map_err(failed)?;
         }
     }
     if result.row_count() == 0 {

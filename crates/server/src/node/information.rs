@@ -202,6 +202,20 @@ impl Node {
     pub async fn explain(self: &Arc<Self>, sql: &str) -> Result<Option<QueryResult>, SqlError> {
         let sql = sql.trim().trim_end_matches(';').trim_end();
         let Some((word, rest)) = sql.split_once(char::is_whitespace) else { return Ok(None) };
+        if word.eq_ignore_ascii_case("describe") || word.eq_ignore_ascii_case("desc") {
+            // What is not there has no columns, but that is not what was asked.
+            let bare =
+                rest.split_whitespace().last().unwrap_or_default().trim_matches('"').to_ascii_lowercase();
+            let names = highwater_sql::adhoc::Relations::names(&super::NodeRelations(self.clone()));
+            if !names.contains(&bare) {
+                let error = SqlError::new("relation_not_found", format!("no stream or table \"{bare}\""));
+                return Err(match highwater_event::name::nearest(&bare, names.iter().map(String::as_str)) {
+                    Some(near) => error.hint(format!("did you mean \"{near}\"?")),
+                    None => error,
+                });
+            }
+            return Ok(None);
+        }
         if !word.eq_ignore_ascii_case("explain") {
             return Ok(None);
         }

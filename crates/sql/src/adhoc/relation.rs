@@ -49,7 +49,17 @@ pub fn stream_relation(
                     .and(ident("day").eq(lit(date))),
             )?;
         }
-        plan = plan.union(cold.project(names)?.build()?)?;
+        // An earlier version lacks the columns that were added since.
+        let known = cold.schema().fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
+        let columns = schema.fields().iter().map(|field| {
+            if known.contains(field.name()) {
+                return Ok(ident(field.name()));
+            }
+            let null = datafusion::common::ScalarValue::try_from(field.data_type())?;
+            Ok(lit(null).alias(field.name()))
+        });
+        let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
+        plan = plan.union(cold.project(columns)?.build()?)?;
     }
     let plan = masked(engine, plan.build()?, &schema, &sensitive_columns(stream))?;
     Ok(Arc::new(ViewTable::new(plan, None)))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, StringArray, new_null_array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, ScalarValue, exec_err, plan_err};
@@ -125,7 +125,8 @@ impl ScalarUDFImpl for Mask {
     }
 }
 
-/// Texts stay texts and structs of texts stay structs; anything else is shown as a text.
+/// Structs and lists keep their shape, with every plain value within them as a masked text. Of a
+/// map nothing is shown: its keys say as much as its values, and masked keys would collide.
 fn masked_type(data_type: &DataType) -> Result<DataType> {
     Ok(match data_type {
         DataType::Struct(fields) => DataType::Struct(
@@ -134,8 +135,11 @@ fn masked_type(data_type: &DataType) -> Result<DataType> {
                 .map(|field| Ok(field.as_ref().clone().with_data_type(masked_type(field.data_type())?)))
                 .collect::<Result<_>>()?,
         ),
-        DataType::List(_) | DataType::LargeList(_) | DataType::Map(..) => {
-            return plan_err!("mask takes a plain value or a struct, not {data_type}");
+        DataType::List(element) => DataType::List(Arc::new(
+            element.as_ref().clone().with_data_type(masked_type(element.data_type())?),
+        )),
+        DataType::LargeList(_) | DataType::FixedSizeList(..) => {
+            return plan_err!("mask takes a plain value, a struct, a list or a map, not {data_type}");
         }
         _ => DataType::Utf8,
     })
@@ -155,6 +159,17 @@ fn mask_array(values: &ArrayRef, mask: &dyn Fn(&str) -> String) -> Result<ArrayR
             group.len(),
         )?;
         return Ok(Arc::new(masked));
+    }
+    if let Some(list) = values.as_list_opt::<i32>() {
+        let DataType::List(element) = masked_type(list.data_type())? else {
+            return exec_err!("a masked list is a list");
+        };
+        let elements = mask_array(list.values(), mask)?;
+        let masked = ListArray::try_new(element, list.offsets().clone(), elements, list.nulls().cloned())?;
+        return Ok(Arc::new(masked));
+    }
+    if let DataType::Map(..) = values.data_type() {
+        return Ok(new_null_array(&DataType::Utf8, values.len()));
     }
     let texts = cast(values, &DataType::Utf8)?;
     Ok(Arc::new(texts.as_string::<i32>().iter().map(|text| text.map(mask)).collect::<StringArray>()))
