@@ -19,6 +19,8 @@ pub struct Failure {
     pub message: String,
     /// What would help.
     pub hint: Option<String>,
+    /// Line of the declarations that is at fault, from 1.
+    pub line: Option<u64>,
     /// The server's id of the call.
     pub request_id: Option<String>,
     /// Exit code of the process.
@@ -27,7 +29,14 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into(), hint: None, request_id: None, exit_code: 1 }
+        Self {
+            code: code.into(),
+            message: message.into(),
+            hint: None,
+            line: None,
+            request_id: None,
+            exit_code: 1,
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -185,6 +194,7 @@ impl Client {
             code: text("code").unwrap_or_else(|| format!("http_{status}")),
             message: detail,
             hint: text("hint").filter(|_| problem.get("rendered").is_none()),
+            line: problem["at"]["line"].as_u64(),
             request_id: text("request_id"),
             exit_code: match status {
                 401 => 4,

@@ -94,7 +94,7 @@ struct Target {
     token_file: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// Aligned columns; tab-separated in a pipe.
     Table,

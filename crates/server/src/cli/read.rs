@@ -4,14 +4,33 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::client::Client;
 use super::{Failure, ListCommand, SqlArgs, TailArgs, ViewCommand, output};
 
 pub(super) fn parse(body: &str) -> Result<Value, Failure> {
-    serde_json::from_str(body)
-        .map_err(|error| Failure::new("bad_answer", format!("the node's answer is not JSON: {error}")))
+    serde_json::from_str(body).map_err(not_json)
+}
+
+fn not_json(error: serde_json::Error) -> Failure {
+    Failure::new("bad_answer", format!("the node's answer is not as expected: {error}"))
+}
+
+/// The answer to a query. Rows are kept as they came: their numbers may have more digits than a float.
+#[derive(Deserialize)]
+struct Answer {
+    columns: Vec<Column>,
+    rows: Vec<Box<RawValue>>,
+    #[serde(default)]
+    truncated: bool,
+}
+
+#[derive(Deserialize)]
+struct Column {
+    name: String,
 }
 
 pub(super) fn objects(value: &Value) -> Vec<Map<String, Value>> {
@@ -33,20 +52,12 @@ pub fn sql(arguments: SqlArgs) -> Result<ExitCode, Failure> {
         params.insert(name.into(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)));
     }
     let request = json!({"query": query, "params": params}).to_string();
-    let body = client
-        .post("/api/v1/sql", "application/json", "application/json", request.as_bytes())
-        .map_err(|failure| {
-            let rendered = failure.message.clone();
-            Failure { message: rendered, ..failure }
-        })?;
-    let answer = parse(&body)?;
-    let columns: Vec<String> = objects(&answer["columns"])
-        .iter()
-        .filter_map(|column| column["name"].as_str().map(str::to_owned))
-        .collect();
-    output::print(arguments.output.output, &columns, &objects(&answer["rows"]))?;
-    if answer["truncated"] == Value::Bool(true) {
-        eprintln!("only the first {} rows are shown; add LIMIT or a condition", answer["row_count"]);
+    let body = client.post("/api/v1/sql", "application/json", "application/json", request.as_bytes())?;
+    let answer: Answer = serde_json::from_str(&body).map_err(not_json)?;
+    let columns: Vec<String> = answer.columns.into_iter().map(|column| column.name).collect();
+    output::print(arguments.output.output, &columns, &answer.rows)?;
+    if answer.truncated {
+        eprintln!("only the first {} rows are shown; add LIMIT or a condition", answer.rows.len());
         return Ok(ExitCode::from(3));
     }
     Ok(ExitCode::SUCCESS)

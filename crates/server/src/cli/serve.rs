@@ -14,13 +14,13 @@ use highwater_log::Log;
 use tower::Layer;
 use tower::util::MapRequestLayer;
 
-use super::apply::read_pack;
+use super::apply::{Pack, read_pack};
 use super::client::LISTENING;
 use super::config::Settings;
 use super::{DemoArgs, Failure, ServeArgs};
 use crate::demo;
 use crate::http;
-use crate::node::{DeclareError, Node, NodeOptions, Script};
+use crate::node::{DeclareError, Node, NodeOptions};
 
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HIGHWATER_LOG")
@@ -133,10 +133,13 @@ async fn open(
 }
 
 /// Declares packs, in their order.
-pub async fn declare(node: &Arc<Node>, packs: &[Script]) -> Result<(), Failure> {
-    for script in packs {
-        node.declare(script, &Principal::operator(), false).await.map_err(|error| match &error {
-            DeclareError::Sql { error, script } => Failure::new(error.code, error.render(script)),
+pub async fn declare(node: &Arc<Node>, packs: &[Pack]) -> Result<(), Failure> {
+    for pack in packs {
+        node.declare(&pack.script, &Principal::operator(), false).await.map_err(|error| match &error {
+            DeclareError::Sql { error, script } => pack.locate(Failure {
+                line: error.at.map(|at| at.line),
+                ..Failure::new(error.code, error.render(script))
+            }),
             other => Failure::new("declare_failed", other.to_string()),
         })?;
     }

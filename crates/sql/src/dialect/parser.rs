@@ -129,8 +129,10 @@ fn statement(tokens: Vec<TokenWithSpan>) -> Result<(Statement, bool), SqlError> 
         words.expect("REPLACE")?;
     }
     let statement = if words.take("STREAM") {
+        words.refuse_if()?;
         words.create_stream(&tokens)
     } else if words.take("TABLE") {
+        words.refuse_if()?;
         words.create_table(&tokens)
     } else if words.take("REFERENCE") {
         words.expect("TABLE")?;
@@ -157,6 +159,17 @@ impl Words {
             self.parser.next_token();
         }
         found
+    }
+
+    /// IF NOT EXISTS, which people know from elsewhere.
+    fn refuse_if(&mut self) -> Result<(), SqlError> {
+        let [first, second] = self.parser.peek_tokens_with_location();
+        if Self::is(&first.token, "IF") && Self::is(&second.token, "NOT") {
+            return Err(SqlError::unsupported("IF NOT EXISTS is not needed")
+                .at(first.span)
+                .hint("leave it out: a statement that stands already, word for word, is left as it is"));
+        }
+        Ok(())
     }
 
     pub(super) fn expect(&mut self, word: &str) -> Result<(), SqlError> {
