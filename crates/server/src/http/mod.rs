@@ -20,6 +20,7 @@ mod router;
 mod sql;
 mod statements;
 mod streams;
+mod unread;
 mod views;
 
 pub use metrics::install as install_metrics;

@@ -132,8 +132,7 @@ pub async fn backup(
     State(node): State<Arc<Node>>,
     body: Result<Json<BackupRequest>, JsonRejection>,
 ) -> Answer {
-    let Json(request) =
-        body.map_err(|rejection| Problem::bad_request("malformed_json", rejection.body_text()))?;
+    let Json(request) = body?;
     let bytes = node
         .back_up(&request.to)
         .await

@@ -4,6 +4,7 @@
 //! `error` with the same text as detail. Rooms sort their errors by what the caller can do; the mapping
 //! to a status is here and nowhere else.
 
+use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use highwater_event::Reaction;
@@ -154,6 +155,22 @@ impl From<AppendError> for Problem {
                 "the log stopped because the disk did not confirm a write; the operator has to act",
             ),
             _ => Self::of(error.reaction(), "log_unavailable", error.to_string()),
+        }
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        let detail = rejection.body_text();
+        match rejection.status() {
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+                    .hint("send JSON, with content-type: application/json")
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+            }
+            _ => Self::bad_request("malformed_json", detail),
         }
     }
 }

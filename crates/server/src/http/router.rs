@@ -19,7 +19,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 use super::problem::{Problem, ProblemBody};
 use super::{
     auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, sql, statements,
-    streams, views,
+    streams, unread, views,
 };
 use crate::node::Node;
 
@@ -99,6 +99,7 @@ pub fn app(node: Arc<Node>) -> Router {
         .fallback_service(guarded.with_state(node.clone()))
         .layer(CatchPanicLayer::custom(on_panic))
         .layer(CompressionLayer::new())
+        .layer(middleware::from_fn(unread::discard))
         .layer(middleware::from_fn(request_id))
         .with_state(node)
 }

@@ -39,8 +39,7 @@ pub async fn query(
     body: Result<Json<QueryRequest>, JsonRejection>,
 ) -> Answer {
     let Json(request) = body.map_err(|rejection| {
-        Problem::bad_request("malformed_json", rejection.body_text())
-            .hint("send {\"query\": \"SELECT …\"} as application/json")
+        Problem::from(rejection).hint("send {\"query\": \"SELECT …\"} as application/json")
     })?;
     let started = Instant::now();
     let parameters = request

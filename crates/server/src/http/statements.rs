@@ -40,8 +40,7 @@ pub async fn declare(
     Extension(principal): Extension<Principal>,
     body: Result<Json<DeclareRequest>, JsonRejection>,
 ) -> Answer {
-    let Json(request) =
-        body.map_err(|rejection| Problem::bad_request("malformed_json", rejection.body_text()))?;
+    let Json(request) = body?;
     let script = Script { text: request.sql, files: request.files };
     let outcomes = node.declare(&script, &principal, request.dry_run).await?;
     Ok((StatusCode::OK, Json(json!({"statements": outcomes, "dry_run": request.dry_run}))).into_response())
