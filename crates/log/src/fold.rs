@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use highwater_event::{Offset, StreamName, StreamPartition};
+use highwater_event::{Offset, Principal, StreamName, StreamPartition};
 
 use crate::commit::LogBatch;
+use crate::dead_letter::DeadLetter;
 use crate::keyed::{Mark, StoreError};
 use crate::view::ViewError;
 
@@ -144,4 +145,19 @@ pub struct Refused {
     pub detail: String,
     /// The row as JSON.
     pub row: String,
+}
+
+impl Refused {
+    /// As it is set apart: `view` did not take it from the partition `at`.
+    pub fn into_letter(self, view: &str, at: &StreamPartition) -> DeadLetter {
+        DeadLetter {
+            source: view.to_owned(),
+            stream: at.stream.clone(),
+            position: Some((at.partition, self.offset)),
+            code: self.code.into(),
+            detail: self.detail,
+            principal: Principal::engine().name.to_string(),
+            body: self.row.into_bytes(),
+        }
+    }
 }

@@ -431,7 +431,7 @@ fn derived_streams_equal_the_batch_answer_and_bad_rows_stand_alone() {
             let (mut kept, mut dead, mut unnested) = (Vec::new(), Vec::new(), Vec::new());
             for tick in cut(&batches, &chance) {
                 let transformed = rows_of_t.transform(0, &tick).await.unwrap();
-                dead.extend(transformed.dead.into_iter().map(|(offset, _, _)| offset));
+                dead.extend(transformed.dead.into_iter().map(|refused| refused.offset));
                 kept.extend(transformed.rows.map(|rows| rows.project(&[0, 1, 2, 3]).unwrap()));
                 let transformed = rows_of_u.transform(0, &tick).await.unwrap();
                 unnested.extend(transformed.rows.map(|rows| rows.project(&[0, 1, 2]).unwrap()));

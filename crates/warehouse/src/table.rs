@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, Principal, StreamName, StreamPartition, planted};
+use highwater_event::{Clock, Offset, StreamName, StreamPartition, planted};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
 use highwater_log::fold::{
     Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
@@ -408,15 +408,7 @@ impl<P: Program> TableView<P> {
             let letters: Vec<DeadLetter> = refused
                 .into_iter()
                 .filter(|refused| refused.offset >= from)
-                .map(|refused| DeadLetter {
-                    source: writer.clone(),
-                    stream: at.stream.clone(),
-                    position: Some((at.partition, refused.offset)),
-                    code: refused.code.into(),
-                    detail: refused.detail,
-                    principal: Principal::engine().name.to_string(),
-                    body: refused.row.into_bytes(),
-                })
+                .map(|refused| refused.into_letter(&writer, at))
                 .collect();
             if !letters.is_empty() {
                 let append = dead_letter::append(stream, &letters, self.clock.now_micros());

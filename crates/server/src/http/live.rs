@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Query, State};
 use axum::http::HeaderMap;
@@ -37,12 +38,11 @@ pub struct SubscribeQuery {
         (status = 400, description = "the query is wrong")))]
 pub async fn subscribe(
     State(node): State<Arc<Node>>,
-    given: Result<Query<SubscribeQuery>, axum::extract::rejection::QueryRejection>,
+    given: Result<Query<SubscribeQuery>, QueryRejection>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Answer {
-    let Query(given) =
-        given.map_err(|rejection| Problem::bad_request("invalid_parameter", rejection.body_text()))?;
+    let Query(given) = given?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let from = last.filter(|id| !id.is_empty()).or(given.from);
     let updates = follow(&node, &given.query, from.as_deref()).await.map_err(|error| {

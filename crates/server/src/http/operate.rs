@@ -45,8 +45,7 @@ pub async fn versions(
     Path(name): Path<String>,
     query: Result<Query<VersionsQuery>, QueryRejection>,
 ) -> Answer {
-    let Query(query) =
-        query.map_err(|rejection| Problem::bad_request("invalid_parameter", rejection.body_text()))?;
+    let Query(query) = query?;
     let lake = lake_of(&node, &name)?;
     let versions = lake.versions(query.limit.unwrap_or(20).clamp(1, 1000)).await.map_err(failed)?;
     let versions: Vec<Value> = versions
@@ -78,8 +77,7 @@ pub async fn diff(
     Path(name): Path<String>,
     query: Result<Query<DiffQuery>, QueryRejection>,
 ) -> Answer {
-    let Query(DiffQuery { from, to }) =
-        query.map_err(|rejection| Problem::bad_request("invalid_parameter", rejection.body_text()))?;
+    let Query(DiffQuery { from, to }) = query?;
     let entry = streams::find(&node, &name)?;
     let lake = lake_of(&node, &name)?;
     let to = to.unwrap_or_else(|| lake.size().2);

@@ -4,7 +4,7 @@
 //! `error` with the same text as detail. Rooms sort their errors by what the caller can do; the mapping
 //! to a status is here and nowhere else.
 
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use highwater_event::Reaction;
@@ -172,6 +172,12 @@ impl From<JsonRejection> for Problem {
             }
             _ => Self::bad_request("malformed_json", detail),
         }
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request("invalid_parameter", rejection.body_text())
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
 use highwater_event::name::nearest;
@@ -111,10 +112,9 @@ pub struct TailQuery {
 pub async fn tail(
     State(node): State<Arc<Node>>,
     Path(name): Path<String>,
-    query: Result<Query<TailQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<TailQuery>, QueryRejection>,
 ) -> Answer {
-    let Query(query) =
-        query.map_err(|rejection| Problem::bad_request("invalid_parameter", rejection.body_text()))?;
+    let Query(query) = query?;
     let entry = find(&node, &name)?;
     let schema = &entry.schema;
     let partition = query.partition.unwrap_or(0);

@@ -27,15 +27,13 @@ use highwater_event::{Offset, StreamName, StreamPartition, StreamSchema, columns
 use highwater_log::LogBatch;
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, Refused, States};
 use highwater_log::keyed::StoreError;
-use highwater_log::reader::RowReader;
 use highwater_log::view::ViewError;
 
 use super::feed::FeedPlan;
-use super::isolate::{row_as_json, run_isolated};
 use super::show_duration;
+use super::source::{SourceRows, derive_rows};
 use super::state::{GroupState, KeptRow, Partial, pane_prefix};
 use super::table::{Group, MAX_KEY, Prepared as TablePrepared, Step, TableProgram};
-use super::transform::store;
 
 /// Rows that one row may be matched with; one that has more is set apart.
 const MAX_MATCHES: usize = 10_000;
@@ -98,9 +96,7 @@ pub enum Prepared {
 /// Rows of one side.
 pub struct SideRows {
     left: bool,
-    source: RecordBatch,
-    first: Offset,
-    taken: u64,
+    source: SourceRows,
     dead: Vec<Refused>,
     ready: Option<Ready>,
 }
@@ -231,26 +227,10 @@ impl JoinProgram {
         at: &StreamPartition,
         batches: &[LogBatch],
     ) -> Result<SideRows, ViewError> {
-        let source = RowReader::new(&side.schema).read_all(at.partition, batches).map_err(broken)?;
-        let first = batches.first().map_or(0, |batch| batch.base);
-        let (results, bad) = run_isolated(&side.input, &source).await?;
-        let ready = match results.as_slice() {
-            [] => None,
-            several => {
-                let rows = concat_batches(&several[0].schema(), several).map_err(broken)?;
-                Some(self.ready(side, &rows).map_err(broken)?)
-            }
-        };
-        let dead = bad
-            .into_iter()
-            .map(|bad| Refused {
-                offset: first + bad.row as Offset,
-                code: "evaluation_failed",
-                detail: bad.reason,
-                row: row_as_json(&source, bad.row),
-            })
-            .collect();
-        Ok(SideRows { left, taken: source.num_rows() as u64, source, first, dead, ready })
+        let source = SourceRows::read(&side.schema, at.partition, batches)?;
+        let (rows, dead) = source.run(&side.input).await?;
+        let ready = rows.map(|rows| self.ready(side, &rows)).transpose().map_err(broken)?;
+        Ok(SideRows { left, source, dead, ready })
     }
 
     fn ready(&self, side: &Side, rows: &RecordBatch) -> Result<Ready, ArrowError> {
@@ -334,12 +314,7 @@ impl JoinProgram {
         let mut pairs = Vec::new();
         for row in 0..ready.offsets.len() {
             let offset = ready.offsets.value(row) as Offset;
-            let refuse = |code, detail| Refused {
-                offset,
-                code,
-                detail,
-                row: row_as_json(&rows.source, (offset - rows.first) as usize),
-            };
+            let refuse = |code, detail| rows.source.refuse(offset, code, detail);
             let event_time = ready.event_times.value(row);
             if !ready.keyed[row] {
                 if rows.left && self.outer {
@@ -615,7 +590,7 @@ impl Program for JoinProgram {
             (Prepared::Table(_), _) => return Ok(Folded::default()),
             (Prepared::Rows(rows), _) => rows,
         };
-        let taken = rows.taken;
+        let taken = rows.source.taken();
         let mut folded = Folded { dead: std::mem::take(&mut rows.dead), ..Folded::default() };
         match (rows.ready.take(), &self.right) {
             (None, _) => {}
@@ -631,31 +606,8 @@ impl Program for JoinProgram {
             Pending::Pairs(pairs) => self.paired(&pairs)?,
             Pending::Lookup(found) => self.looked_up(*found).await?,
         };
-        let (results, bad) = run_isolated(&self.output, &joined).await?;
-        let stored = self.schema.stored_schema();
-        let (mut rows, mut offsets) = (Vec::with_capacity(results.len()), Vec::new());
-        for result in &results {
-            let last = result.num_columns() - 1;
-            let column = cast(result.column(last), &DataType::Int64).map_err(broken)?;
-            offsets
-                .extend(column.as_primitive::<Int64Type>().values().iter().map(|offset| *offset as Offset));
-            rows.push(store(&stored, &result.columns()[..last]).map_err(broken)?);
-        }
-        let rows = match rows.as_slice() {
-            [] => None,
-            several => Some(concat_batches(&stored, several).map_err(broken)?),
-        };
-        let at = joined.num_columns() - 1;
-        let dead = bad
-            .into_iter()
-            .map(|bad| Refused {
-                offset: joined.column(at).as_primitive::<Int64Type>().value(bad.row) as Offset,
-                code: "evaluation_failed",
-                detail: bad.reason,
-                row: row_as_json(&joined, bad.row),
-            })
-            .collect();
-        Ok(Derived { rows, offsets, dead })
+        let offsets = joined.column(joined.num_columns() - 1).as_primitive::<Int64Type>();
+        derive_rows(&self.output, &joined, &|row| offsets.value(row) as Offset, &self.schema).await
     }
 
     fn expired(&self, marks: &LaneMarks) -> Option<Vec<u8>> {

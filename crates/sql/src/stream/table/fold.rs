@@ -1,13 +1,12 @@
 //! Folding prepared rows into the states of their groups.
 
 use highwater_event::{Offset, planted, time};
-use highwater_log::fold::{Folded, Refused, States};
+use highwater_log::fold::{Folded, States};
 use highwater_log::keyed::{Mark, StoreError};
 
 use super::{CLOSED, MAX_KEY, OPEN, Prepared, Ready, TableProgram};
 use crate::dialect::WindowKind;
 use crate::stream::aggregate::RowPlace;
-use crate::stream::isolate::row_as_json;
 use crate::stream::state::{GroupState, Partial, Session, Value, pane_prefix};
 
 /// Why a row was not folded.
@@ -23,26 +22,21 @@ impl TableProgram {
         mark: &mut Mark,
         states: &mut dyn States<GroupState>,
     ) -> Result<Folded<()>, StoreError> {
-        let Prepared { source, first, taken, ready, dead } = prepared;
+        let Prepared { source, ready, dead } = prepared;
         let mut folded = Folded { dead, ..Folded::default() };
         if let Some(ready) = ready {
             let mut key = Vec::new();
             for row in 0..ready.offsets.len() {
                 let offset = ready.offsets.value(row) as Offset;
-                let refuse = |code, detail| Refused {
-                    offset,
-                    code,
-                    detail,
-                    row: row_as_json(&source, (offset - first) as usize),
-                };
                 match self.fold_row(&ready, row, mark, states, &mut key)? {
                     Ok(()) => folded.folded += 1,
-                    Err(Refusal::Late(detail)) => folded.late.push(refuse("late", detail)),
-                    Err(Refusal::Dead(code, detail)) => folded.dead.push(refuse(code, detail)),
+                    Err(Refusal::Late(detail)) => folded.late.push(source.refuse(offset, "late", detail)),
+                    Err(Refusal::Dead(code, detail)) => folded.dead.push(source.refuse(offset, code, detail)),
                 }
             }
         }
-        folded.filtered = taken - folded.folded - folded.late.len() as u64 - folded.dead.len() as u64;
+        folded.filtered =
+            source.taken() - folded.folded - folded.late.len() as u64 - folded.dead.len() as u64;
         Ok(folded)
     }
 

@@ -20,21 +20,20 @@ mod read;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch};
-use arrow::compute::{cast, concat_batches};
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int64Type, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::row::{RowConverter, Rows, SortField};
 use async_trait::async_trait;
-use highwater_event::{Offset, StreamName, StreamPartition, StreamSchema, columns, planted};
+use highwater_event::{StreamName, StreamPartition, StreamSchema, columns, planted};
 use highwater_log::LogBatch;
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, Refused, States};
 use highwater_log::keyed::StoreError;
-use highwater_log::reader::RowReader;
 use highwater_log::view::ViewError;
 
 use super::aggregate::{Aggregate, Column, column};
 use super::feed::FeedPlan;
-use super::isolate::{row_as_json, run_isolated};
+use super::source::SourceRows;
 use super::state::{GroupState, Value, pane_prefix};
 use crate::dialect::{Window, WindowKind};
 
@@ -93,9 +92,7 @@ pub struct TableProgram {
 
 /// Rows that are ready to be folded.
 pub struct Prepared {
-    source: RecordBatch,
-    first: Offset,
-    taken: u64,
+    source: SourceRows,
     ready: Option<Ready>,
     dead: Vec<Refused>,
 }
@@ -242,28 +239,11 @@ impl Program for TableProgram {
     }
 
     async fn prepare(&self, at: &StreamPartition, batches: &[LogBatch]) -> Result<Prepared, ViewError> {
-        let broken = |error: ArrowError| ViewError::Broken(error.to_string());
-        let source = RowReader::new(&self.source).read_all(at.partition, batches).map_err(broken)?;
-        let first = batches.first().map_or(0, |batch| batch.base);
-        let (results, bad) = run_isolated(&self.input, &source).await?;
-        let ready = match results.as_slice() {
-            [] => None,
-            [only] => Some(self.ready(only).map_err(broken)?),
-            several => {
-                let rows = concat_batches(&several[0].schema(), several).map_err(broken)?;
-                Some(self.ready(&rows).map_err(broken)?)
-            }
-        };
-        let dead = bad
-            .into_iter()
-            .map(|bad| Refused {
-                offset: first + bad.row as Offset,
-                code: "evaluation_failed",
-                detail: bad.reason,
-                row: row_as_json(&source, bad.row),
-            })
-            .collect();
-        Ok(Prepared { taken: source.num_rows() as u64, source, first, ready, dead })
+        let source = SourceRows::read(&self.source, at.partition, batches)?;
+        let (rows, dead) = source.run(&self.input).await?;
+        let ready = rows.map(|rows| self.ready(&rows)).transpose();
+        let ready = ready.map_err(|error| ViewError::Broken(error.to_string()))?;
+        Ok(Prepared { source, ready, dead })
     }
 
     fn fold(

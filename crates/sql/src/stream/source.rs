@@ -1,0 +1,145 @@
+//! Running a statement over rows of a stream. Rows that it can't compute are found and set apart, so
+//! that one bad event never blocks a stream.
+
+use arrow::array::AsArray;
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Int64Type};
+use arrow::error::ArrowError;
+use arrow::json::LineDelimitedWriter;
+use arrow::record_batch::RecordBatch;
+use datafusion::common::DataFusionError;
+use highwater_event::{Offset, Partition, StreamSchema};
+use highwater_log::LogBatch;
+use highwater_log::fold::{Derived, Refused};
+use highwater_log::reader::RowReader;
+use highwater_log::view::ViewError;
+
+use super::feed::FeedPlan;
+
+/// Rows of one partition that a statement takes, as readers see them.
+pub struct SourceRows {
+    rows: RecordBatch,
+    first: Offset,
+}
+
+impl SourceRows {
+    /// Reads batches that follow each other.
+    pub fn read(
+        stream: &StreamSchema,
+        partition: Partition,
+        batches: &[LogBatch],
+    ) -> Result<Self, ViewError> {
+        let rows = RowReader::new(stream).read_all(partition, batches).map_err(broken)?;
+        Ok(Self { rows, first: batches.first().map_or(0, |batch| batch.base) })
+    }
+
+    /// How many there are.
+    pub fn taken(&self) -> u64 {
+        self.rows.num_rows() as u64
+    }
+
+    /// The row at an offset is set apart.
+    pub fn refuse(&self, offset: Offset, code: &'static str, detail: String) -> Refused {
+        Refused { offset, code, detail, row: row_as_json(&self.rows, (offset - self.first) as usize) }
+    }
+
+    /// Runs a statement over them: its answer, `None` when that has no rows, and the rows at fault.
+    pub async fn run(&self, plan: &FeedPlan) -> Result<(Option<RecordBatch>, Vec<Refused>), ViewError> {
+        run_isolated(plan, &self.rows, &|row| self.first + row as Offset).await
+    }
+
+    /// Runs the statement of a derived stream over them; see [`derive_rows`].
+    pub async fn derive(&self, plan: &FeedPlan, output: &StreamSchema) -> Result<Derived, ViewError> {
+        derive_rows(plan, &self.rows, &|row| self.first + row as Offset, output).await
+    }
+}
+
+/// Makes rows of a stream by a statement that answers the stream's columns and then the offset in the
+/// source that brought a row about; `offset_of` tells it for a row that is given.
+pub async fn derive_rows(
+    plan: &FeedPlan,
+    rows: &RecordBatch,
+    offset_of: &(dyn Fn(usize) -> Offset + Sync),
+    output: &StreamSchema,
+) -> Result<Derived, ViewError> {
+    let (answer, dead) = run_isolated(plan, rows, offset_of).await?;
+    let Some(answer) = answer else { return Ok(Derived { dead, ..Derived::default() }) };
+    let (rows, offsets) = split_offsets(&answer, output).map_err(broken)?;
+    Ok(Derived { rows: Some(rows), offsets, dead })
+}
+
+fn split_offsets(
+    answer: &RecordBatch,
+    output: &StreamSchema,
+) -> Result<(RecordBatch, Vec<Offset>), ArrowError> {
+    let last = answer.num_columns() - 1;
+    let offsets = cast(answer.column(last), &DataType::Int64)?;
+    let offsets = offsets.as_primitive::<Int64Type>().values().iter().map(|offset| *offset as Offset);
+    let stored = output.stored_schema();
+    let columns = answer.columns()[..last]
+        .iter()
+        .zip(stored.fields())
+        .map(|(column, field)| cast(column, field.data_type()))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok((RecordBatch::try_new(stored, columns)?, offsets.collect()))
+}
+
+/// Runs a statement. Where that fails for a reason that can lie in a row, halves are tried until the
+/// rows at fault stand alone.
+async fn run_isolated(
+    plan: &FeedPlan,
+    rows: &RecordBatch,
+    offset_of: &(dyn Fn(usize) -> Offset + Sync),
+) -> Result<(Option<RecordBatch>, Vec<Refused>), ViewError> {
+    let mut answers = Vec::new();
+    let mut dead = Vec::new();
+    let mut pending = vec![(0, rows.num_rows())];
+    while let Some((start, length)) = pending.pop() {
+        match plan.run(rows.slice(start, length)).await {
+            Ok(batches) => answers.extend(batches.into_iter().filter(|batch| batch.num_rows() > 0)),
+            Err(error) if !lies_in_a_row(&error) => return Err(ViewError::Broken(clean(&error))),
+            Err(error) if length == 1 => dead.push(Refused {
+                offset: offset_of(start),
+                code: "evaluation_failed",
+                detail: clean(&error),
+                row: row_as_json(rows, start),
+            }),
+            Err(_) => {
+                let half = length / 2;
+                pending.push((start + half, length - half));
+                pending.push((start, half));
+            }
+        }
+    }
+    let answer = match answers.as_slice() {
+        [] => None,
+        [only] => Some(only.clone()),
+        several => Some(concat_batches(&several[0].schema(), several).map_err(broken)?),
+    };
+    Ok((answer, dead))
+}
+
+fn lies_in_a_row(error: &DataFusionError) -> bool {
+    matches!(
+        error.find_root(),
+        DataFusionError::ArrowError(..) | DataFusionError::Execution(_) | DataFusionError::External(_)
+    )
+}
+
+fn clean(error: &DataFusionError) -> String {
+    let text = error.find_root().strip_backtrace();
+    text.trim_start_matches("Execution error: ").trim_start_matches("Arrow error: ").to_owned()
+}
+
+fn broken(error: ArrowError) -> ViewError {
+    ViewError::Broken(error.to_string())
+}
+
+/// One row as JSON.
+fn row_as_json(rows: &RecordBatch, row: usize) -> String {
+    let mut writer = LineDelimitedWriter::new(Vec::new());
+    match writer.write(&rows.slice(row, 1)).and_then(|()| writer.finish()) {
+        Ok(()) => String::from_utf8_lossy(writer.get_ref()).trim_end().to_owned(),
+        Err(error) => format!("{{\"unprintable\":{:?}}}", error.to_string()),
+    }
+}
