@@ -30,6 +30,7 @@ dedupe_before_log         door      full_disk
 mark_before_ids           door      everything_that_was_acked
 no_suppression            kills     states_and_stream
 states_without_marks      kills     states_and_stream
+deaf_to_idle              kills     states_and_stream
 lateness_per_batch        oracle    tables_equal
 early_expiry              oracle    retention
 one_bucket                oracle    windowed_joins

@@ -24,7 +24,7 @@ pub struct Column {
 }
 
 /// The `WITH (…)` of a stream.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StreamOptions {
     /// Columns that together identify an event for deduplication; empty: every event is new.
     pub event_id: Vec<String>,
@@ -46,6 +46,30 @@ pub struct StreamOptions {
     pub retention: Option<i64>,
     /// Columns are added as events bring new members.
     pub inferred: bool,
+    /// After how long without an event a partition's event time goes on with the wall clock,
+    /// microseconds; `None`: it never does.
+    pub idle_timeout: Option<i64>,
+}
+
+/// [`StreamOptions::idle_timeout`] of streams that do not say one: a minute.
+pub const DEFAULT_IDLE_TIMEOUT: i64 = 60_000_000;
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self {
+            event_id: Vec::new(),
+            event_time: None,
+            key: None,
+            partitions: 0,
+            lake: false,
+            aliases: BTreeMap::new(),
+            hidden: Vec::new(),
+            sensitive: Vec::new(),
+            retention: None,
+            inferred: false,
+            idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
+        }
+    }
 }
 
 /// A stream's name, columns and options.

@@ -482,7 +482,7 @@ impl Owner {
         if group.appends.iter().all(|append| append.rows.num_rows() == 0) {
             return Ok(vec![0; group.appends.len()]);
         }
-        let commit = Commit { appends: std::mem::take(&mut group.appends), advances: Vec::new() };
+        let commit = Commit { appends: std::mem::take(&mut group.appends), ..Commit::default() };
         planted::stop("door:before_append");
         let receipt = futures_block_on(self.log.append(commit))?;
         planted::stop("door:appended");

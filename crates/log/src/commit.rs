@@ -34,12 +34,15 @@ pub struct Commit {
     pub appends: Vec<Append>,
     /// Marks that move with them.
     pub advances: Vec<Advance>,
+    /// Partitions that must still end here when the commit is made: what it says of their rows so far
+    /// would not be true of any later one.
+    pub ends: Vec<(StreamPartition, Offset)>,
 }
 
 impl Commit {
     /// A commit of one batch.
     pub fn of(to: StreamPartition, rows: RecordBatch) -> Self {
-        Self { appends: vec![Append { to, rows }], advances: Vec::new() }
+        Self { appends: vec![Append { to, rows }], ..Self::default() }
     }
 }
 
@@ -67,6 +70,15 @@ impl LogBatch {
     /// Offset after the last row.
     pub fn end(&self) -> Offset {
         self.base + self.rows.num_rows() as u64
+    }
+
+    /// The parts before and from `at` on; an absent one has no rows.
+    pub fn split_at(self, at: Offset) -> (Option<LogBatch>, Option<LogBatch>) {
+        let before = (at > self.base).then(|| LogBatch {
+            rows: self.rows.slice(0, self.rows.num_rows().min((at - self.base) as usize)),
+            ..self.clone()
+        });
+        (before, self.from_offset(at))
     }
 
     /// The part at or after `from`; `None` when all of it is before.

@@ -31,6 +31,16 @@ pub enum AppendError {
         /// The mark that holds.
         found: Offset,
     },
+    /// A partition that had to end where the commit says has grown.
+    #[error("{at} ends at {found} and no longer at {expected}: rows came in between")]
+    Outrun {
+        /// The partition.
+        at: StreamPartition,
+        /// Where it had to end.
+        expected: Offset,
+        /// Where it ends.
+        found: Offset,
+    },
     /// The rows do not fit the format.
     #[error("the rows can't be stored: {0}")]
     Encode(String),
@@ -44,7 +54,7 @@ impl AppendError {
     pub fn reaction(&self) -> Reaction {
         match self {
             Self::DiskFull | Self::Write(_) | Self::Closed => Reaction::Retry,
-            Self::Fenced { .. } => Reaction::Conflict,
+            Self::Fenced { .. } | Self::Outrun { .. } => Reaction::Conflict,
             Self::Poisoned(_) | Self::Encode(_) => Reaction::CallOperator,
         }
     }

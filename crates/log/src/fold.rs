@@ -54,6 +54,12 @@ pub fn lane(sources: &[StreamName], at: &StreamPartition) -> Option<Lane> {
     Some((source as u32) << 16 | (at.partition & 0xffff))
 }
 
+/// The partition that a lane stands for; `None` when it is none of these sources.
+pub fn partition_of(sources: &[StreamName], lane: Lane) -> Option<StreamPartition> {
+    let source = sources.get((lane >> 16) as usize)?;
+    Some(StreamPartition::new(source.clone(), lane & 0xffff))
+}
+
 /// Something that folds rows into states and may derive rows of a stream from them.
 #[async_trait]
 pub trait Program: Send + Sync + 'static {

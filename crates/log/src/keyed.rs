@@ -44,6 +44,15 @@ pub struct Mark {
     pub event_time_high: i64,
 }
 
+impl Mark {
+    /// Lets event time go on while no row comes. Where none has been seen yet there is nothing to go on from.
+    pub fn wait(&mut self, micros: i64) {
+        if self.event_time_high != i64::MIN {
+            self.event_time_high = self.event_time_high.saturating_add(micros);
+        }
+    }
+}
+
 impl Default for Mark {
     fn default() -> Self {
         Self { offset: 0, event_time_high: i64::MIN }

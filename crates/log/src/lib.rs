@@ -6,6 +6,7 @@
 //!   partitions, offsets, appends that carry a reader's position in the same transaction.
 //! * [`view`] holds the `View` trait and the driver that resumes, applies, retries, sets aside and
 //!   rebuilds views; [`fold`] and [`keyed`] are what keyed views are made of.
+//! * [`idle`] lets event time go on in partitions that nothing comes in.
 //! * [`disk`] is the file system behind a trait.
 //!
 //! The log never interprets the columns that it stores, never repairs damage silently, and never
@@ -18,6 +19,7 @@ pub mod disk;
 pub mod error;
 pub mod fold;
 pub mod format;
+pub mod idle;
 pub mod journal;
 pub mod keyed;
 pub mod reader;

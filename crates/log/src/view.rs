@@ -6,6 +6,7 @@
 //! that matters: after a crash each view tells where it stands.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,9 +44,10 @@ impl From<StoreError> for ViewError {
 impl From<AppendError> for ViewError {
     fn from(error: AppendError) -> Self {
         match error {
-            AppendError::DiskFull | AppendError::Write(_) | AppendError::Fenced { .. } => {
-                Self::Retry(error.to_string())
-            }
+            AppendError::DiskFull
+            | AppendError::Write(_)
+            | AppendError::Fenced { .. }
+            | AppendError::Outrun { .. } => Self::Retry(error.to_string()),
             AppendError::Poisoned(_) | AppendError::Encode(_) | AppendError::Closed => {
                 Self::Broken(error.to_string())
             }
@@ -86,8 +88,8 @@ pub struct Applied {
     pub dead: u64,
 }
 
-impl Applied {
-    fn add(&mut self, other: Applied) {
+impl AddAssign for Applied {
+    fn add_assign(&mut self, other: Self) {
         self.taken += other.taken;
         self.out += other.out;
         self.filtered += other.filtered;
@@ -554,7 +556,7 @@ impl Task {
         self.marks.insert(at.clone(), end);
         lock(&self.shown).insert(at.clone(), end);
         let mut status = lock(&self.status);
-        status.applied.add(applied);
+        status.applied += applied;
         status.last_applied_at = Some(self.clock.now_micros());
         let rate = applied.taken as f64 / started.elapsed().as_secs_f64().max(1e-6);
         status.rate = if status.rate == 0.0 { rate } else { status.rate * 0.9 + rate * 0.1 };

@@ -86,7 +86,7 @@ fn offsets_have_no_gaps_and_commits_are_whole() {
                 Append { to: at("b", 3), rows: rows(0, 1) },
                 Append { to: at("a", 0), rows: rows(7, 1) },
             ],
-            advances: Vec::new(),
+            ..Commit::default()
         };
         assert_eq!(wait(log.append(both)).unwrap().bases, [5, 0, 7]);
         assert_eq!(numbers(&log, &at("a", 0), 0), (0..8).collect::<Vec<_>>());
@@ -119,6 +119,30 @@ fn time_of_commits_rises_strictly_across_restarts() {
 }
 
 #[test]
+fn a_commit_that_speaks_of_an_end_is_refused_when_rows_came_in_between() {
+    for stand in logs() {
+        let log = (stand.open)();
+        append(&log, &at("a", 0), 0, 3);
+        let of = |end| Commit { ends: vec![(at("a", 0), end)], ..Commit::of(at("said", 0), rows(0, 1)) };
+        wait(log.append(of(3))).unwrap();
+        append(&log, &at("a", 0), 3, 1);
+        let late = wait(log.append(of(3)));
+        assert!(
+            matches!(late, Err(AppendError::Outrun { expected: 3, found: 4, .. })),
+            "{}: {late:?}",
+            stand.name
+        );
+        assert_eq!(log.end(&at("said", 0)), 1, "nothing of a refused commit is there");
+        // Rows of the same commit come after what it says.
+        let mut both = of(4);
+        both.appends.push(Append { to: at("a", 0), rows: rows(4, 1) });
+        wait(log.append(both)).unwrap();
+        assert_eq!((log.end(&at("said", 0)), log.end(&at("a", 0))), (2, 5));
+        log.close();
+    }
+}
+
+#[test]
 fn marks_move_by_compare_and_set_and_last() {
     for stand in logs() {
         let log = (stand.open)();
@@ -126,6 +150,7 @@ fn marks_move_by_compare_and_set_and_last() {
         let commit = |from, to| Commit {
             appends: vec![Append { to: at("out", 0), rows: rows(0, 1) }],
             advances: vec![advance(from, to)],
+            ..Commit::default()
         };
         wait(log.append(commit(0, 10))).unwrap();
         assert!(

@@ -112,7 +112,7 @@ fn several_sources_come_in_the_order_of_their_commits() {
                     }
                 }
             }
-            runtime.block_on(log.append(Commit { appends, advances: Vec::new() })).unwrap();
+            runtime.block_on(log.append(Commit { appends, ..Commit::default() })).unwrap();
         }
         let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while seen.lock().unwrap().len() < total as usize {

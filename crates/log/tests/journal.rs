@@ -112,6 +112,7 @@ fn a_commit_is_whole_across_streams_and_marks_move_by_compare_and_set() {
             Append { to: stream("c"), rows: rows(0, 2) },
         ],
         advances: vec![advance(from, to)],
+        ..Commit::default()
     };
     wait(journal.append(commit(0, 5))).unwrap();
     let lost = wait(journal.append(commit(0, 6)));
@@ -121,7 +122,7 @@ fn a_commit_is_whole_across_streams_and_marks_move_by_compare_and_set() {
         (1, 2),
         "a fenced commit leaves nothing"
     );
-    wait(journal.append(Commit { appends: Vec::new(), advances: vec![advance(5, 9)] })).unwrap();
+    wait(journal.append(Commit { advances: vec![advance(5, 9)], ..Commit::default() })).unwrap();
     journal.close();
     let journal = open(&disk);
     assert_eq!(journal.advanced("view", &stream("a")), 9);
@@ -423,7 +424,7 @@ fn write_fixture(dir: &Path) {
         append(&journal, "a", number * 10, 10).unwrap();
     }
     let advance = Advance { writer: "view".into(), source: stream("a"), from: 0, to: 120 };
-    wait(journal.append(Commit { appends: Vec::new(), advances: vec![advance] })).unwrap();
+    wait(journal.append(Commit { advances: vec![advance], ..Commit::default() })).unwrap();
     journal.close();
     std::fs::remove_file(dir.join("lock")).unwrap();
 }

@@ -149,6 +149,11 @@ fn statements() {
 }
 
 #[test]
+fn time() {
+    play(include_str!("scenarios/time.scenario"));
+}
+
+#[test]
 fn doors() {
     play(include_str!("scenarios/doors.scenario"));
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use highwater_event::{Clock, SeededRandomness, StreamName, StreamPartition, SystemClock};
 use highwater_log::disk::RealDisk;
 use highwater_log::fold::Program;
+use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, WriteBack};
 use highwater_log::view::{Driver, View};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log};
@@ -82,6 +83,7 @@ impl Stand {
             table,
             self.write_back.clone(),
             self.log.clone(),
+            Arc::new(IdleTimes::new(self.log.clone())),
             self.clock.clone(),
             100_000,
         ))
@@ -129,7 +131,7 @@ fn main() {
         let appends = rows
             .into_iter()
             .map(|(schema, rows)| Append { to: StreamPartition::new(schema.name.clone(), 0), rows });
-        runtime.block_on(log.append(Commit { appends: appends.collect(), advances: Vec::new() })).unwrap();
+        runtime.block_on(log.append(Commit { appends: appends.collect(), ..Commit::default() })).unwrap();
     }
     println!(
         "{count} events appended in {:.1} s; each query is kept up alone, from the start to the end",

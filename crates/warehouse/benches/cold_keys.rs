@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::disk::RealDisk;
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, States, Stored};
+use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
-use highwater_log::{Journal, JournalOptions, LogBatch};
+use highwater_log::{Journal, JournalOptions, Log, LogBatch};
 use highwater_warehouse::{FjallStore, Table, TableView};
 
 /// A sum and a count, 40 bytes when stored: what a small aggregate keeps.
@@ -146,7 +147,9 @@ fn main() {
         });
         let table = Arc::new(Table::open("table:bench".into(), store.clone(), 64 << 20).unwrap());
         write_back.register(table.clone());
-        let mut view = TableView::new(program, table, write_back.clone(), Arc::new(journal), clock, 100_000);
+        let log: Arc<dyn Log> = Arc::new(journal);
+        let idle = Arc::new(IdleTimes::new(log.clone()));
+        let mut view = TableView::new(program, table, write_back.clone(), log, idle, clock, 100_000);
         let rows = {
             use arrow::array::{Int64Array, RecordBatch};
             use arrow::datatypes::{DataType, Field, Schema};

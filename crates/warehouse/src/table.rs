@@ -14,6 +14,7 @@ use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
 use highwater_log::fold::{
     Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
 };
+use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Advance, Append, Commit, Log, LogBatch};
@@ -338,6 +339,7 @@ pub struct TableView<P: Program> {
     table: Arc<Table<P::State>>,
     write_back: Arc<WriteBack>,
     log: Arc<dyn Log>,
+    idle: Arc<IdleTimes>,
     clock: Arc<dyn Clock>,
     /// Keys that may wait before a write-back is made in the middle of a backlog.
     dirty_limit: usize,
@@ -350,15 +352,79 @@ impl<P: Program> TableView<P> {
         table: Arc<Table<P::State>>,
         write_back: Arc<WriteBack>,
         log: Arc<dyn Log>,
+        idle: Arc<IdleTimes>,
         clock: Arc<dyn Clock>,
         dirty_limit: usize,
     ) -> Self {
-        Self { program, table, write_back, log, clock, dirty_limit }
+        Self { program, table, write_back, log, idle, clock, dirty_limit }
     }
 
     fn lane(&self, at: &StreamPartition) -> Result<Lane, ViewError> {
         lane(self.program.sources(), at)
             .ok_or_else(|| ViewError::Broken(format!("{at} is not read by this view")))
+    }
+
+    /// Applies rows that follow each other, before the first of which the partition was `idle`.
+    async fn apply_run(
+        &self,
+        at: &StreamPartition,
+        idle: i64,
+        batches: &[LogBatch],
+    ) -> Result<Applied, ViewError> {
+        let lane = self.lane(at)?;
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
+            return Ok(Applied::default());
+        };
+        let (from, to) = (first.base, last.end());
+        if self.table.dirty_keys() > self.dirty_limit {
+            // Before more is taken in: a store that does not answer stops the intake.
+            let write_back = self.write_back.clone();
+            let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
+            flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
+        }
+        let prepared = self.program.prepare(at, batches).await?;
+        let folded = {
+            let mut overlay = self.table.overlay();
+            let mut marks = overlay.marks.clone();
+            let mark = marks.entry(lane).or_default();
+            if mark.offset != from {
+                return Err(ViewError::Retry(format!(
+                    "the table stands at {} and was given rows from {from}",
+                    mark.offset
+                )));
+            }
+            if !planted::bug("deaf_to_idle") {
+                mark.wait(idle);
+            }
+            // From here until it is settled nothing may be written back, whatever happens.
+            overlay.held = true;
+            let mut states =
+                Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
+            let folded = self.program.fold(prepared, lane, &mut marks, &mut states);
+            marks.entry(lane).or_default().offset = to;
+            overlay.marks = marks;
+            folded
+        };
+        let outcome = match folded {
+            Ok(folded) => self.settle(at, (from, to), folded).await,
+            Err(error) => Err(error.into()),
+        };
+        match outcome {
+            Ok(applied) => {
+                let mut overlay = self.table.overlay();
+                overlay.held = false;
+                let marks = self.idle.carry_on(self.program.sources(), overlay.marks.clone())?;
+                if let Some(floor) = self.program.expired(&marks) {
+                    overlay.expire(floor);
+                }
+                Ok(applied)
+            }
+            Err(error) => {
+                // States in memory hold half of these rows; the store holds a whole, older state.
+                self.write_back.exclusively(|| self.table.discard())?;
+                Err(error)
+            }
+        }
     }
 
     /// Brings what a fold has left into the log.
@@ -454,55 +520,11 @@ impl<P: Program> View for TableView<P> {
     }
 
     async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
-        let lane = self.lane(at)?;
-        let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
-            return Ok(Applied::default());
-        };
-        let (from, to) = (first.base, last.end());
-        if self.table.dirty_keys() > self.dirty_limit {
-            // Before more is taken in: a store that does not answer stops the intake.
-            let write_back = self.write_back.clone();
-            let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
-            flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
+        let mut applied = Applied::default();
+        for (idle, batches) in self.idle.cut(at, batches)? {
+            applied += self.apply_run(at, idle, &batches).await?;
         }
-        let prepared = self.program.prepare(at, &batches).await?;
-        let folded = {
-            let mut overlay = self.table.overlay();
-            let mut marks = overlay.marks.clone();
-            let offset = marks.entry(lane).or_default().offset;
-            if offset != from {
-                return Err(ViewError::Retry(format!(
-                    "the table stands at {offset} and was given rows from {from}"
-                )));
-            }
-            // From here until it is settled nothing may be written back, whatever happens.
-            overlay.held = true;
-            let mut states =
-                Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
-            let folded = self.program.fold(prepared, lane, &mut marks, &mut states);
-            marks.entry(lane).or_default().offset = to;
-            overlay.marks = marks;
-            folded
-        };
-        let outcome = match folded {
-            Ok(folded) => self.settle(at, (from, to), folded).await,
-            Err(error) => Err(error.into()),
-        };
-        match outcome {
-            Ok(applied) => {
-                let mut overlay = self.table.overlay();
-                overlay.held = false;
-                if let Some(floor) = self.program.expired(&overlay.marks) {
-                    overlay.expire(floor);
-                }
-                Ok(applied)
-            }
-            Err(error) => {
-                // States in memory hold half of these rows; the store holds a whole, older state.
-                self.write_back.exclusively(|| self.table.discard())?;
-                Err(error)
-            }
-        }
+        Ok(applied)
     }
 
     async fn skip(&mut self, at: &StreamPartition, to: Offset) -> Result<(), ViewError> {

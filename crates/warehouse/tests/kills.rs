@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use async_trait::async_trait;
 use highwater_event::{Clock, ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored};
+use highwater_log::idle::{self, Idle, IdleTimes};
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log, LogBatch};
@@ -36,7 +37,8 @@ impl Stored for Sum {
     }
 }
 
-/// Sums numbers by their last digit, and derives a stream of (number, sum so far). Every 97th number is late.
+/// Sums numbers by their last digit, and derives a stream of (number, sum so far, event time so far), where
+/// a number is its own event time. Every 97th number is late.
 struct Sums {
     name: Arc<str>,
     sources: Vec<StreamName>,
@@ -45,7 +47,7 @@ struct Sums {
 
 fn pairs() -> SchemaRef {
     let field = |name| Field::new(name, DataType::Int64, false);
-    Arc::new(Schema::new(vec![field("n"), field("sum")]))
+    Arc::new(Schema::new(vec![field("n"), field("sum"), field("high")]))
 }
 
 fn numbers(batch: &LogBatch) -> Vec<i64> {
@@ -56,7 +58,7 @@ fn numbers(batch: &LogBatch) -> Vec<i64> {
 impl Program for Sums {
     type State = Sum;
     type Prepared = Vec<(u64, i64)>;
-    type Pending = Vec<(u64, i64, i64)>;
+    type Pending = Vec<(u64, [i64; 3])>;
     fn name(&self) -> &Arc<str> {
         &self.name
     }
@@ -80,13 +82,15 @@ impl Program for Sums {
     fn fold(
         &self,
         rows: Self::Prepared,
-        _lane: Lane,
-        _marks: &mut LaneMarks,
+        lane: Lane,
+        marks: &mut LaneMarks,
         states: &mut dyn States<Sum>,
     ) -> Result<Folded<Self::Pending>, StoreError> {
         let mut folded = Folded::default();
         let mut pending = Vec::new();
+        let high = &mut marks.entry(lane).or_default().event_time_high;
         for (offset, number) in rows {
+            *high = number.max(*high);
             if number % 97 == 0 {
                 folded.late.push(Refused {
                     offset,
@@ -99,17 +103,16 @@ impl Program for Sums {
             let state = states.state(&[(number % 10) as u8], &Sum::default)?;
             state.0 += number;
             state.1 += 1;
-            pending.push((offset, number, state.0));
+            pending.push((offset, [number, state.0, *high]));
             folded.folded += 1;
         }
         folded.pending = (!pending.is_empty()).then_some(pending);
         Ok(folded)
     }
     async fn finish(&self, pending: Self::Pending) -> Result<Derived, ViewError> {
-        let column = |at: fn(&(u64, i64, i64)) -> i64| {
-            Arc::new(Int64Array::from_iter_values(pending.iter().map(at))) as _
-        };
-        let rows = RecordBatch::try_new(pairs(), vec![column(|row| row.1), column(|row| row.2)]).unwrap();
+        let column =
+            |at: usize| Arc::new(Int64Array::from_iter_values(pending.iter().map(|(_, row)| row[at]))) as _;
+        let rows = RecordBatch::try_new(pairs(), vec![column(0), column(1), column(2)]).unwrap();
         Ok(Derived { rows: Some(rows), offsets: pending.iter().map(|row| row.0).collect(), dead: Vec::new() })
     }
     fn expired(&self, _marks: &LaneMarks) -> Option<Vec<u8>> {
@@ -146,7 +149,8 @@ fn owner(log: &Arc<Journal>, store: &SimStore) -> Owner {
     let write_back = Arc::new(WriteBack::new(keyed));
     write_back.register(table.clone());
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1));
-    let view = TableView::new(Arc::new(sums), table.clone(), write_back.clone(), log.clone(), clock, 4);
+    let idle = Arc::new(IdleTimes::new(log.clone()));
+    let view = TableView::new(Arc::new(sums), table.clone(), write_back.clone(), log.clone(), idle, clock, 4);
     Owner { view, table, write_back, store: store.clone() }
 }
 
@@ -198,7 +202,7 @@ async fn live_through(seed: u64) -> u32 {
     let (mut disk, mut store) = (SimDisk::new(), SimStore::new());
     let mut fenced = 0;
     let log = journal(&disk).unwrap();
-    let mut sent = 0;
+    let (mut sent, mut waits) = (0, BTreeMap::new());
     for _ in 0..30 {
         let count = 1 + chance.below(15) as i64;
         let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
@@ -207,10 +211,17 @@ async fn live_through(seed: u64) -> u32 {
             vec![Arc::new(Int64Array::from_iter_values(sent + 1..=sent + count))],
         )
         .unwrap();
-        log.append(Commit { appends: vec![Append { to: source(), rows }], advances: Vec::new() })
+        log.append(Commit { appends: vec![Append { to: source(), rows }], ..Commit::default() })
             .await
             .unwrap();
         sent += count;
+        while chance.chance(0.3) {
+            let micros = chance.below(20) as i64;
+            let said = Idle { at: source(), offset: sent as u64, micros };
+            log.append(idle::commit(&[said], 1).unwrap()).await.unwrap();
+            let wait = waits.entry(sent).or_insert(0);
+            *wait = micros.max(*wait);
+        }
     }
     drop(log);
     disk = disk.after_power_cut(chance.next());
@@ -257,7 +268,7 @@ async fn live_through(seed: u64) -> u32 {
                 let mut last = last;
                 while step(&mut last, &log, &chance).await.unwrap() {}
                 last.write_back.flush().unwrap();
-                check(seed, sent, &log, &last);
+                check(seed, sent, &waits, &log, &last);
                 return fenced;
             }
         }
@@ -267,19 +278,26 @@ async fn live_through(seed: u64) -> u32 {
     fenced
 }
 
-fn check(seed: u64, sent: i64, log: &Journal, owner: &Owner) {
+fn check(seed: u64, sent: i64, waits: &BTreeMap<i64, i64>, log: &Journal, owner: &Owner) {
     let mut states: BTreeMap<u8, Sum> = BTreeMap::new();
     let mut expected = Vec::new();
-    for number in (1..=sent).filter(|number| number % 97 != 0) {
+    let mut high = 0;
+    for number in 1..=sent {
+        // The number `n` stands at offset `n - 1`.
+        high = number.max(high + waits.get(&(number - 1)).unwrap_or(&0));
+        if number % 97 == 0 {
+            continue;
+        }
         let state = states.entry((number % 10) as u8).or_default();
         state.0 += number;
         state.1 += 1;
-        expected.push((number, state.0));
+        expected.push((number, state.0, high));
     }
     let mut found = Vec::new();
     for rows in read(log, &at("sums")) {
         let column = |at: usize| rows.column(at).as_primitive::<Int64Type>().values().to_vec();
-        found.extend(column(0).into_iter().zip(column(1)));
+        let rows = column(0).into_iter().zip(column(1)).zip(column(2));
+        found.extend(rows.map(|((number, sum), high)| (number, sum, high)));
     }
     assert_eq!(found, expected, "seed {seed}: the derived stream");
     let mut kept: BTreeMap<u8, Sum> = BTreeMap::new();

@@ -132,7 +132,9 @@ impl Writer {
             Group { next: self.state.clone(), rows: Vec::new(), advances: Vec::new(), answers: Vec::new() };
         let mut slots: HashMap<StreamPartition, usize> = HashMap::new();
         for Request { commit, answer } in requests {
-            if let Err(error) = check_marks(&group.next, &commit.advances) {
+            if let Err(error) = check_marks(&group.next, &commit.advances)
+                .and_then(|()| check_ends(&group.next, &commit.ends))
+            {
                 refuse(std::iter::once(answer), &error);
                 continue;
             }
@@ -403,6 +405,16 @@ fn check_marks(state: &State, advances: &[Advance]) -> Result<(), AppendError> {
                 expected: advance.from,
                 found,
             });
+        }
+    }
+    Ok(())
+}
+
+fn check_ends(state: &State, ends: &[(StreamPartition, Offset)]) -> Result<(), AppendError> {
+    for (at, expected) in ends {
+        let found = state.ends.get(at).copied().unwrap_or(0);
+        if found != *expected {
+            return Err(AppendError::Outrun { at: at.clone(), expected: *expected, found });
         }
     }
     Ok(())

@@ -74,6 +74,7 @@ impl Node {
             system::events_schema(),
             dead_letter::schema(DEAD_LETTERS),
             dead_letter::schema(LATE_EVENTS),
+            highwater_log::idle::schema(),
         ];
         for schema in builtin {
             catalog.add_builtin(schema);
@@ -188,7 +189,7 @@ impl Node {
         let Some(swapped) = before.plan_swap(root) else { return Ok(()) };
         let command = Command { kind: CommandKind::Swap, text: root.to_string(), csv: None };
         let append = system::append(&[command], &Principal::engine().name, self.clock.now_micros())?;
-        self.log.append(Commit { appends: vec![append], advances: Vec::new() }).await?;
+        self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
         let mut catalog = before.as_ref().clone();
         catalog.insert(&self.engine, swapped.clone());
         self.put_catalog(catalog);
@@ -233,7 +234,7 @@ impl Node {
         tracing::debug!(statements = commands.len(), principal = %principal.name, "declared");
         let append = system::append(&commands, &principal.name, self.clock.now_micros())
             .map_err(|error| DeclareError::Start(error.to_string()))?;
-        self.log.append(Commit { appends: vec![append], advances: Vec::new() }).await?;
+        self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
         self.put_catalog(catalog);
         // They are in the log: one that can't be started must not keep the others from it.
         let mut failed = None;

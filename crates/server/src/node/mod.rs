@@ -10,6 +10,7 @@
 //! ```
 
 mod declare;
+mod idle;
 mod information;
 mod keep;
 mod live;
@@ -30,6 +31,7 @@ use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness};
 use highwater_ingest::{Door, DoorOptions};
 use highwater_lake::LakeStream;
 use highwater_log::disk::RealDisk;
+use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::Driver;
 use highwater_log::{Journal, JournalOptions, Log};
@@ -98,6 +100,8 @@ pub struct Node {
     pub failed: tokio::sync::watch::Sender<Option<String>>,
     queries: tokio::runtime::Handle,
     log: Arc<dyn Log>,
+    /// How long partitions have been waiting for rows.
+    idle: Arc<IdleTimes>,
     catalog: RwLock<Arc<Catalog>>,
     /// Housekeeping or a backup: one at a time.
     keeping: tokio::sync::Mutex<()>,
@@ -160,6 +164,7 @@ impl Node {
             options,
             clock,
             journal,
+            idle: Arc::new(IdleTimes::new(log.clone())),
             log,
         });
         node.declare_builtin().await?;
@@ -241,7 +246,8 @@ impl Node {
         });
         let snapshots = tokio::spawn(snapshots::keep(Arc::downgrade(self)));
         let house = tokio::spawn(keep::keep(Arc::downgrade(self)));
-        lock(&self.background).extend([flusher, snapshots, house]);
+        let idle = tokio::spawn(idle::watch(Arc::downgrade(self)));
+        lock(&self.background).extend([flusher, snapshots, house, idle]);
     }
 
     /// Stops the views, writes back what is in memory and closes the log.

@@ -10,6 +10,7 @@ use highwater_ingest::DedupeIndex;
 use highwater_ingest::decode::Decoder;
 use highwater_lake::{Folder, LakeStream, LakeView};
 use highwater_log::fold::Program;
+use highwater_log::idle::Waiting;
 use highwater_log::keyed::Dirty;
 use highwater_log::view::{Gather, ViewState};
 use highwater_sql::catalog::{Building, Catalog, Derivation, Planned, StreamEntry, TableEntry};
@@ -174,7 +175,11 @@ impl Node {
 
     pub(super) fn start_table(self: &Arc<Self>, entry: &TableEntry) -> anyhow::Result<()> {
         let program = entry.program.clone();
-        self.start_keyed(program.clone(), |table| Some(Arc::new(TableRows::new(program, table))))
+        self.start_keyed(program.clone(), |table| {
+            let sources = program.sources().to_vec();
+            let states = Arc::new(Waiting::new(table, sources, self.idle.clone()));
+            Some(Arc::new(TableRows::new(program.clone(), states)))
+        })
     }
 
     fn start_keyed<P: Program<State = GroupState>>(
@@ -193,6 +198,7 @@ impl Node {
             table,
             self.write_back.clone(),
             self.log.clone(),
+            self.idle.clone(),
             self.clock.clone(),
             DIRTY_KEYS,
         );

@@ -16,7 +16,7 @@ use super::statement::{Alteration, EndpointParameter, Kind, Statement};
 use super::types::{arrow_type, map_type};
 
 /// Options of a stream that say how it is kept and shown, and may be changed later.
-const CHANGEABLE: [&str; 3] = ["retention", "aliases", "hidden"];
+const CHANGEABLE: [&str; 4] = ["retention", "aliases", "hidden", "idle_timeout"];
 
 /// Columns that an inferred stream must have from the start: those with a role.
 fn inferred_columns(options: &StreamOptions) -> Vec<Column> {
@@ -96,7 +96,7 @@ impl Words {
         } else {
             loop {
                 self.expect("ADD").map_err(|error| {
-                    error.hint("supported: ADD COLUMN name type, SET (retention = …, aliases = …, hidden = …); columns are never renamed or removed")
+                    error.hint("supported: ADD COLUMN name type, SET (retention = …, aliases = …, hidden = …, idle_timeout = …); columns are never renamed or removed")
                 })?;
                 self.take("COLUMN");
                 let token = self.parser.peek_token();
@@ -355,9 +355,10 @@ impl Words {
                 "hidden",
                 "sensitive",
                 "retention",
+                "idle_timeout",
             ]
         } else {
-            &["lake", "aliases", "hidden", "retention"]
+            &["lake", "aliases", "hidden", "retention", "idle_timeout"]
         };
         let given = self.options(known)?;
         let mut options = StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() };
@@ -422,7 +423,8 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
             "sensitive" => options.sensitive = list(&text_value(&name, &value)?),
             "partitions" => options.partitions = number_value(&name, &value)?,
             "lake" => options.lake = bool_value(&name, &value)?,
-            "retention" => options.retention = retention(&value)?,
+            "retention" => options.retention = duration_or(&name, &value, "forever")?,
+            "idle_timeout" => options.idle_timeout = duration_or(&name, &value, "never")?,
             _ => {
                 options.aliases.clear();
                 for pair in list(&text_value(&name, &value)?) {
@@ -440,17 +442,17 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
     Ok(())
 }
 
-/// `'90 days'`, or `'forever'`.
-fn retention(value: &Expr) -> Result<Option<i64>, SqlError> {
-    let text = text_value("retention", value)?;
-    if text.trim().eq_ignore_ascii_case("forever") {
+/// `'90 days'`, or the word for none.
+fn duration_or(option: &str, value: &Expr, none: &str) -> Result<Option<i64>, SqlError> {
+    let text = text_value(option, value)?;
+    if text.trim().eq_ignore_ascii_case(none) {
         return Ok(None);
     }
     match parse_duration(&text) {
         Some(micros) => Ok(Some(micros)),
         None => Err(SqlError::new(
             "invalid_option",
-            format!("retention is a duration like '90 days', or 'forever', not '{text}'"),
+            format!("{option} is a duration like '90 days', or '{none}', not '{text}'"),
         )),
     }
 }

@@ -212,6 +212,16 @@ impl JoinProgram {
         ]
     }
 
+    /// How far event time has to go beyond the newest row until nothing that is kept changes any more,
+    /// microseconds; `None` when time plays no part.
+    pub fn settles_after(&self) -> Option<i64> {
+        match &self.right {
+            Right::Table(table, _) => table.settles_after(),
+            Right::Within { before, after, grace, .. } => Some(2 * before.max(after) + grace),
+            Right::AsOf { .. } => None,
+        }
+    }
+
     fn side(&self, left: bool) -> Option<&Side> {
         match &self.right {
             _ if left => Some(&self.left),

@@ -105,8 +105,8 @@ impl View for DerivedStream {
         };
         applied.filtered = applied.taken - applied.out - applied.dead;
         let mut commit = Commit {
-            appends: Vec::new(),
             advances: vec![Advance { writer: self.name.clone(), source: at.clone(), from, to }],
+            ..Commit::default()
         };
         if let Some(rows) = derived.rows {
             commit.appends.push(Append {
@@ -130,7 +130,7 @@ impl View for DerivedStream {
     async fn skip(&mut self, at: &StreamPartition, to: Offset) -> Result<(), ViewError> {
         let from = self.log.advanced(&self.name, at);
         let advance = Advance { writer: self.name.clone(), source: at.clone(), from, to };
-        self.log.append(Commit { appends: Vec::new(), advances: vec![advance] }).await?;
+        self.log.append(Commit { advances: vec![advance], ..Commit::default() }).await?;
         Ok(())
     }
 

@@ -137,6 +137,14 @@ impl TableProgram {
         self.window
     }
 
+    /// How far event time has to go beyond the newest row until nothing of the table changes any more,
+    /// microseconds; `None` for tables without a window.
+    pub fn settles_after(&self) -> Option<i64> {
+        let window = self.window?;
+        let closed = window.longest().saturating_add(window.grace);
+        Some(closed.saturating_add(window.retention.unwrap_or(0)))
+    }
+
     fn ready(&self, rows: &RecordBatch) -> Result<Ready, ArrowError> {
         let last = rows.num_columns() - 3;
         let int = |at: usize| -> Result<Int64Array, ArrowError> {
