@@ -18,6 +18,7 @@ use highwater_event::{StreamName, StreamSchema};
 
 use crate::adhoc;
 use crate::dialect::{Alteration, Declared, EndpointParameter, Kind, SqlError, Statement, parse_script};
+use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
 use crate::session::Engine;
@@ -799,8 +800,7 @@ fn names_read(query: &Query) -> BTreeSet<StreamName> {
 
         fn pre_visit_expr(&mut self, expression: &Expr) -> ControlFlow<()> {
             if let Expr::Function(function) = expression
-                && ["lookup", "in_reference"]
-                    .contains(&function.name.to_string().to_ascii_lowercase().as_str())
+                && LOOKING_UP.contains(&function.name.to_string().to_ascii_lowercase().as_str())
                 && let FunctionArguments::List(list) = &function.args
                 && let Some(FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value)))) =
                     list.args.first()

@@ -1,6 +1,7 @@
 //! Functions that the language adds to DataFusion's.
 
 mod aggregate;
+mod arithmetic;
 mod lookup;
 mod mask;
 mod money;
@@ -16,11 +17,15 @@ pub use aggregate::{
     APPROX_COUNT_DISTINCT, COLLECT_LIST, COLLECT_SET, EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, TOPK,
     TOPKDISTINCT,
 };
+pub use arithmetic::CheckedArithmetic;
 pub use mask::mask_text;
 
 /// Functions that hide what they are given, so that their result is no longer sensitive.
 pub const HIDING: [&str; 6] =
     ["mask", "mask_left", "mask_right", "mask_keep_left", "mask_keep_right", "tokenize"];
+
+/// Functions that look into reference tables, which change by statements only.
+pub const LOOKING_UP: [&str; 2] = ["lookup", "in_reference"];
 
 /// All scalar functions.
 pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Vec<Arc<ScalarUDF>> {

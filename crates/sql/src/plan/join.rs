@@ -19,7 +19,7 @@ use datafusion::sql::sqlparser::ast::Query;
 use highwater_event::{StreamName, StreamOptions, StreamSchema, columns};
 
 use super::transform::{contains_aggregate, output_columns};
-use super::{JoinShape, as_statement, shows, system_column};
+use super::{JoinShape, as_statement, refuse_unrepeatable, shows, system_column};
 use crate::dialect::{SqlError, Within};
 use crate::session::Engine;
 use crate::stream::feed::FeedTable;
@@ -66,6 +66,7 @@ pub async fn plan_join(
         (right.name().public().to_owned(), right_feed.clone() as _),
     ])?;
     let planned = state.statement_to_plan(as_statement(query)).await?;
+    refuse_unrepeatable(&planned)?;
     let analyzed = state.analyzer().execute_and_check(planned, state.config_options(), |_, _| {})?;
     let cut = Cut::of(&analyzed)?;
     let conditions = Conditions::of(cut.join, shape)?;

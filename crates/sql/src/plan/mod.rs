@@ -9,13 +9,13 @@ mod transform;
 use arrow::datatypes::DataType;
 use datafusion::common::Column;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::sql::parser::Statement as DFStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement};
 use highwater_event::{StreamSchema, columns};
 
 use crate::dialect::SqlError;
-use crate::functions::HIDING;
+use crate::functions::{HIDING, LOOKING_UP};
 
 pub use join::{JoinTarget, plan_join};
 pub use shape::{JoinShape, Reads, reads_of};
@@ -93,6 +93,33 @@ fn shows(
         })
     });
     (shows || walked.is_err()) && !highwater_event::planted::bug("lost_mask")
+}
+
+/// Refuses functions whose answer depends on when or how often they are asked: a rebuild would come to
+/// other rows.
+fn refuse_unrepeatable(plan: &LogicalPlan) -> Result<(), SqlError> {
+    let mut found = None;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expression| {
+            expression.apply(|inner| {
+                if let Expr::ScalarFunction(function) = inner
+                    && function.func.signature().volatility != Volatility::Immutable
+                    && !LOOKING_UP.contains(&function.name())
+                {
+                    found = Some(function.name().to_owned());
+                    return Ok(TreeNodeRecursion::Stop);
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    match found {
+        None => Ok(()),
+        Some(name) => Err(SqlError::unsupported(format!(
+            "{name}() answers something else each time; what is derived must come out the same when it is rebuilt"
+        ))
+        .hint("_recorded_at is when the log took an event, _event_time what the event says of itself")),
+    }
 }
 
 fn storable(name: &str, data_type: &DataType) -> Result<DataType, SqlError> {

@@ -15,7 +15,7 @@ use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuil
 use datafusion::sql::sqlparser::ast::{GroupByExpr, Query, SetExpr};
 use highwater_event::{StreamName, StreamSchema, columns};
 
-use super::{as_statement, shows_sensitive, storable, system_column};
+use super::{as_statement, refuse_unrepeatable, shows_sensitive, storable, system_column};
 use crate::dialect::{SqlError, Window, WindowKind};
 use crate::functions::{
     APPROX_COUNT_DISTINCT, COLLECT_LIST, COLLECT_SET, EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, TOPK,
@@ -63,6 +63,7 @@ pub async fn plan_table(
     let feed = Arc::new(FeedTable::new(Arc::new(Schema::new(fields))));
     let state = engine.state_with([(source.name.public().to_owned(), feed.clone() as _)])?;
     let planned = state.statement_to_plan(as_statement(query)).await?;
+    refuse_unrepeatable(&planned)?;
     let analyzed = state.analyzer().execute_and_check(planned, state.config_options(), |_, _| {})?;
     let LogicalPlan::Projection(projection) = &analyzed else {
         return Err(not_a_table());

@@ -7,7 +7,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast::Query;
 use highwater_event::{Column, StreamName, StreamOptions, StreamSchema, columns};
 
-use super::{as_statement, is_system_column, select_also, shows, storable};
+use super::{as_statement, is_system_column, refuse_unrepeatable, select_also, shows, storable};
 use crate::dialect::SqlError;
 use crate::session::Engine;
 use crate::stream::feed::FeedTable;
@@ -29,6 +29,7 @@ pub async fn plan_transform(
     let state = engine.state_with([(source.name.public().to_owned(), feed.clone() as _)])?;
     select_also(&mut query, &CARRIED);
     let planned = state.statement_to_plan(as_statement(query)).await?;
+    refuse_unrepeatable(&planned)?;
     let LogicalPlan::Projection(projection) = &planned else {
         return Err(SqlError::unsupported(
             "aggregates belong to CREATE TABLE; a stream is derived row by row",
