@@ -212,6 +212,11 @@ impl StreamSchema {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// True when there is anything in its events that not every reader may see.
+    pub fn has_sensitive(&self) -> bool {
+        !self.options.sensitive.is_empty() || self.columns.iter().any(|column| column.sensitive)
+    }
+
     /// True when a reader must not see the column as it is: it, or a member of it, is SENSITIVE.
     pub fn is_sensitive(&self, column: &str) -> bool {
         self.column(column).is_some_and(|column| column.sensitive)

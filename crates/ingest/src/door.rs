@@ -592,6 +592,7 @@ impl Group {
             detail,
             principal: principal.name.to_string(),
             body: bytes.to_vec(),
+            sealed: entrance.decoder.stream().has_sensitive(),
         });
         Draft::Rejected(error)
     }

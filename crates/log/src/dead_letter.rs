@@ -16,6 +16,9 @@ pub const DEAD_LETTERS: &str = "_dead_letters";
 /// What came after its window had closed.
 pub const LATE_EVENTS: &str = "_late_events";
 
+/// What stands in the place of a reason that may show SENSITIVE values.
+const SEALED: &str = "the stream has SENSITIVE columns; the reason is in sealed_detail";
+
 /// A row that was set apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
@@ -33,6 +36,8 @@ pub struct DeadLetter {
     pub principal: String,
     /// The original bytes.
     pub body: Vec<u8>,
+    /// Reason and bytes may show SENSITIVE values: readers see their masks.
+    pub sealed: bool,
 }
 
 /// The schema of both streams.
@@ -54,7 +59,9 @@ pub fn schema(name: &'static str) -> StreamSchema {
             column("code", DataType::Utf8, false),
             column("detail", DataType::Utf8, false),
             column("principal", DataType::Utf8, false),
-            column("body", DataType::Binary, false),
+            column("body", DataType::Binary, true),
+            Column { sensitive: true, ..column("sealed_detail", DataType::Utf8, true) },
+            Column { sensitive: true, ..column("sealed_body", DataType::Binary, true) },
         ],
         options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
         raw: false,
@@ -77,6 +84,8 @@ pub fn append(
     let mut detail = StringBuilder::new();
     let mut principal = StringBuilder::new();
     let mut body = BinaryBuilder::new();
+    let mut sealed_detail = StringBuilder::new();
+    let mut sealed_body = BinaryBuilder::new();
     let mut time = TimestampMicrosecondBuilder::new().with_data_type(columns::timestamp_type());
     for letter in letters {
         source.append_value(&letter.source);
@@ -84,9 +93,11 @@ pub fn append(
         partition.append_option(letter.position.map(|(partition, _)| partition as i32));
         offset.append_option(letter.position.map(|(_, offset)| offset as i64));
         code.append_value(&letter.code);
-        detail.append_value(&letter.detail);
+        detail.append_value(if letter.sealed { SEALED } else { &letter.detail });
+        sealed_detail.append_option(letter.sealed.then_some(&letter.detail));
         principal.append_value(&letter.principal);
-        body.append_value(&letter.body);
+        body.append_option((!letter.sealed).then_some(&letter.body));
+        sealed_body.append_option(letter.sealed.then_some(&letter.body));
         time.append_value(now);
     }
     let rows = RecordBatch::try_new(
@@ -100,6 +111,8 @@ pub fn append(
             Arc::new(detail.finish()),
             Arc::new(principal.finish()),
             Arc::new(body.finish()),
+            Arc::new(sealed_detail.finish()),
+            Arc::new(sealed_body.finish()),
             Arc::new(time.finish()),
         ],
     )?;

@@ -151,6 +151,8 @@ pub struct Refused {
     pub detail: String,
     /// The row as JSON.
     pub row: String,
+    /// Reason and row may show SENSITIVE values.
+    pub sealed: bool,
 }
 
 impl Refused {
@@ -164,6 +166,7 @@ impl Refused {
             detail: self.detail,
             principal: Principal::engine().name.to_string(),
             body: self.row.into_bytes(),
+            sealed: self.sealed,
         }
     }
 }

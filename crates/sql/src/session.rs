@@ -95,6 +95,6 @@ fn session(
     for function in functions::aggregate_functions() {
         state.register_udaf(function)?;
     }
-    state.register_function_rewrite(Arc::new(functions::CheckedArithmetic::new()))?;
+    state.register_function_rewrite(Arc::new(functions::CheckedArithmetic::default()))?;
     Ok(state)
 }

@@ -97,6 +97,7 @@ impl Program for Sums {
                     code: "late",
                     detail: String::new(),
                     row: number.to_string(),
+                    sealed: false,
                 });
                 continue;
             }

@@ -15,6 +15,7 @@ use highwater_sql::{Catalog, SqlError, Statement, parse_script};
 use serde::Serialize;
 
 use super::Node;
+use super::compare::Compared;
 use super::system::{self, Command, CommandKind, SYSTEM};
 use super::views::Place;
 use crate::http::BUILT_IN_PATHS;
@@ -183,11 +184,16 @@ impl Node {
     }
 
     /// The new version of a statement takes the names, when it is still being built.
-    pub(super) async fn swap(self: &Arc<Self>, root: &StreamName) -> anyhow::Result<()> {
+    pub(super) async fn swap(
+        self: &Arc<Self>,
+        root: &StreamName,
+        comparison: &[Compared],
+    ) -> anyhow::Result<()> {
         let _one_at_a_time = self.declaring.lock().await;
         let before = self.catalog();
         let Some(swapped) = before.plan_swap(root) else { return Ok(()) };
-        let command = Command { kind: CommandKind::Swap, text: root.to_string(), csv: None };
+        let comparison = serde_json::to_string(comparison).ok();
+        let command = Command { kind: CommandKind::Swap, text: root.to_string(), csv: None, comparison };
         let append = system::append(&[command], &Principal::engine().name, self.clock.now_micros())?;
         self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
         let mut catalog = before.as_ref().clone();
@@ -275,8 +281,12 @@ impl Node {
                 "endpoint" => catalog.endpoints.contains_key(&name),
                 _ => StreamName::new(&name).is_ok_and(|name| catalog.references.contains_key(&name)),
             };
-            let command =
-                Command { kind: CommandKind::Declare, text: declared.text.clone(), csv: csv.clone() };
+            let command = Command {
+                kind: CommandKind::Declare,
+                text: declared.text.clone(),
+                csv: csv.clone(),
+                comparison: None,
+            };
             let plan = catalog.plan(&self.engine, declared, csv).await.map_err(wrong)?;
             let outcome = match plan {
                 Planned::Unchanged => "unchanged",

@@ -9,6 +9,7 @@
 //! <data>/server.json     where the running node listens
 //! ```
 
+mod compare;
 mod declare;
 mod idle;
 mod information;
@@ -31,12 +32,13 @@ use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness};
 use highwater_ingest::{Door, DoorOptions};
 use highwater_lake::LakeStream;
 use highwater_log::disk::RealDisk;
+use highwater_log::fold::Program;
 use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::Driver;
 use highwater_log::{Journal, JournalOptions, Log};
 use highwater_sql::adhoc::Limits;
-use highwater_sql::stream::TableRows;
+use highwater_sql::stream::{TableProgram, TableRows};
 use highwater_sql::{Catalog, Engine, SqlError};
 use highwater_warehouse::FjallStore;
 
@@ -213,10 +215,12 @@ impl Node {
 
     /// The rows of a table.
     pub fn table(&self, name: &StreamName) -> Option<Arc<TableRows>> {
-        let catalog = self.catalog();
-        let program = &catalog.tables.get(name)?.program;
+        self.rows_of(&self.catalog().tables.get(name)?.program)
+    }
+
+    fn rows_of(&self, program: &TableProgram) -> Option<Arc<TableRows>> {
         let keyed = self.keyed.read().unwrap_or_else(PoisonError::into_inner);
-        keyed.get(highwater_log::fold::Program::name(program.as_ref()).as_ref())?.rows.clone()
+        keyed.get(program.name().as_ref())?.rows.clone()
     }
 
     fn start_background(self: &Arc<Self>) {

@@ -26,6 +26,7 @@ pub fn system_schema() -> StreamSchema {
             column("text", DataType::Utf8, false),
             column("csv", DataType::Utf8, true),
             column("principal", DataType::Utf8, false),
+            Column { json: true, ..column("comparison", DataType::Utf8, true) },
         ],
         // In the lake too, so that old segments of the log may go.
         options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
@@ -63,6 +64,8 @@ pub struct Command {
     pub text: String,
     /// Content of the file that a reference table names.
     pub csv: Option<String>,
+    /// For a swap: how the new version differs from the old one, as JSON. For people to read.
+    pub comparison: Option<String>,
 }
 
 /// What a command does.
@@ -93,6 +96,7 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
             Arc::new(commands.iter().map(|command| Some(command.text.as_str())).collect::<StringArray>()),
             Arc::new(commands.iter().map(|command| command.csv.as_deref()).collect::<StringArray>()),
             Arc::new(StringArray::from(vec![principal; rows])),
+            Arc::new(commands.iter().map(|command| command.comparison.as_deref()).collect::<StringArray>()),
             Arc::new(
                 TimestampMicrosecondArray::from_value(now, rows).with_data_type(columns::timestamp_type()),
             ),
@@ -111,6 +115,7 @@ pub fn commands(batch: &LogBatch) -> Vec<Command> {
             kind: if kinds.value(row) == "swap" { CommandKind::Swap } else { CommandKind::Declare },
             text: texts.value(row).to_owned(),
             csv: csvs.is_valid(row).then(|| csvs.value(row).to_owned()),
+            comparison: None,
         })
         .collect()
 }

@@ -237,7 +237,8 @@ impl Node {
                 if !node.has_caught_up(&building) {
                     continue;
                 }
-                match node.swap(&building.root).await {
+                let comparison = node.compare(&node.catalog(), &building).await;
+                match node.swap(&building.root, &comparison).await {
                     Ok(()) => return,
                     Err(error) => {
                         tracing::error!(name = %building.root, error = format!("{error:#}"), "a new version could not take its place; it will be tried again");

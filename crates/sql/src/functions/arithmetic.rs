@@ -58,9 +58,8 @@ pub struct CheckedArithmetic {
     multiply: Arc<ScalarUDF>,
 }
 
-impl CheckedArithmetic {
-    /// The rewrite of all three operators.
-    pub fn new() -> Self {
+impl Default for CheckedArithmetic {
+    fn default() -> Self {
         let function = |operator| {
             let signature = Signature::any(2, Volatility::Immutable);
             Arc::new(ScalarUDF::from(Checked { operator, signature }))

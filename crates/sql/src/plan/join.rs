@@ -191,6 +191,11 @@ pub async fn plan_join(
     options.partitions = left.options.partitions;
     let schema = StreamSchema::new(name, output, options, false)
         .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
+    let sealed = left.has_sensitive()
+        || match &right {
+            JoinTarget::Table(table) => table.source().has_sensitive(),
+            JoinTarget::Stream(stream) => stream.has_sensitive(),
+        };
     Ok(JoinProgram {
         name: format!("stream:{}", schema.name).into(),
         sources: vec![source, left.name.clone()],
@@ -201,6 +206,7 @@ pub async fn plan_join(
         keys,
         joined: joined_schema,
         output: feed.runner(physical, state.task_ctx()),
+        sealed,
         condition: cut.join.filter.as_ref().map(ToString::to_string).unwrap_or_default(),
     })
 }

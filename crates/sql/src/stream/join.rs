@@ -31,7 +31,7 @@ use highwater_log::view::ViewError;
 
 use super::feed::FeedPlan;
 use super::show_duration;
-use super::source::{SourceRows, derive_rows};
+use super::source::SourceRows;
 use super::state::{GroupState, KeptRow, Partial, pane_prefix};
 use super::table::{Group, MAX_KEY, Prepared as TablePrepared, Step, TableProgram};
 
@@ -83,6 +83,8 @@ pub struct JoinProgram {
     pub(crate) output: FeedPlan,
     /// The condition as written.
     pub(crate) condition: String,
+    /// One of the sides has SENSITIVE columns.
+    pub(crate) sealed: bool,
 }
 
 /// Rows that are ready to be joined.
@@ -616,8 +618,7 @@ impl Program for JoinProgram {
             Pending::Pairs(pairs) => self.paired(&pairs)?,
             Pending::Lookup(found) => self.looked_up(*found).await?,
         };
-        let offsets = joined.column(joined.num_columns() - 1).as_primitive::<Int64Type>();
-        derive_rows(&self.output, &joined, &|row| offsets.value(row) as Offset, &self.schema).await
+        SourceRows::joined(joined, self.sealed).derive(&self.output, &self.schema).await
     }
 
     fn expired(&self, marks: &LaneMarks) -> Option<Vec<u8>> {

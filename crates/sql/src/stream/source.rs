@@ -1,7 +1,7 @@
 //! Running a statement over rows of a stream. Rows that it can't compute are found and set apart, so
 //! that one bad event never blocks a stream.
 
-use arrow::array::AsArray;
+use arrow::array::{AsArray, Int64Array};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::error::ArrowError;
@@ -16,21 +16,37 @@ use highwater_log::view::ViewError;
 
 use super::feed::FeedPlan;
 
-/// Rows of one partition that a statement takes, as readers see them.
+/// Rows that a statement takes, and where each comes from.
 pub struct SourceRows {
     rows: RecordBatch,
-    first: Offset,
+    offsets: Offsets,
+    /// What they hold is not for every reader.
+    sealed: bool,
+}
+
+enum Offsets {
+    /// Rows of one partition without gaps, from this offset on.
+    From(Offset),
+    /// One for each row.
+    Each(Int64Array),
 }
 
 impl SourceRows {
-    /// Reads batches that follow each other.
+    /// Reads batches that follow each other, as readers of the stream see them.
     pub fn read(
         stream: &StreamSchema,
         partition: Partition,
         batches: &[LogBatch],
     ) -> Result<Self, ViewError> {
         let rows = RowReader::new(stream).read_all(partition, batches).map_err(broken)?;
-        Ok(Self { rows, first: batches.first().map_or(0, |batch| batch.base) })
+        let first = batches.first().map_or(0, |batch| batch.base);
+        Ok(Self { rows, offsets: Offsets::From(first), sealed: stream.has_sensitive() })
+    }
+
+    /// Rows whose last column is the offset that brought them about.
+    pub fn joined(rows: RecordBatch, sealed: bool) -> Self {
+        let offsets = rows.column(rows.num_columns() - 1).as_primitive::<Int64Type>().clone();
+        Self { rows, offsets: Offsets::Each(offsets), sealed }
     }
 
     /// How many there are.
@@ -38,34 +54,59 @@ impl SourceRows {
         self.rows.num_rows() as u64
     }
 
-    /// The row at an offset is set apart.
+    fn offset(&self, row: usize) -> Offset {
+        match &self.offsets {
+            Offsets::From(first) => first + row as Offset,
+            Offsets::Each(offsets) => offsets.value(row) as Offset,
+        }
+    }
+
+    /// The row at an offset is set apart; only for rows of one partition.
     pub fn refuse(&self, offset: Offset, code: &'static str, detail: String) -> Refused {
-        Refused { offset, code, detail, row: row_as_json(&self.rows, (offset - self.first) as usize) }
+        self.refuse_row((offset - self.offset(0)) as usize, code, detail)
     }
 
-    /// Runs a statement over them: its answer, `None` when that has no rows, and the rows at fault.
-    pub async fn run(&self, plan: &FeedPlan) -> Result<(Option<RecordBatch>, Vec<Refused>), ViewError> {
-        run_isolated(plan, &self.rows, &|row| self.first + row as Offset).await
+    fn refuse_row(&self, row: usize, code: &'static str, detail: String) -> Refused {
+        let (offset, sealed) = (self.offset(row), self.sealed);
+        Refused { offset, code, detail, row: row_as_json(&self.rows, row), sealed }
     }
 
-    /// Runs the statement of a derived stream over them; see [`derive_rows`].
+    /// Makes rows of a stream by a statement that answers the stream's columns and then the offset that
+    /// brought a row about.
     pub async fn derive(&self, plan: &FeedPlan, output: &StreamSchema) -> Result<Derived, ViewError> {
-        derive_rows(plan, &self.rows, &|row| self.first + row as Offset, output).await
+        let (answer, dead) = self.run(plan).await?;
+        let Some(answer) = answer else { return Ok(Derived { dead, ..Derived::default() }) };
+        let (rows, offsets) = split_offsets(&answer, output).map_err(broken)?;
+        Ok(Derived { rows: Some(rows), offsets, dead })
     }
-}
 
-/// Makes rows of a stream by a statement that answers the stream's columns and then the offset in the
-/// source that brought a row about; `offset_of` tells it for a row that is given.
-pub async fn derive_rows(
-    plan: &FeedPlan,
-    rows: &RecordBatch,
-    offset_of: &(dyn Fn(usize) -> Offset + Sync),
-    output: &StreamSchema,
-) -> Result<Derived, ViewError> {
-    let (answer, dead) = run_isolated(plan, rows, offset_of).await?;
-    let Some(answer) = answer else { return Ok(Derived { dead, ..Derived::default() }) };
-    let (rows, offsets) = split_offsets(&answer, output).map_err(broken)?;
-    Ok(Derived { rows: Some(rows), offsets, dead })
+    /// Runs a statement over them: its answer, `None` when that has no rows, and the rows at fault. Where
+    /// it fails for a reason that can lie in a row, halves are tried until the rows at fault stand alone.
+    pub async fn run(&self, plan: &FeedPlan) -> Result<(Option<RecordBatch>, Vec<Refused>), ViewError> {
+        let mut answers = Vec::new();
+        let mut dead = Vec::new();
+        let mut pending = vec![(0, self.rows.num_rows())];
+        while let Some((start, length)) = pending.pop() {
+            match plan.run(self.rows.slice(start, length)).await {
+                Ok(batches) => answers.extend(batches.into_iter().filter(|batch| batch.num_rows() > 0)),
+                Err(error) if !lies_in_a_row(&error) => return Err(ViewError::Broken(clean(&error))),
+                Err(error) if length == 1 => {
+                    dead.push(self.refuse_row(start, "evaluation_failed", clean(&error)));
+                }
+                Err(_) => {
+                    let half = length / 2;
+                    pending.push((start + half, length - half));
+                    pending.push((start, half));
+                }
+            }
+        }
+        let answer = match answers.as_slice() {
+            [] => None,
+            [only] => Some(only.clone()),
+            several => Some(concat_batches(&several[0].schema(), several).map_err(broken)?),
+        };
+        Ok((answer, dead))
+    }
 }
 
 fn split_offsets(
@@ -82,41 +123,6 @@ fn split_offsets(
         .map(|(column, field)| cast(column, field.data_type()))
         .collect::<Result<Vec<_>, _>>()?;
     Ok((RecordBatch::try_new(stored, columns)?, offsets.collect()))
-}
-
-/// Runs a statement. Where that fails for a reason that can lie in a row, halves are tried until the
-/// rows at fault stand alone.
-async fn run_isolated(
-    plan: &FeedPlan,
-    rows: &RecordBatch,
-    offset_of: &(dyn Fn(usize) -> Offset + Sync),
-) -> Result<(Option<RecordBatch>, Vec<Refused>), ViewError> {
-    let mut answers = Vec::new();
-    let mut dead = Vec::new();
-    let mut pending = vec![(0, rows.num_rows())];
-    while let Some((start, length)) = pending.pop() {
-        match plan.run(rows.slice(start, length)).await {
-            Ok(batches) => answers.extend(batches.into_iter().filter(|batch| batch.num_rows() > 0)),
-            Err(error) if !lies_in_a_row(&error) => return Err(ViewError::Broken(clean(&error))),
-            Err(error) if length == 1 => dead.push(Refused {
-                offset: offset_of(start),
-                code: "evaluation_failed",
-                detail: clean(&error),
-                row: row_as_json(rows, start),
-            }),
-            Err(_) => {
-                let half = length / 2;
-                pending.push((start + half, length - half));
-                pending.push((start, half));
-            }
-        }
-    }
-    let answer = match answers.as_slice() {
-        [] => None,
-        [only] => Some(only.clone()),
-        several => Some(concat_batches(&several[0].schema(), several).map_err(broken)?),
-    };
-    Ok((answer, dead))
 }
 
 fn lies_in_a_row(error: &DataFusionError) -> bool {
