@@ -34,7 +34,8 @@ bench: build
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench nexmark
 	$(CARGO) run --release -p xtask -- bench-http --program $(PROGRAM)
 
-## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs.
+## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, and
+## coverage-guided fuzzing (needs a nightly compiler and cargo-fuzz).
 nightly:
 	HIGHWATER_SEEDS=100000 $(CARGO) test --release -p highwater-log --test journal power_cuts
 	HIGHWATER_SEEDS=2000 $(CARGO) test --workspace --test oracle
@@ -43,3 +44,4 @@ nightly:
 	HIGHWATER_EVENTS=1000000 $(CARGO) test --workspace --test nexmark
 	HIGHWATER_FUZZ=1000000 $(CARGO) test --workspace --test fuzz
 	HIGHWATER_CYCLES=200 bash tests/planted.sh
+	cd fuzz && for target in decode journal; do $(CARGO) +nightly fuzz run $$target -- -max_total_time=1800 || exit 1; done

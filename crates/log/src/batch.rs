@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 
 use arrow::buffer::Buffer;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{DataType, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::convert::try_schema_from_flatbuffer_bytes;
 use arrow::ipc::reader::read_record_batch;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
-use arrow::ipc::{MetadataVersion, root_as_message};
+use arrow::ipc::{FieldNode, MetadataVersion, root_as_message};
 use arrow::record_batch::RecordBatch;
 
 /// How the bytes of a batch are stored.
@@ -93,7 +93,6 @@ pub fn decode_batch(
         Codec::Lz4 => lz4_flex::block::decompress(bytes, raw_len)
             .map_err(|error| ArrowError::IpcError(format!("not an LZ4 block: {error}")))?,
     };
-    let bad = |detail: &str| ArrowError::IpcError(detail.to_owned());
     let head = raw.get(..8).ok_or_else(|| bad("too short"))?;
     let message_len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
     let message_end = 8usize.checked_add(message_len).ok_or_else(|| bad("length overflow"))?;
@@ -105,7 +104,74 @@ pub fn decode_batch(
     let message = root_as_message(&raw[8..message_end]).map_err(|error| bad(&error.to_string()))?;
     let header = message.header_as_record_batch().ok_or_else(|| bad("not a record batch"))?;
     let body = raw.slice(body_start);
+    check_header(&header, &schema, body.len())?;
     read_record_batch(&body, header, schema, &HashMap::new(), None, &message.version())
+}
+
+/// Arrow's reader takes a header at its word and panics where it lies; so its numbers are looked at first.
+fn check_header(
+    header: &arrow::ipc::RecordBatch<'_>,
+    schema: &Schema,
+    body_len: usize,
+) -> Result<(), ArrowError> {
+    for buffer in header.buffers().into_iter().flatten() {
+        let end = buffer.offset().checked_add(buffer.length());
+        let inside = end.and_then(|end| usize::try_from(end).ok()).is_some_and(|end| end <= body_len);
+        if buffer.offset() < 0 || buffer.length() < 0 || !inside {
+            return Err(bad("a buffer runs past the end"));
+        }
+    }
+    if header.length() < 0 {
+        return Err(bad("an impossible number of rows"));
+    }
+    let mut nodes = header.nodes().into_iter().flatten();
+    let mut buffers = header.buffers().into_iter().flatten();
+    schema.fields().iter().try_for_each(|field| check_column(field.data_type(), &mut nodes, &mut buffers))
+}
+
+fn check_column<'a>(
+    data_type: &DataType,
+    nodes: &mut dyn Iterator<Item = &'a FieldNode>,
+    buffers: &mut dyn Iterator<Item = &'a arrow::ipc::Buffer>,
+) -> Result<(), ArrowError> {
+    let node = nodes.next().ok_or_else(|| bad("a column is missing"))?;
+    if node.length() < 0 || !(0..=node.length()).contains(&node.null_count()) {
+        return Err(bad("a column of an impossible length"));
+    }
+    let mut buffer =
+        || buffers.next().map(arrow::ipc::Buffer::length).ok_or_else(|| bad("a buffer is missing"));
+    if *data_type == DataType::Null {
+        return Ok(());
+    }
+    let validity = buffer()?;
+    if node.null_count() > 0 && validity < (node.length() + 7) / 8 {
+        return Err(bad("fewer bits than rows"));
+    }
+    match data_type {
+        DataType::Struct(fields) => {
+            fields.iter().try_for_each(|field| check_column(field.data_type(), nodes, buffers))
+        }
+        DataType::List(child) | DataType::Map(child, _) => {
+            check_offsets(buffer()?)?;
+            check_column(child.data_type(), nodes, buffers)
+        }
+        DataType::Utf8 | DataType::Binary => {
+            check_offsets(buffer()?)?;
+            buffer().map(drop)
+        }
+        flat if flat.is_primitive() || matches!(flat, DataType::Boolean | DataType::FixedSizeBinary(_)) => {
+            buffer().map(drop)
+        }
+        other => Err(bad(&format!("columns of type {other} are not stored in the log"))),
+    }
+}
+
+fn check_offsets(length: i64) -> Result<(), ArrowError> {
+    if length % size_of::<i32>() as i64 == 0 { Ok(()) } else { Err(bad("half an offset")) }
+}
+
+fn bad(detail: &str) -> ArrowError {
+    ArrowError::IpcError(detail.to_owned())
 }
 
 /// A schema as bytes.

@@ -1,0 +1,123 @@
+//! A node that is measured: started with one statement file, ended and removed with its data.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+
+/// What is measured, and where its data goes.
+#[derive(Args, Clone)]
+pub struct Target {
+    /// The program to measure.
+    #[arg(long, default_value = "target/release/highwater")]
+    program: PathBuf,
+    /// Folder for the node's data; removed afterwards.
+    #[arg(long, default_value = "target/bench-data")]
+    data: PathBuf,
+}
+
+pub struct Node {
+    child: Child,
+    data: PathBuf,
+    pub address: String,
+    pub token: String,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let errors =
+            [self.child.kill().err(), self.child.wait().err(), std::fs::remove_dir_all(&self.data).err()];
+        for error in errors.into_iter().flatten() {
+            eprintln!("{error}");
+        }
+    }
+}
+
+impl Target {
+    /// Starts a node on an empty folder with these statements.
+    pub fn start(&self, statements: &str) -> anyhow::Result<Node> {
+        if self.data.exists() {
+            std::fs::remove_dir_all(&self.data)?;
+        }
+        std::fs::create_dir_all(&self.data)?;
+        let pack = self.data.join("bench.sql");
+        std::fs::write(&pack, statements)?;
+        let child = Command::new(&self.program)
+            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+            .arg(&self.data)
+            .arg("--pack")
+            .arg(&pack)
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| {
+                format!("{} can't be started; `cargo build --release` first", self.program.display())
+            })?;
+        let mut node = Node { child, data: self.data.clone(), address: String::new(), token: String::new() };
+        for _ in 0..200 {
+            std::thread::sleep(Duration::from_millis(100));
+            let Ok(text) = std::fs::read_to_string(self.data.join("server.json")) else { continue };
+            let file: serde_json::Value = serde_json::from_str(&text)?;
+            node.address = file["url"].as_str().context("no url")?.trim_start_matches("http://").to_owned();
+            node.token = std::fs::read_to_string(self.data.join("operator.token"))?.trim().to_owned();
+            std::thread::sleep(Duration::from_millis(1000));
+            return Ok(node);
+        }
+        bail!("the node did not start")
+    }
+}
+
+impl Node {
+    /// CPU seconds that the process has used.
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+        (ticks(11) + ticks(12)) / 100.0
+    }
+
+    /// Memory in MiB: `VmRSS` now, `VmHWM` at its highest.
+    pub fn memory(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with(what));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) >> 10
+    }
+
+    /// Size of the data folder in MiB.
+    pub fn disk(&self) -> u64 {
+        fn size(folder: &Path) -> u64 {
+            let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+            let one = |entry: std::fs::DirEntry| match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+                Ok(metadata) => metadata.len(),
+                Err(_) => 0,
+            };
+            entries.flatten().map(one).sum()
+        }
+        size(&self.data) >> 20
+    }
+
+    /// The answer to a question in SQL, as JSON.
+    pub fn ask(&self, sql: &str) -> anyhow::Result<serde_json::Value> {
+        self.call("POST", "/api/v1/sql", &serde_json::json!({"query": sql}).to_string())
+    }
+
+    /// A call by itself.
+    pub fn call(&self, method: &str, path: &str, body: &str) -> anyhow::Result<serde_json::Value> {
+        let mut stream = std::net::TcpStream::connect(&self.address)?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            self.token,
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 2"), "{method} {path}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        Ok(serde_json::from_str(body)?)
+    }
+}

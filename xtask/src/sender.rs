@@ -1,0 +1,100 @@
+//! Sends events over HTTP as fast as the node answers.
+
+use anyhow::{Context, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::node::Node;
+
+/// The stream that takes the events: deduplicated by id, no lake.
+pub const STREAM: &str = "CREATE STREAM bench (id TEXT NOT NULL, at TIMESTAMP NOT NULL, user_id TEXT, product_id TEXT, \
+    amount DECIMAL(15,2), currency TEXT, kind TEXT, status TEXT, place STRUCT<city TEXT, country TEXT>, quantity INT) \
+    WITH (event_id = 'id', event_time = 'at', lake = false);";
+/// An event; its id is replaced, and the digits of its user.
+pub const EVENT: &str = r#"{"id":"EVT-0000000000000000","at":"2026-01-15T10:30:00.123456Z","user_id":"USER-0001234","product_id":"PROD-1","amount":270.43,"currency":"GBP","kind":"purchase","status":"completed","place":{"city":"San Francisco","country":"USA"},"quantity":3,"note":"a member that the stream does not declare"}"#;
+const ID_AT: usize = 11;
+const USER_AT: usize = 80;
+/// Different users.
+pub const USERS: u64 = 5_000_000;
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// 202 with nothing rejected.
+    Taken,
+    /// 429 or 503, and when to come again.
+    Refused,
+}
+
+/// A connection with a request whose ids are rewritten in place.
+pub struct Sender {
+    stream: TcpStream,
+    request: Vec<u8>,
+    ids: Vec<usize>,
+    answer: Vec<u8>,
+}
+
+impl Sender {
+    pub async fn connect(node: &Node, events: usize) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(&node.address).await?;
+        stream.set_nodelay(true)?;
+        let body =
+            if events == 1 { EVENT.to_owned() } else { format!("[{}]", vec![EVENT; events].join(",")) };
+        let head = format!(
+            "POST /api/v1/streams/bench/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            node.address,
+            node.token,
+            body.len()
+        );
+        let first = head.len() + usize::from(events > 1);
+        let ids = (0..events).map(|event| first + event * (EVENT.len() + 1) + ID_AT).collect();
+        Ok(Self {
+            stream,
+            request: [head.as_bytes(), body.as_bytes()].concat(),
+            ids,
+            answer: vec![0; 1 << 20],
+        })
+    }
+
+    pub async fn send(&mut self, first: u64) -> anyhow::Result<Outcome> {
+        for (event, at) in self.ids.iter().enumerate() {
+            let id = format!("{:016x}", first + event as u64);
+            self.request[*at..*at + 16].copy_from_slice(id.as_bytes());
+            let user = format!("{:07}", splitmix(first + event as u64) % USERS);
+            let at = at - ID_AT + USER_AT;
+            self.request[at..at + 7].copy_from_slice(user.as_bytes());
+        }
+        self.stream.write_all(&self.request).await?;
+        let mut filled = 0;
+        loop {
+            let read = self.stream.read(&mut self.answer[filled..]).await?;
+            ensure!(read > 0, "the node hung up");
+            filled += read;
+            let text = &self.answer[..filled];
+            let Some(head) = text.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+            let headers = std::str::from_utf8(&text[..head])?.to_ascii_lowercase();
+            let length: usize = headers
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .context("no content-length")?
+                .trim()
+                .parse()?;
+            if filled < head + 4 + length {
+                continue;
+            }
+            return match text.get(9..12) {
+                Some(b"202") => Ok(Outcome::Taken),
+                Some(b"429" | b"503") if headers.contains("\r\nretry-after: ") => Ok(Outcome::Refused),
+                _ => bail!("{}", String::from_utf8_lossy(&text[..filled.min(400)])),
+            };
+        }
+    }
+}
+
+/// Numbers that look random, always the same ones.
+fn splitmix(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}

@@ -1,0 +1,157 @@
+//! Long runs: does the rate hold when much has been taken, and what happens when more comes than can be
+//! taken? Batches are sent by as many connections as are asked for; a refusal with Retry-After is waited
+//! out and the batch is sent again. At the end the tables are compared with what was acked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use clap::Args;
+use hdrhistogram::Histogram;
+use tokio::sync::Mutex;
+
+use crate::node::{Node, Target};
+use crate::sender::{Outcome, STREAM, Sender};
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    /// Ends when so many events have been acked …
+    #[arg(long, default_value_t = 100_000_000)]
+    events: u64,
+    /// … or after so many seconds.
+    #[arg(long, default_value_t = 3600)]
+    seconds: u64,
+    /// Connections that send at the same time.
+    #[arg(long, default_value_t = 8)]
+    connections: usize,
+    /// Events per batch.
+    #[arg(long, default_value_t = 1000)]
+    batch: usize,
+    /// Seconds between two lines.
+    #[arg(long, default_value_t = 20)]
+    every: u64,
+    /// Keep a table of 5 million users up, too.
+    #[arg(long)]
+    table: bool,
+}
+
+const TABLE: &str = "CREATE TABLE per_user AS SELECT user_id, count(*) AS n, sum(amount) AS total FROM bench GROUP BY user_id;";
+
+#[derive(Default)]
+struct Progress {
+    ids: AtomicU64,
+    acked: AtomicU64,
+    refused: AtomicU64,
+    latencies: Mutex<Option<Histogram<u64>>>,
+}
+
+async fn send(
+    node: Arc<Node>,
+    progress: Arc<Progress>,
+    batch: usize,
+    events: u64,
+    until: Instant,
+) -> anyhow::Result<()> {
+    let mut sender = Sender::connect(&node, batch).await?;
+    while Instant::now() < until && progress.acked.load(Ordering::Relaxed) < events {
+        let first = progress.ids.fetch_add(batch as u64, Ordering::Relaxed);
+        let started = Instant::now();
+        while sender.send(first).await? == Outcome::Refused {
+            progress.refused.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        progress.acked.fetch_add(batch as u64, Ordering::Relaxed);
+        if let Some(latencies) = progress.latencies.lock().await.as_mut() {
+            latencies.record(started.elapsed().as_micros() as u64)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let statements = if arguments.table { format!("{STREAM}{TABLE}") } else { STREAM.to_owned() };
+    let node = Arc::new(arguments.target.start(&statements)?);
+    let progress = Arc::new(Progress::default());
+    let started = Instant::now();
+    let until = started + Duration::from_secs(arguments.seconds);
+    println!("{} connections, {} events per batch", arguments.connections, arguments.batch);
+    println!("   s   M acked   events/s  refused/s    p99 ms  node CPU s/s  RSS MiB  disk MiB");
+    runtime.block_on(async {
+        let mut senders = tokio::task::JoinSet::new();
+        for _ in 0..arguments.connections {
+            senders.spawn(send(node.clone(), progress.clone(), arguments.batch, arguments.events, until));
+        }
+        loop {
+            *progress.latencies.lock().await = Some(Histogram::new(3)?);
+            let before = (Instant::now(), count(&progress), node.cpu_seconds());
+            let mut done = false;
+            let tick = tokio::time::sleep(Duration::from_secs(arguments.every));
+            tokio::pin!(tick);
+            while !done {
+                tokio::select! {
+                    () = &mut tick => break,
+                    ended = senders.join_next() => match ended {
+                        Some(ended) => ended??,
+                        None => done = true,
+                    },
+                }
+            }
+            let seconds = before.0.elapsed().as_secs_f64();
+            let (acked, refused) = count(&progress);
+            let p99 = progress.latencies.lock().await.as_ref().map_or(0, |all| all.value_at_quantile(0.99));
+            println!(
+                "{:>4.0} {:>9.1} {:>10.0} {:>10.1} {:>9.1} {:>13.2} {:>8} {:>9}",
+                started.elapsed().as_secs_f64(),
+                acked as f64 / 1e6,
+                (acked - before.1.0) as f64 / seconds,
+                (refused - before.1.1) as f64 / seconds,
+                p99 as f64 / 1000.0,
+                (node.cpu_seconds() - before.2) / seconds,
+                node.memory("VmRSS"),
+                node.disk()
+            );
+            if done {
+                return anyhow::Ok(());
+            }
+        }
+    })?;
+    println!("peak memory {} MiB", node.memory("VmHWM"));
+    check(arguments, &node, count(&progress).0)
+}
+
+fn count(progress: &Progress) -> (u64, u64) {
+    (progress.acked.load(Ordering::Relaxed), progress.refused.load(Ordering::Relaxed))
+}
+
+/// What was acked is there, once.
+fn check(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
+    let started = Instant::now();
+    if arguments.table {
+        loop {
+            let views = node.call("GET", "/api/v1/views", "")?;
+            let lag: u64 = views["views"]
+                .as_array()
+                .map_or(0, |views| views.iter().filter_map(|view| view["lag"].as_u64()).sum());
+            if lag == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        println!("the table had caught up {:.1} s later", started.elapsed().as_secs_f64());
+        let answer = node.ask("SELECT sum(n) AS n, count(*) AS users FROM per_user")?;
+        ensure!(answer["rows"][0]["n"].as_u64() == Some(acked), "{acked} acked, the table says {answer}");
+        println!(
+            "{acked} acked, {} in the table, {} users",
+            answer["rows"][0]["n"], answer["rows"][0]["users"]
+        );
+    } else {
+        let answer = node.call("GET", "/api/v1/streams/bench", "")?;
+        println!("{acked} acked, the stream says {}", answer["events"]);
+        ensure!(answer["events"].as_u64() == Some(acked), "{answer}");
+    }
+    Ok(())
+}
