@@ -12,7 +12,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 
 use crate::node::{Node, Target};
-use crate::sender::{EVENT, Outcome, STREAM, Sender};
+use crate::sender::{EVENT, Outcome, STREAM, Sender, USERS};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -46,7 +46,7 @@ async fn measure(
     for _ in 0..connections {
         let (node, ids) = (node.clone(), ids.clone());
         senders.spawn(async move {
-            let mut sender = Sender::connect(&node, events).await?;
+            let mut sender = Sender::connect(&node, events, USERS).await?;
             let mut latencies = Histogram::<u64>::new(3)?;
             while Instant::now() < until {
                 let started = Instant::now();

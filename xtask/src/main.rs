@@ -25,6 +25,6 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::BenchHttp(arguments) => bench_http::run(&arguments),
-        Command::Soak(arguments) => soak::run(&arguments),
+        Command::Soak(arguments) => soak::run(arguments),
     }
 }

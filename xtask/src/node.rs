@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -22,14 +23,17 @@ pub struct Target {
 pub struct Node {
     child: Child,
     data: PathBuf,
+    keep: AtomicBool,
     pub address: String,
     pub token: String,
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let errors =
-            [self.child.kill().err(), self.child.wait().err(), std::fs::remove_dir_all(&self.data).err()];
+        let mut errors = vec![self.child.kill().err(), self.child.wait().err()];
+        if !self.keep.load(Ordering::Relaxed) {
+            errors.push(std::fs::remove_dir_all(&self.data).err());
+        }
         for error in errors.into_iter().flatten() {
             eprintln!("{error}");
         }
@@ -55,7 +59,13 @@ impl Target {
             .with_context(|| {
                 format!("{} can't be started; `cargo build --release` first", self.program.display())
             })?;
-        let mut node = Node { child, data: self.data.clone(), address: String::new(), token: String::new() };
+        let mut node = Node {
+            child,
+            data: self.data.clone(),
+            keep: AtomicBool::new(false),
+            address: String::new(),
+            token: String::new(),
+        };
         for _ in 0..200 {
             std::thread::sleep(Duration::from_millis(100));
             let Ok(text) = std::fs::read_to_string(self.data.join("server.json")) else { continue };
@@ -70,6 +80,11 @@ impl Target {
 }
 
 impl Node {
+    /// The data stays when the node has ended.
+    pub fn keep(&self) {
+        self.keep.store(true, Ordering::Relaxed);
+    }
+
     /// CPU seconds that the process has used.
     pub fn cpu_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();

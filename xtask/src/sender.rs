@@ -10,12 +10,13 @@ use crate::node::Node;
 pub const STREAM: &str = "CREATE STREAM bench (id TEXT NOT NULL, at TIMESTAMP NOT NULL, user_id TEXT, product_id TEXT, \
     amount DECIMAL(15,2), currency TEXT, kind TEXT, status TEXT, place STRUCT<city TEXT, country TEXT>, quantity INT) \
     WITH (event_id = 'id', event_time = 'at', lake = false);";
-/// An event; its id is replaced, and the digits of its user.
+/// How many different users there are when nothing else is asked for.
+pub const USERS: u64 = 5_000_000;
+/// An event; its id is replaced, its time of day, and the digits of its user.
 pub const EVENT: &str = r#"{"id":"EVT-0000000000000000","at":"2026-01-15T10:30:00.123456Z","user_id":"USER-0001234","product_id":"PROD-1","amount":270.43,"currency":"GBP","kind":"purchase","status":"completed","place":{"city":"San Francisco","country":"USA"},"quantity":3,"note":"a member that the stream does not declare"}"#;
 const ID_AT: usize = 11;
+const TIME_AT: usize = 46;
 const USER_AT: usize = 80;
-/// Different users.
-pub const USERS: u64 = 5_000_000;
 
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +32,12 @@ pub struct Sender {
     stream: TcpStream,
     request: Vec<u8>,
     ids: Vec<usize>,
+    users: u64,
     answer: Vec<u8>,
 }
 
 impl Sender {
-    pub async fn connect(node: &Node, events: usize) -> anyhow::Result<Self> {
+    pub async fn connect(node: &Node, events: usize, users: u64) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&node.address).await?;
         stream.set_nodelay(true)?;
         let body =
@@ -52,17 +54,21 @@ impl Sender {
             stream,
             request: [head.as_bytes(), body.as_bytes()].concat(),
             ids,
+            users,
             answer: vec![0; 1 << 20],
         })
     }
 
     pub async fn send(&mut self, first: u64) -> anyhow::Result<Outcome> {
         for (event, at) in self.ids.iter().enumerate() {
-            let id = format!("{:016x}", first + event as u64);
+            let number = first + event as u64;
+            let id = format!("{number:016x}");
             self.request[*at..*at + 16].copy_from_slice(id.as_bytes());
-            let user = format!("{:07}", splitmix(first + event as u64) % USERS);
-            let at = at - ID_AT + USER_AT;
-            self.request[at..at + 7].copy_from_slice(user.as_bytes());
+            let user = format!("{:07}", splitmix(number) % self.users);
+            let start = at - ID_AT;
+            self.request[start + USER_AT..start + USER_AT + 7].copy_from_slice(user.as_bytes());
+            self.request[start + TIME_AT..start + TIME_AT + 15]
+                .copy_from_slice(time_of_day(number).as_bytes());
         }
         self.stream.write_all(&self.request).await?;
         let mut filled = 0;
@@ -89,6 +95,13 @@ impl Sender {
             };
         }
     }
+}
+
+/// Five milliseconds from one event to the next.
+fn time_of_day(number: u64) -> String {
+    let millis = number * 5 % 86_400_000;
+    let (seconds, millis) = (millis / 1000, millis % 1000);
+    format!("{:02}:{:02}:{:02}.{millis:03}000", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 /// Numbers that look random, always the same ones.

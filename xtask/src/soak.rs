@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use tokio::sync::Mutex;
 
 use crate::node::{Node, Target};
-use crate::sender::{Outcome, STREAM, Sender};
+use crate::sender::{Outcome, STREAM, Sender, USERS};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -33,9 +33,18 @@ pub struct Arguments {
     /// Seconds between two lines.
     #[arg(long, default_value_t = 20)]
     every: u64,
-    /// Keep a table of 5 million users up, too.
+    /// Different users in the events.
+    #[arg(long, default_value_t = USERS)]
+    users: u64,
+    /// Keep a table of the users up, too.
     #[arg(long)]
     table: bool,
+    /// Keep the stream in the lake, and wait until it is there.
+    #[arg(long)]
+    lake: bool,
+    /// Leave the data where it is.
+    #[arg(long)]
+    keep: bool,
 }
 
 const TABLE: &str = "CREATE TABLE per_user AS SELECT user_id, count(*) AS n, sum(amount) AS total FROM bench GROUP BY user_id;";
@@ -51,19 +60,19 @@ struct Progress {
 async fn send(
     node: Arc<Node>,
     progress: Arc<Progress>,
-    batch: usize,
-    events: u64,
+    arguments: Arc<Arguments>,
     until: Instant,
 ) -> anyhow::Result<()> {
-    let mut sender = Sender::connect(&node, batch).await?;
-    while Instant::now() < until && progress.acked.load(Ordering::Relaxed) < events {
-        let first = progress.ids.fetch_add(batch as u64, Ordering::Relaxed);
+    let mut sender = Sender::connect(&node, arguments.batch, arguments.users).await?;
+    while Instant::now() < until && progress.acked.load(Ordering::Relaxed) < arguments.events {
+        let batch = arguments.batch as u64;
+        let first = progress.ids.fetch_add(batch, Ordering::Relaxed);
         let started = Instant::now();
         while sender.send(first).await? == Outcome::Refused {
             progress.refused.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        progress.acked.fetch_add(batch as u64, Ordering::Relaxed);
+        progress.acked.fetch_add(batch, Ordering::Relaxed);
         if let Some(latencies) = progress.latencies.lock().await.as_mut() {
             latencies.record(started.elapsed().as_micros() as u64)?;
         }
@@ -71,9 +80,12 @@ async fn send(
     Ok(())
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let arguments = Arc::new(arguments);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let statements = if arguments.table { format!("{STREAM}{TABLE}") } else { STREAM.to_owned() };
+    let stream =
+        if arguments.lake { STREAM.replace("lake = false", "lake = true") } else { STREAM.to_owned() };
+    let statements = if arguments.table { stream + TABLE } else { stream };
     let node = Arc::new(arguments.target.start(&statements)?);
     let progress = Arc::new(Progress::default());
     let started = Instant::now();
@@ -83,7 +95,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut senders = tokio::task::JoinSet::new();
         for _ in 0..arguments.connections {
-            senders.spawn(send(node.clone(), progress.clone(), arguments.batch, arguments.events, until));
+            senders.spawn(send(node.clone(), progress.clone(), arguments.clone(), until));
         }
         loop {
             *progress.latencies.lock().await = Some(Histogram::new(3)?);
@@ -120,7 +132,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     })?;
     println!("peak memory {} MiB", node.memory("VmHWM"));
-    check(arguments, &node, count(&progress).0)
+    check(&arguments, &node, count(&progress).0)?;
+    if arguments.keep {
+        node.keep();
+    }
+    Ok(())
 }
 
 fn count(progress: &Progress) -> (u64, u64) {
@@ -130,7 +146,7 @@ fn count(progress: &Progress) -> (u64, u64) {
 /// What was acked is there, once.
 fn check(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
     let started = Instant::now();
-    if arguments.table {
+    if arguments.table || arguments.lake {
         loop {
             let views = node.call("GET", "/api/v1/views", "")?;
             let lag: u64 = views["views"]
@@ -141,7 +157,9 @@ fn check(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        println!("the table had caught up {:.1} s later", started.elapsed().as_secs_f64());
+        println!("the views had caught up {:.1} s later", started.elapsed().as_secs_f64());
+    }
+    if arguments.table {
         let answer = node.ask("SELECT sum(n) AS n, count(*) AS users FROM per_user")?;
         ensure!(answer["rows"][0]["n"].as_u64() == Some(acked), "{acked} acked, the table says {answer}");
         println!(

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::{filter_record_batch, take_record_batch};
@@ -32,11 +33,18 @@ pub struct DoorOptions {
     pub rows_per_request: usize,
     /// Bodies up to this size are decoded by the owner, many at a time.
     pub small_body: usize,
+    /// How long a body waits for room before the door says that it is busy.
+    pub patience: Duration,
 }
 
 impl Default for DoorOptions {
     fn default() -> Self {
-        Self { waiting_bytes: 64 << 20, rows_per_request: 100_000, small_body: 16 << 10 }
+        Self {
+            waiting_bytes: 64 << 20,
+            rows_per_request: 100_000,
+            small_body: 16 << 10,
+            patience: Duration::from_secs(1),
+        }
     }
 }
 
@@ -144,6 +152,8 @@ pub struct Door {
     entrances: RwLock<HashMap<StreamName, Arc<Entrance>>>,
     queue: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
+    /// Large bodies are decoded one on each core: more at a time would only share it.
+    decoding: Semaphore,
     options: DoorOptions,
     clock: Arc<dyn Clock>,
 }
@@ -157,8 +167,16 @@ struct Waiting {
     principal: Principal,
     load: Load,
     answer: Answer,
-    _room: OwnedSemaphorePermit,
+    room: Room,
 }
+
+/// Room at the door for one body; given back when it is dropped.
+pub struct Room(#[allow(dead_code, reason = "held, never looked at")] OwnedSemaphorePermit);
+
+/// What a body takes whose length its sender does not say.
+const UNKNOWN_BODY: usize = 1 << 20;
+/// A body never takes more: a few slow senders of long ones must not keep everybody else waiting.
+const HEAVIEST_BODY: usize = 4 << 20;
 
 enum Load {
     Small(Bytes, Format),
@@ -180,7 +198,9 @@ impl Door {
         let owner = Owner { log, clock: clock.clone(), options, sequence: 0, row: Row::default() };
         std::thread::Builder::new().name("door".into()).spawn(move || owner.run(waiting))?;
         let room = Arc::new(Semaphore::new(options.waiting_bytes.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { entrances: RwLock::default(), queue, room, options, clock })
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let decoding = Semaphore::new(cores);
+        Ok(Self { entrances: RwLock::default(), queue, room, decoding, options, clock })
     }
 
     /// Lets events into a stream. `index` is its dedupe index, already at the head of the log.
@@ -206,8 +226,25 @@ impl Door {
         entrances.values().filter_map(|entrance| entrance.index.clone()).collect()
     }
 
+    /// Waits for room for a body of so many bytes, first come, first served. Callers that read bodies ask
+    /// before they do, so that what has to wait is not in memory.
+    pub async fn room(&self, bytes: Option<usize>) -> Result<Room, DoorError> {
+        let weight = bytes.unwrap_or(UNKNOWN_BODY).clamp(1, HEAVIEST_BODY.min(self.options.waiting_bytes));
+        let room = self.room.clone().acquire_many_owned(weight as u32);
+        match tokio::time::timeout(self.options.patience, room).await {
+            Ok(Ok(room)) => Ok(Room(room)),
+            _ => Err(DoorError::Busy),
+        }
+    }
+
     /// Takes a request; answers when every accepted event of it is durable.
     pub async fn submit(&self, submission: Submission) -> Result<Vec<Verdict>, DoorError> {
+        let room = self.room(Some(submission.body.len())).await?;
+        self.submit_into(room, submission).await
+    }
+
+    /// The same with room that the caller has waited for.
+    pub async fn submit_into(&self, room: Room, submission: Submission) -> Result<Vec<Verdict>, DoorError> {
         let entrance = self
             .entrances
             .read()
@@ -215,11 +252,10 @@ impl Door {
             .get(&submission.stream)
             .cloned()
             .ok_or_else(|| DoorError::UnknownStream(submission.stream.clone()))?;
-        let bytes = submission.body.len().clamp(1, self.options.waiting_bytes) as u32;
-        let room = self.room.clone().try_acquire_many_owned(bytes).map_err(|_| DoorError::Busy)?;
         let load = if submission.body.len() <= self.options.small_body {
             Load::Small(submission.body, submission.format)
         } else {
+            let _core = self.decoding.acquire().await.map_err(|_| DoorError::Busy)?;
             let (entrance, principal) = (entrance.clone(), submission.principal.clone());
             let (limit, now) = (self.options.rows_per_request, self.clock.now_micros());
             let decoded = tokio::task::spawn_blocking(move || {
@@ -228,7 +264,7 @@ impl Door {
             Load::Large(decoded.await.map_err(|error| DoorError::Internal(error.to_string()))??)
         };
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { entrance, principal: submission.principal, load, answer, _room: room };
+        let waiting = Waiting { entrance, principal: submission.principal, load, answer, room };
         self.queue.send(waiting).await.map_err(|_| DoorError::Append(AppendError::Closed))?;
         answered.await.unwrap_or(Err(DoorError::Append(AppendError::Closed)))
     }
@@ -317,7 +353,7 @@ struct Group {
     small: BTreeMap<(usize, Partition), (usize, Arc<Entrance>, SmallRows)>,
     /// Keys that are new in this group, by the stream that they are new in.
     fresh: BTreeMap<StreamName, (Arc<DedupeIndex>, Fresh)>,
-    answers: Vec<(Answer, Drafts, OwnedSemaphorePermit)>,
+    answers: Vec<(Answer, Drafts, Room)>,
 }
 
 struct SmallRows(RowBatch);
@@ -340,7 +376,7 @@ impl Owner {
 
     fn serve(&mut self, waiting: Vec<Waiting>) {
         let mut group = Group::default();
-        for Waiting { entrance, principal, load, answer, _room } in waiting {
+        for Waiting { entrance, principal, load, answer, room } in waiting {
             let drafts = match load {
                 Load::Small(body, format) => {
                     self.draft_small(&mut group, &entrance, &principal, &body, format)
@@ -358,7 +394,7 @@ impl Owner {
                 }
             };
             match drafts {
-                Ok(drafts) => group.answers.push((answer, drafts, _room)),
+                Ok(drafts) => group.answers.push((answer, drafts, room)),
                 Err(error) => reply(answer, Err(error)),
             }
         }

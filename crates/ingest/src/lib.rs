@@ -20,4 +20,4 @@ pub mod infer;
 
 pub use decode::{Format, RowError};
 pub use dedupe::DedupeIndex;
-pub use door::{Door, DoorError, DoorOptions, Outcome, Submission, Verdict};
+pub use door::{Door, DoorError, DoorOptions, Outcome, Room, Submission, Verdict};

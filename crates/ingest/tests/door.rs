@@ -56,9 +56,39 @@ fn send(stand: &Stand, events: &[(u64, u64)]) -> Result<Vec<Outcome>, DoorError>
         format: Format::NdJson,
         principal: Principal::operator(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let verdicts = runtime.block_on(stand.door.submit(submission))?;
     Ok(verdicts.into_iter().map(|verdict| verdict.outcome).collect())
+}
+
+#[test]
+fn who_waits_for_room_gets_it_in_turn_or_hears_that_the_door_is_busy() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let stand = open(&SimDisk::new(), &SimStore::new(), 16).unwrap();
+    runtime.block_on(async {
+        let mut held = Vec::new();
+        while held.len() < 16 {
+            // What counts is bounded, so that a few long bodies never fill the door.
+            held.push(stand.door.room(Some(1 << 30)).await.unwrap());
+        }
+        assert!(matches!(stand.door.room(Some(1)).await, Err(DoorError::Busy)));
+        let order = std::cell::RefCell::new(Vec::new());
+        let wait = |name: &'static str, bytes| {
+            let (stand, order) = (&stand, &order);
+            async move {
+                let room = stand.door.room(Some(bytes)).await;
+                order.borrow_mut().push(name);
+                drop(room.unwrap());
+            }
+        };
+        let free = async {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            held.clear();
+        };
+        // The small one does not overtake the large one that came first.
+        tokio::join!(wait("large", 4 << 20), wait("small", 1), free);
+        assert_eq!(*order.borrow(), ["large", "small"]);
+    });
 }
 
 /// Every event in the log: how often, and what it says.

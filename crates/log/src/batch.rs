@@ -121,6 +121,9 @@ fn check_header(
             return Err(bad("a buffer runs past the end"));
         }
     }
+    if header.compression().is_some() {
+        return Err(bad("compressed buffers are not stored in the log"));
+    }
     if header.length() < 0 {
         return Err(bad("an impossible number of rows"));
     }
@@ -144,7 +147,7 @@ fn check_column<'a>(
         return Ok(());
     }
     let validity = buffer()?;
-    if node.null_count() > 0 && validity < (node.length() + 7) / 8 {
+    if node.null_count() > 0 && validity.unsigned_abs() < node.length().unsigned_abs().div_ceil(8) {
         return Err(bad("fewer bits than rows"));
     }
     match data_type {

@@ -59,7 +59,7 @@ pub fn schema(name: &'static str) -> StreamSchema {
             column("code", DataType::Utf8, false),
             column("detail", DataType::Utf8, false),
             column("principal", DataType::Utf8, false),
-            column("body", DataType::Binary, true),
+            column("body", DataType::Binary, false),
             Column { sensitive: true, ..column("sealed_detail", DataType::Utf8, true) },
             Column { sensitive: true, ..column("sealed_body", DataType::Binary, true) },
         ],
@@ -96,7 +96,7 @@ pub fn append(
         detail.append_value(if letter.sealed { SEALED } else { &letter.detail });
         sealed_detail.append_option(letter.sealed.then_some(&letter.detail));
         principal.append_value(&letter.principal);
-        body.append_option((!letter.sealed).then_some(&letter.body));
+        body.append_value(if letter.sealed { &[][..] } else { &letter.body });
         sealed_body.append_option(letter.sealed.then_some(&letter.body));
         time.append_value(now);
     }

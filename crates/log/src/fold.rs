@@ -82,6 +82,9 @@ pub trait Program: Send + Sync + 'static {
     /// The stream that it derives, and its number of partitions; `None` when its states are all it makes.
     fn output(&self) -> Option<(&StreamName, u32)>;
 
+    /// Whether anything depends on how far event time has come.
+    fn follows_time(&self) -> bool;
+
     /// About how many rows are folded at a time.
     fn rows_at_once(&self) -> usize {
         64 * 1024

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Int32Type, Int64Type, SchemaRef};
@@ -118,51 +118,78 @@ struct Known {
     waits: HashMap<StreamPartition, BTreeMap<Offset, i64>>,
 }
 
+impl Known {
+    fn take(&mut self, batch: &LogBatch) {
+        self.next = batch.end();
+        for Idle { at, offset, micros } in waiting(batch) {
+            let wait = self.waits.entry(at).or_default().entry(offset).or_default();
+            *wait = (*wait).max(micros);
+        }
+    }
+
+    fn skip(&mut self, to: Offset) {
+        self.next = self.next.max(to);
+    }
+
+    fn before(&self, at: &StreamPartition, offset: Offset) -> i64 {
+        self.waits.get(at).and_then(|waits| waits.get(&offset)).copied().unwrap_or(0)
+    }
+}
+
 impl IdleTimes {
     /// Reads `_idle` of a log as it is needed.
     pub fn new(log: Arc<dyn Log>) -> Self {
         Self { log, known: Mutex::default() }
     }
 
-    fn with_known<T>(&self, look: impl FnOnce(&Known) -> T) -> Result<T, ReadError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what has been said since the last time; never under the lock, because old rows may have to
+    /// be fetched from the cold tier. It is not asked where `_idle` ends: rows that came together with a
+    /// row of `_idle` may be seen a moment before the end says so.
+    pub fn load(&self) -> Result<(), ReadError> {
         let at = StreamPartition::new(StreamName::system(IDLE), 0);
-        while known.next < self.log.end(&at) {
-            let batches = match self.log.read(&at, known.next, READ_ROWS) {
+        loop {
+            let next = self.known().next;
+            let batches = match self.log.read(&at, next, READ_ROWS) {
+                Ok(batches) if batches.is_empty() => return Ok(()),
                 Ok(batches) => batches,
-                Err(ReadError::Retired { start, .. }) if start > known.next => {
-                    known.next = start;
+                Err(ReadError::Retired { start, .. }) if start > next => {
+                    self.known().skip(start);
+                    continue;
+                }
+                Err(ReadError::Damaged { to, from, .. }) if to > next => {
+                    tracing::error!(
+                        from,
+                        to,
+                        "damaged rows of _idle are passed over: a rebuild may find fewer events late than the first run"
+                    );
+                    self.known().skip(to);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            if batches.is_empty() {
-                break;
-            }
+            let mut known = self.known();
             for batch in batches {
                 let Some(batch) = batch.from_offset(known.next) else { continue };
-                known.next = batch.end();
-                for Idle { at, offset, micros } in waiting(&batch) {
-                    let wait = known.waits.entry(at).or_default().entry(offset).or_default();
-                    *wait = (*wait).max(micros);
-                }
+                known.take(&batch);
             }
         }
-        Ok(look(&known))
     }
 
     /// How long the partition waited for the row at `offset`, or has waited so far; microseconds.
     pub fn before(&self, at: &StreamPartition, offset: Offset) -> Result<i64, ReadError> {
-        self.with_known(|known| {
-            known.waits.get(at).and_then(|waits| waits.get(&offset)).copied().unwrap_or(0)
-        })
+        self.load()?;
+        Ok(self.known().before(at, offset))
     }
 
     fn within(&self, at: &StreamPartition, offsets: Range<Offset>) -> Result<Vec<(Offset, i64)>, ReadError> {
-        self.with_known(|known| {
-            let Some(waits) = known.waits.get(at) else { return Vec::new() };
-            waits.range(offsets).map(|(offset, wait)| (*offset, *wait)).collect()
-        })
+        self.load()?;
+        let known = self.known();
+        let Some(waits) = known.waits.get(at) else { return Ok(Vec::new()) };
+        Ok(waits.range(offsets).map(|(offset, wait)| (*offset, *wait)).collect())
     }
 
     /// Cuts batches that follow each other where the partition had to wait: how long before each run of
@@ -201,11 +228,14 @@ impl IdleTimes {
     /// Marks whose event time has gone on while their partitions were waiting for the row that a view
     /// needs next.
     pub fn carry_on(&self, sources: &[StreamName], mut marks: LaneMarks) -> Result<LaneMarks, ReadError> {
+        self.load()?;
+        let known = self.known();
         for (lane, mark) in &mut marks {
             if let Some(at) = partition_of(sources, *lane) {
-                mark.wait(self.before(&at, mark.offset)?);
+                mark.wait(known.before(&at, mark.offset));
             }
         }
+        drop(known);
         Ok(marks)
     }
 }

@@ -279,6 +279,24 @@ impl Driver {
             .collect()
     }
 
+    /// When the log took the oldest of the rows that a view has not applied; `None` when there are none.
+    pub fn waiting_since(&self, name: &str) -> Result<Option<i64>, ReadError> {
+        let (sources, marks) = match lock(&self.running).get(name) {
+            Some(running) => (running.sources.clone(), lock(&running.marks).clone()),
+            None => return Ok(None),
+        };
+        let mut oldest: Option<i64> = None;
+        for at in partitions(self.log.as_ref(), &sources) {
+            let mark = marks.get(&at).copied().unwrap_or(0).max(self.log.start(&at));
+            if mark < self.log.end(&at)
+                && let Some(batch) = read(self.log.as_ref(), &at, mark, 1)?.first()
+            {
+                oldest = Some(oldest.map_or(batch.recorded_at, |oldest| oldest.min(batch.recorded_at)));
+            }
+        }
+        Ok(oldest)
+    }
+
     /// All views by name.
     pub fn statuses(&self) -> Vec<ViewStatus> {
         let running = lock(&self.running);

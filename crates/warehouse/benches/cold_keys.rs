@@ -79,6 +79,9 @@ impl Program for Draw {
     fn output(&self) -> Option<(&StreamName, u32)> {
         None
     }
+    fn follows_time(&self) -> bool {
+        false
+    }
     async fn prepare(&self, _at: &StreamPartition, _batches: &[LogBatch]) -> Result<(), ViewError> {
         Ok(())
     }

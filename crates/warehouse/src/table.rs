@@ -413,8 +413,10 @@ impl<P: Program> TableView<P> {
             Ok(applied) => {
                 let mut overlay = self.table.overlay();
                 overlay.held = false;
-                let marks = self.idle.carry_on(self.program.sources(), overlay.marks.clone())?;
-                if let Some(floor) = self.program.expired(&marks) {
+                if self.program.follows_time()
+                    && let marks = self.idle.carry_on(self.program.sources(), overlay.marks.clone())?
+                    && let Some(floor) = self.program.expired(&marks)
+                {
                     overlay.expire(floor);
                 }
                 Ok(applied)
@@ -521,7 +523,11 @@ impl<P: Program> View for TableView<P> {
 
     async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
         let mut applied = Applied::default();
-        for (idle, batches) in self.idle.cut(at, batches)? {
+        let runs = match self.program.follows_time() {
+            true => self.idle.cut(at, batches)?,
+            false => vec![(0, batches)],
+        };
+        for (idle, batches) in runs {
             applied += self.apply_run(at, idle, &batches).await?;
         }
         Ok(applied)

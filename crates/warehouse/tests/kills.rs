@@ -71,6 +71,9 @@ impl Program for Sums {
     fn output(&self) -> Option<(&StreamName, u32)> {
         Some((&self.output, 1))
     }
+    fn follows_time(&self) -> bool {
+        true
+    }
     async fn prepare(
         &self,
         _at: &StreamPartition,

@@ -69,9 +69,7 @@ async fn submit(node: &Arc<Node>, submission: Submission) -> Result<Vec<highwate
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         match node.door.submit(submission.clone()).await {
-            Err(DoorError::Busy) if tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            Err(DoorError::Busy) if tokio::time::Instant::now() < deadline => {}
             outcome => return Ok(outcome?),
         }
     }

@@ -2,33 +2,48 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use highwater_event::name::nearest;
 use highwater_event::{Principal, StreamName};
-use highwater_ingest::{Format, Outcome, Submission, Verdict};
+use highwater_ingest::{Format, Outcome, Room, Submission, Verdict};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::problem::{Answer, Problem};
 use crate::node::Node;
 
-type Body = Result<Bytes, BytesRejection>;
+/// How long a body may take to arrive; it holds room that others wait for.
+const ARRIVAL: Duration = Duration::from_secs(30);
 
-fn taken(body: Body) -> Result<Bytes, Problem> {
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            format!("a body may hold {} MiB; send the events in parts", super::router::MAX_BODY >> 20),
-        ),
-        _ => Problem::bad_request("body_unreadable", rejection.body_text()),
-    })
+/// Reads a body when there is room for it.
+async fn read(node: &Node, request: Request) -> Result<(Bytes, Room), Problem> {
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let length = declared.and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length| length > super::router::MAX_BODY) {
+        return Err(too_large());
+    }
+    let room = node.door.room(length).await?;
+    match tokio::time::timeout(ARRIVAL, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => Ok((body, room)),
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large()),
+        Ok(Err(rejection)) => Err(Problem::bad_request("body_unreadable", rejection.body_text())),
+        Err(_) => {
+            let detail = format!("the body did not arrive within {} s", ARRIVAL.as_secs());
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail)
+                .hint("send the events in smaller parts, or as NDJSON, which is taken as it comes"))
+        }
+    }
+}
+
+fn too_large() -> Problem {
+    let detail = format!("a body may hold {} MiB; send the events in parts", super::router::MAX_BODY >> 20);
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
 }
 
 /// Takes events for a stream.
@@ -54,18 +69,18 @@ pub async fn stream_events(
     if matches!(format, Format::NdJson | Format::Csv) {
         return super::bulk::take(&node, stream, principal, format, body.into_body()).await;
     }
-    let mut body = taken(Bytes::from_request(body, &()).await)?;
+    let (mut body, room) = read(&node, body).await?;
     if let Some(envelope) = from_headers(&headers, &body)? {
         (format, body) = (Format::CloudEvents, envelope);
     }
-    let verdicts = submit(&node, Submission { stream, body, format, principal }).await?;
+    let verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
     Ok(batch_answer(&verdicts))
 }
 
 /// Hands events to the door; a stream that learns its columns from them learns first.
-pub async fn submit(node: &Arc<Node>, submission: Submission) -> Result<Vec<Verdict>, Problem> {
+async fn submit(node: &Arc<Node>, room: Room, submission: Submission) -> Result<Vec<Verdict>, Problem> {
     node.learn(&submission).await?;
-    Ok(node.door.submit(submission).await?)
+    Ok(node.door.submit_into(room, submission).await?)
 }
 
 /// Takes one event of the built-in stream `events`.
@@ -77,9 +92,9 @@ pub async fn ingest(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
     headers: HeaderMap,
-    body: Body,
+    body: Request,
 ) -> Answer {
-    let body = taken(body)?;
+    let (body, room) = read(&node, body).await?;
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(Problem::bad_request("not_an_object", "this call takes one event")
             .hint("send several to /api/v1/events/batch"));
@@ -90,7 +105,7 @@ pub async fn ingest(
         None if media_type(&headers) == "application/cloudevents+json" => (Format::CloudEvents, body),
         None => (Format::Json, body),
     };
-    let mut verdicts = submit(&node, Submission { stream, body, format, principal }).await?;
+    let mut verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
     let Some(Verdict { event_id, outcome }) = verdicts.pop() else {
         return Err(Problem::bad_request("empty_body", "the body holds no event"));
     };
@@ -128,10 +143,10 @@ pub async fn batch(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
     headers: HeaderMap,
-    body: Body,
+    body: Request,
 ) -> Answer {
-    let mut body = taken(body)?;
     let format = format(&headers)?;
+    let (mut body, room) = read(&node, body).await?;
     if format == Format::Json && body.trim_ascii_start().first() != Some(&b'[') {
         let batch: EventBatch<'_> = serde_json::from_slice(&body).map_err(|error| {
             Problem::bad_request("malformed_json", format!("expected {{\"events\": […]}}: {error}"))
@@ -140,9 +155,10 @@ pub async fn batch(
     }
     let stream = StreamName::system(crate::node::EVENTS);
     if format == Format::Csv {
+        drop(room);
         return super::bulk::take(&node, stream, principal, format, body.into()).await;
     }
-    let verdicts = submit(&node, Submission { stream, body, format, principal }).await?;
+    let verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
     Ok(batch_answer(&verdicts))
 }
 

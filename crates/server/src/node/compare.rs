@@ -9,9 +9,11 @@ use arrow::datatypes::Int64Type;
 use datafusion::catalog::TableProvider;
 use highwater_event::StreamName;
 use highwater_lake::Moment;
+use highwater_log::fold::Program;
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::{self, table_relation};
 use highwater_sql::catalog::{Building, Catalog, Planned, StreamEntry, TableEntry};
+use highwater_sql::stream::TableRows;
 use highwater_sql::stream::table::Extent;
 use serde::Serialize;
 
@@ -24,8 +26,12 @@ const MAX_ROWS: i64 = 1_000_000;
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Compared {
     name: String,
-    rows_before: i64,
-    rows_after: i64,
+    /// Rows of its sources that the new version had not applied yet: they count as differences.
+    rows_behind: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows_before: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows_after: Option<i64>,
     columns_added: Vec<String>,
     columns_removed: Vec<String>,
     /// Rows that the new version does not have, by the columns that both have.
@@ -46,8 +52,18 @@ struct Version {
 }
 
 impl Node {
-    /// Compares each part of a building with what it replaces; parts that are new are left out.
-    pub(super) async fn compare(&self, before: &Catalog, building: &Building) -> Vec<Compared> {
+    /// Compares each part of a building with what it replaces; parts that are new are left out. Only
+    /// numbers come out, so values are compared and not their masks.
+    pub(super) async fn compare(self: &Arc<Self>, building: &Arc<Building>) -> Vec<Compared> {
+        let (node, building) = (self.clone(), building.clone());
+        let compared = self.queries.spawn(async move { node.compare_all(&node.catalog(), &building).await });
+        compared.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a comparison ended in a panic");
+            Vec::new()
+        })
+    }
+
+    async fn compare_all(&self, before: &Catalog, building: &Building) -> Vec<Compared> {
         let mut all = Vec::new();
         for member in &building.members {
             let versions = match member {
@@ -73,6 +89,13 @@ impl Node {
     }
 
     async fn compare_pair(&self, name: &StreamName, pair: &Pair) -> Result<Compared, SqlError> {
+        let rows_behind = self.driver.status(&pair.view()).map_or(0, |status| status.lag);
+        if let Pair::Table(old, new) = pair
+            && (self.is_large(old)? || self.is_large(new)?)
+        {
+            let not_compared = Some(format!("more than {MAX_ROWS} groups"));
+            return Ok(Compared { name: name.to_string(), rows_behind, not_compared, ..Compared::default() });
+        }
         let (before, after) = match pair {
             Pair::Stream(old, new) => (self.stream_version(old).await?, self.stream_version(new).await?),
             Pair::Table(old, new) => (self.table_version(old).await?, self.table_version(new).await?),
@@ -84,6 +107,7 @@ impl Node {
         };
         let mut compared = Compared {
             name: name.to_string(),
+            rows_behind,
             columns_added: only(&wanted, &known),
             columns_removed: only(&known, &wanted),
             ..Compared::default()
@@ -95,8 +119,9 @@ impl Node {
         let relations =
             Arc::new(Fixed::several([("before".to_owned(), before.rows), ("after".to_owned(), after.rows)]));
         let count = "SELECT (SELECT count(*) FROM before) AS b, (SELECT count(*) FROM after) AS a";
-        [compared.rows_before, compared.rows_after] = self.two_numbers(&relations, count.into()).await?;
-        if compared.rows_before.max(compared.rows_after) > MAX_ROWS {
+        let [rows_before, rows_after] = self.two_numbers(&relations, count.into()).await?;
+        (compared.rows_before, compared.rows_after) = (Some(rows_before), Some(rows_after));
+        if rows_before.max(rows_after) > MAX_ROWS {
             compared.not_compared = Some(format!("more than {MAX_ROWS} rows"));
             return Ok(compared);
         }
@@ -119,18 +144,30 @@ impl Node {
 
     async fn stream_version(&self, entry: &StreamEntry) -> Result<Version, SqlError> {
         let columns = entry.schema.columns.iter().map(|column| column.name.clone()).collect();
-        Ok(Version { rows: self.stream_at(&entry.schema, Moment::Now, None).await?, columns })
+        let mut schema = entry.schema.as_ref().clone();
+        schema.options.sensitive.clear();
+        schema.columns.iter_mut().for_each(|column| column.sensitive = false);
+        Ok(Version { rows: self.stream_at(&schema, Moment::Now, None).await?, columns })
     }
 
     async fn table_version(&self, entry: &TableEntry) -> Result<Version, SqlError> {
         let program = &entry.program;
-        let rows = self.rows_of(program).ok_or_else(|| {
-            SqlError::new("internal", format!("the table {} is not running", program.table()))
-        })?;
+        let rows = self.running_rows(entry)?;
         let rows = rows.read(Extent::All).await?;
         let columns = program.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let rows = table_relation(&self.engine, program.schema().clone(), rows, program.sensitive())?;
+        let rows = table_relation(&self.engine, program.schema().clone(), rows, &[])?;
         Ok(Version { rows, columns })
+    }
+
+    fn running_rows(&self, entry: &TableEntry) -> Result<Arc<TableRows>, SqlError> {
+        let program = &entry.program;
+        let missing = || SqlError::new("internal", format!("the table {} is not running", program.table()));
+        self.rows_of(program).ok_or_else(missing)
+    }
+
+    fn is_large(&self, entry: &TableEntry) -> Result<bool, SqlError> {
+        let count = self.running_rows(entry)?.count_states(MAX_ROWS as usize + 1);
+        Ok(count.map_err(|error| SqlError::new("internal", error.to_string()))? > MAX_ROWS as usize)
     }
 
     async fn two_numbers(&self, relations: &Arc<Fixed>, sql: String) -> Result<[i64; 2], SqlError> {
@@ -150,4 +187,14 @@ impl Node {
 enum Pair {
     Stream(Arc<StreamEntry>, Arc<StreamEntry>),
     Table(Arc<TableEntry>, Arc<TableEntry>),
+}
+
+impl Pair {
+    /// The view that keeps the new version up.
+    fn view(&self) -> String {
+        match self {
+            Self::Stream(_, new) => format!("stream:{}", new.schema.name),
+            Self::Table(_, new) => new.program.name().to_string(),
+        }
+    }
 }

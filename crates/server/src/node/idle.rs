@@ -5,13 +5,14 @@
 //! set, or that was off for a day, makes no event late.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Weak;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use highwater_event::{Offset, StreamName, StreamPartition};
-use highwater_log::AppendError;
-use highwater_log::fold::Program;
+use highwater_log::fold::{Program, partition_of};
 use highwater_log::idle::{self, Idle};
+use highwater_log::view::ViewState;
+use highwater_log::{AppendError, ReadError};
 use highwater_sql::catalog::{Catalog, Derivation};
 use tokio::time::Instant;
 
@@ -21,11 +22,16 @@ use super::Node;
 const LOOK: Duration = Duration::from_secs(1);
 /// A wait is written down again when it has grown by one part in this many …
 const FINENESS: i64 = 20;
-/// … or by this much, microseconds.
+/// … or by this much, microseconds …
 const COARSEST: i64 = 60_000_000;
+/// … or, when it has lasted for days, by one part in this many.
+const DAY_PARTS: i64 = 1440;
+/// A view whose oldest row has waited this long is held up, microseconds.
+const HELD_UP: i64 = 5_000_000;
 
 /// A view whose results depend on time.
 struct Timed {
+    view: Arc<str>,
     sources: Vec<StreamName>,
     /// How long after its last row it can still change, microseconds.
     settles_after: i64,
@@ -42,6 +48,12 @@ struct Seen {
 }
 
 impl Seen {
+    /// Counts on from here: what went by was not idleness.
+    fn restart(&mut self) {
+        self.before = self.written;
+        self.since = Instant::now();
+    }
+
     fn waited(&self) -> i64 {
         self.before.saturating_add(i64::try_from(self.since.elapsed().as_micros()).unwrap_or(i64::MAX))
     }
@@ -75,53 +87,105 @@ pub async fn watch(node: Weak<Node>) {
             }
             // A row came just now; the others are tried again at the next look.
             Err(AppendError::Outrun { .. }) => {}
-            Err(error) => tracing::warn!(%error, "idle partitions could not be written down"),
+            // Senders hear the same from the log and come again later.
+            Err(error) => {
+                tracing::warn!(%error, "idle partitions could not be written down");
+                seen.values_mut().for_each(Seen::restart);
+            }
         }
     }
 }
 
 impl Node {
     /// What is due to be written down.
-    fn waiting(
-        &self,
-        seen: &mut BTreeMap<StreamPartition, Seen>,
-    ) -> Result<Vec<Idle>, highwater_log::ReadError> {
+    fn waiting(&self, seen: &mut BTreeMap<StreamPartition, Seen>) -> Result<Vec<Idle>, ReadError> {
         let catalog = self.catalog();
         let timed = timed(&catalog);
         let sources: BTreeSet<&StreamName> = timed.iter().flat_map(|view| &view.sources).collect();
         seen.retain(|at, _| sources.contains(&at.stream));
         for source in sources {
+            let flows = self.flows(&catalog, source)?;
             for partition in self.log.partitions(source) {
                 let at = StreamPartition::new(source.clone(), partition);
                 let end = self.log.end(&at);
-                if seen.get(&at).is_none_or(|seen| seen.end != end) {
-                    let before = self.idle.before(&at, end)?;
-                    seen.insert(at, Seen { end, since: Instant::now(), before, written: before });
+                match seen.get_mut(&at) {
+                    Some(seen) if seen.end == end && flows => {}
+                    Some(seen) if seen.end == end => seen.restart(),
+                    _ => {
+                        let before = self.idle.before(&at, end)?;
+                        seen.insert(at, Seen { end, since: Instant::now(), before, written: before });
+                    }
                 }
             }
         }
         let mut due = BTreeMap::new();
         for view in &timed {
-            let partitions = || seen.iter().filter(|(at, _)| view.sources.contains(&at.stream));
-            let newest = partitions().map(|(_, seen)| seen.waited()).min().unwrap_or(0);
-            // When all of it has been quiet for long enough there is nothing left to close.
-            let over = |seen: &Seen| newest > view.settles_after && seen.written > view.settles_after;
-            for (at, seen) in partitions().filter(|(_, seen)| !over(seen)) {
+            if self.has_settled(view)? {
+                continue;
+            }
+            for (at, seen) in seen.iter().filter(|(at, _)| view.sources.contains(&at.stream)) {
                 let waited = seen.waited();
                 let timeout = idle_timeout(&catalog, &at.stream);
-                let grown = waited - seen.written >= (seen.written / FINENESS).clamp(1, COARSEST);
-                if grown && timeout.is_some_and(|timeout| waited >= timeout) {
+                let step = (seen.written / FINENESS).clamp(1, COARSEST.max(seen.written / DAY_PARTS));
+                if waited - seen.written >= step && timeout.is_some_and(|timeout| waited >= timeout) {
                     due.insert(at.clone(), Idle { at: at.clone(), offset: seen.end, micros: waited });
                 }
             }
         }
         Ok(due.into_values().collect())
     }
+
+    /// Whether a stream gets its rows as they come: one that is derived is not idle while what derives it
+    /// is held up.
+    fn flows(&self, catalog: &Catalog, name: &StreamName) -> Result<bool, ReadError> {
+        let name = name.at_version(1);
+        if let Some(table) = catalog.tables.get(&name) {
+            return self.flows(catalog, &table.program.source().name);
+        }
+        let Some(entry) = catalog.streams.get(&name).filter(|entry| entry.derivation.is_some()) else {
+            return Ok(true);
+        };
+        let view = format!("stream:{}", entry.schema.name);
+        let runs = self.driver.status(&view).is_some_and(|status| status.state == ViewState::Running);
+        let oldest = self.driver.waiting_since(&view)?.unwrap_or(i64::MAX);
+        if !runs || oldest < self.clock.now_micros().saturating_sub(HELD_UP) {
+            return Ok(false);
+        }
+        for read in &entry.reads {
+            if !self.flows(catalog, read)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the least of a view's event times has gone so far beyond the newest row that nothing of it
+    /// can change any more.
+    fn has_settled(&self, view: &Timed) -> Result<bool, ReadError> {
+        let keyed =
+            self.keyed.read().unwrap_or_else(PoisonError::into_inner).get(view.view.as_ref()).cloned();
+        let Some(keyed) = keyed else { return Ok(false) };
+        let mut folded = keyed.states.marks();
+        // Where no row has passed the conditions there is no time to go on from.
+        folded.retain(|_, mark| mark.event_time_high != i64::MIN);
+        let behind = folded.iter().any(|(lane, mark)| {
+            partition_of(&view.sources, *lane).is_some_and(|at| mark.offset != self.log.end(&at))
+        });
+        let newest = folded.values().map(|mark| mark.event_time_high).max();
+        let carried = self.idle.carry_on(&view.sources, folded)?;
+        let least = carried.values().map(|mark| mark.event_time_high).min();
+        Ok(!behind
+            && match (least, newest) {
+                (Some(least), Some(newest)) => least > newest.saturating_add(view.settles_after),
+                _ => true,
+            })
+    }
 }
 
 fn timed(catalog: &Catalog) -> Vec<Timed> {
-    let timed = |sources: &[StreamName], settles_after: Option<i64>| {
-        settles_after.map(|settles_after| Timed { sources: sources.to_vec(), settles_after })
+    let timed = |view: &Arc<str>, sources: &[StreamName], settles_after: Option<i64>| {
+        let (view, sources) = (view.clone(), sources.to_vec());
+        settles_after.map(|settles_after| Timed { view, sources, settles_after })
     };
     let tables = catalog.tables.values().map(|entry| &entry.program);
     let joins = catalog.streams.values().filter_map(|entry| match &entry.derivation {
@@ -129,8 +193,8 @@ fn timed(catalog: &Catalog) -> Vec<Timed> {
         _ => None,
     });
     tables
-        .filter_map(|table| timed(table.sources(), table.settles_after()))
-        .chain(joins.filter_map(|join| timed(join.sources(), join.settles_after())))
+        .filter_map(|table| timed(table.name(), table.sources(), table.settles_after()))
+        .chain(joins.filter_map(|join| timed(join.name(), join.sources(), join.settles_after())))
         .collect()
 }
 

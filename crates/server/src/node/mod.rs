@@ -170,6 +170,9 @@ impl Node {
             log,
         });
         node.declare_builtin().await?;
+        // Old rows of `_idle` may have to be read from the lake, which queries can't wait for.
+        let idle = node.idle.clone();
+        tokio::task::spawn_blocking(move || idle.load()).await??;
         node.replay_declarations().await?;
         node.start_background();
         Ok(node)

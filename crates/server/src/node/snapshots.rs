@@ -12,14 +12,14 @@ use super::Node;
 
 /// Writes snapshots until the node is gone.
 pub async fn keep(node: Weak<Node>) {
-    let mut lakes = BTreeMap::new();
+    let (mut lakes, mut closed) = (BTreeMap::new(), BTreeMap::new());
     loop {
         let Some(every) = node.upgrade().map(|node| node.options.snapshot_every) else { return };
         tokio::time::sleep(every).await;
         let Some(node) = node.upgrade() else { return };
         let names: Vec<StreamName> = node.catalog().tables.keys().cloned().collect();
         for name in names {
-            if let Err(error) = snapshot(&node, &name, &mut lakes).await {
+            if let Err(error) = snapshot(&node, &name, &mut lakes, &mut closed).await {
                 tracing::warn!(table = %name, error = format!("{error:#}"), "no snapshot in the lake this time");
             }
         }
@@ -30,6 +30,7 @@ async fn snapshot(
     node: &Arc<Node>,
     name: &StreamName,
     lakes: &mut BTreeMap<StreamName, LakeTable>,
+    closed: &mut BTreeMap<StreamName, i64>,
 ) -> anyhow::Result<()> {
     let Some(rows) = node.table(name) else { return Ok(()) };
     let lake = match lakes.entry(name.clone()) {
@@ -42,10 +43,15 @@ async fn snapshot(
     // The mark is read first: the snapshot may hold a little more than it says, never less.
     let view = node.driver.status(rows.program().name());
     let mark: u64 = view.map_or(0, |status| status.marks.values().sum());
-    if mark as i64 <= lake.mark() {
+    // Windows that are shown when they close also close while no row comes.
+    let shown = rows.shown_until();
+    if mark as i64 <= lake.mark() && (shown.is_none() || closed.get(name) == shown.as_ref()) {
         return Ok(());
     }
     let batches = rows.read(Extent::All).await?;
     lake.replace(batches, mark as i64).await?;
+    if let Some(shown) = shown {
+        closed.insert(name.clone(), shown);
+    }
     Ok(())
 }

@@ -9,7 +9,7 @@ use highwater_event::{StreamName, StreamPartition, StreamSchema};
 use highwater_ingest::DedupeIndex;
 use highwater_ingest::decode::Decoder;
 use highwater_lake::{Folder, LakeStream, LakeView};
-use highwater_log::fold::Program;
+use highwater_log::fold::{Program, StateReader};
 use highwater_log::idle::Waiting;
 use highwater_log::keyed::Dirty;
 use highwater_log::view::{Gather, ViewState};
@@ -45,6 +45,8 @@ pub(super) struct Keyed {
     dirty: Arc<dyn Dirty>,
     /// Its table in the keyed store.
     table: Arc<str>,
+    /// Its states and marks as they were folded.
+    pub(super) states: Arc<dyn StateReader<GroupState>>,
     /// The rows that readers see, for tables.
     pub(super) rows: Option<Arc<TableRows>>,
 }
@@ -191,7 +193,12 @@ impl Node {
         let store = self.write_back.store().clone();
         let table = Arc::new(Table::open(name.clone(), store, self.options.table_memory)?);
         self.write_back.register(table.clone());
-        let keyed = Keyed { dirty: table.clone(), table: name.clone(), rows: rows(table.clone()) };
+        let keyed = Keyed {
+            dirty: table.clone(),
+            table: name.clone(),
+            states: table.clone(),
+            rows: rows(table.clone()),
+        };
         self.keyed.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_string(), Arc::new(keyed));
         let view = TableView::new(
             program,
@@ -237,7 +244,7 @@ impl Node {
                 if !node.has_caught_up(&building) {
                     continue;
                 }
-                let comparison = node.compare(&node.catalog(), &building).await;
+                let comparison = node.compare(&building).await;
                 match node.swap(&building.root, &comparison).await {
                     Ok(()) => return,
                     Err(error) => {

@@ -45,14 +45,14 @@ pub fn parse_duration(text: &str) -> Option<i64> {
 }
 
 fn unit_micros(unit: &str) -> Option<i64> {
-    Some(match unit.to_ascii_uppercase().trim_end_matches('S') {
-        "MILLISECOND" => 1_000,
-        "SECOND" => 1_000_000,
-        "MINUTE" => 60_000_000,
-        "HOUR" => 3_600_000_000,
-        "DAY" => 86_400_000_000,
-        "WEEK" => 7 * 86_400_000_000,
-        "YEAR" => 365 * 86_400_000_000,
+    Some(match unit.to_ascii_uppercase().as_str() {
+        "MILLISECOND" | "MILLISECONDS" | "MS" => 1_000,
+        "SECOND" | "SECONDS" | "SEC" | "S" => 1_000_000,
+        "MINUTE" | "MINUTES" | "MIN" | "M" => 60_000_000,
+        "HOUR" | "HOURS" | "H" => 3_600_000_000,
+        "DAY" | "DAYS" | "D" => 86_400_000_000,
+        "WEEK" | "WEEKS" | "W" => 7 * 86_400_000_000,
+        "YEAR" | "YEARS" => 365 * 86_400_000_000,
         _ => return None,
     })
 }

@@ -7,7 +7,7 @@ use arrow::compute::kernels::numeric;
 use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::Transformed;
-use datafusion::common::{DFSchema, Result};
+use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr_rewriter::FunctionRewrite;
 use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
 use datafusion::logical_expr::{
@@ -83,6 +83,13 @@ impl FunctionRewrite for CheckedArithmetic {
         schema: &DFSchema,
         _config: &ConfigOptions,
     ) -> Result<Transformed<Expr>> {
+        if let Expr::Negative(value) = &expression
+            && let Ok(data_type) = value.get_type(schema)
+            && data_type.is_signed_integer()
+        {
+            let zero = Expr::Literal(ScalarValue::new_zero(&data_type)?, None);
+            return Ok(Transformed::yes(self.subtract.call(vec![zero, value.as_ref().clone()])));
+        }
         let Expr::BinaryExpr(BinaryExpr { left, op, right }) = &expression else {
             return Ok(Transformed::no(expression));
         };

@@ -219,7 +219,8 @@ impl JoinProgram {
     pub fn settles_after(&self) -> Option<i64> {
         match &self.right {
             Right::Table(table, _) => table.settles_after(),
-            Right::Within { before, after, grace, .. } => Some(2 * before.max(after) + grace),
+            // What is kept goes by whole buckets, each as long as the reach.
+            Right::Within { before, after, grace, .. } => Some(3 * before.max(after) + grace),
             Right::AsOf { .. } => None,
         }
     }
@@ -568,6 +569,10 @@ impl Program for JoinProgram {
 
     fn output(&self) -> Option<(&StreamName, u32)> {
         Some((&self.schema.name, self.schema.options.partitions.max(1)))
+    }
+
+    fn follows_time(&self) -> bool {
+        self.settles_after().is_some()
     }
 
     fn rows_at_once(&self) -> usize {

@@ -246,6 +246,10 @@ impl Program for TableProgram {
         None
     }
 
+    fn follows_time(&self) -> bool {
+        self.window.is_some()
+    }
+
     async fn prepare(&self, at: &StreamPartition, batches: &[LogBatch]) -> Result<Prepared, ViewError> {
         let source = SourceRows::read(&self.source, at.partition, batches)?;
         let (rows, dead) = source.run(&self.input).await?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::compute::cast;
 use highwater_log::fold::{LaneMarks, StateReader};
+use highwater_log::keyed::StoreError;
 
 use super::{CLOSED, Group, OPEN, Span, TableProgram, low};
 use crate::dialect::{SqlError, Window, WindowKind};
@@ -45,6 +46,21 @@ impl TableRows {
     /// The program.
     pub fn program(&self) -> &Arc<TableProgram> {
         &self.program
+    }
+
+    /// The event time up to which closed windows are shown, for tables that show no others.
+    pub fn shown_until(&self) -> Option<i64> {
+        if self.program.emit_final { low(&self.states.marks()) } else { None }
+    }
+
+    /// At most so many states, counted.
+    pub fn count_states(&self, most: usize) -> Result<usize, StoreError> {
+        let mut count = 0;
+        self.states.read(&[], &mut |_, _| {
+            count += 1;
+            count < most
+        })?;
+        Ok(count)
     }
 
     /// The rows as of now, in order of window and key.
