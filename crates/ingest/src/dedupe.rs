@@ -2,13 +2,15 @@
 //! it said. It is a view of the log that trails it; the door replays it to the head before it opens.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, FixedSizeBinaryArray, Int64Array, RecordBatch};
 use highwater_event::{Digest128, Offset, Partition, StreamName, StreamPartition, columns, planted};
 use highwater_log::keyed::{KeyedBatch, KeyedStore, Mark, StoreError};
 use highwater_log::{Log, LogBatch, ReadError};
+
+use crate::filter::Filter;
 
 /// Where an event stands and what it said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,9 @@ const RUN: usize = 500_000;
 /// read again.
 const RUN_WAITS: Duration = Duration::from_secs(10);
 
+/// Stored keys that the filter takes in at a time.
+const LEARNED_AT_ONCE: usize = 4096;
+
 /// The index of one stream.
 ///
 /// Keys are random, so writing them one by one would cost more than everything else at the door. They
@@ -90,6 +95,9 @@ struct State {
     marks: HashMap<Partition, Offset>,
     /// When the first of the fresh keys came.
     since: Option<Instant>,
+    /// Knows every key since the index was opened, and those that were stored before when it is `whole`.
+    filter: Filter,
+    whole: bool,
 }
 
 type Keys = HashMap<Digest128, Known, Hasher>;
@@ -132,6 +140,7 @@ impl DedupeIndex {
             table,
             store,
             state: Mutex::new(State {
+                whole: marks.is_empty(),
                 marks: marks.into_iter().map(|(partition, mark)| (partition, mark.offset)).collect(),
                 ..State::default()
             }),
@@ -194,6 +203,7 @@ impl DedupeIndex {
                 key.copy_from_slice(keys.value(row));
                 let known =
                     Known { partition, offset: batch.base + row as Offset, payload: payloads.value(row) };
+                state.filter.insert(&Digest128(key));
                 state.fresh.insert(Digest128(key), known);
             }
         }
@@ -211,10 +221,44 @@ impl DedupeIndex {
             if let Some(known) = state.fresh.get(key).or_else(|| state.writing.get(key)) {
                 return Ok(Some(*known));
             }
+            if state.whole && !state.filter.may_hold(key) {
+                return Ok(None);
+            }
         }
         let Some(bytes) = self.store.get(&self.table, &key.0)? else { return Ok(None) };
         let damaged = || StoreError::Damaged("an entry of the index of event ids".into());
         Known::decode(&bytes).map(Some).ok_or_else(damaged)
+    }
+
+    /// Reads the keys that were stored when the index was opened, so that the filter knows them too. Until
+    /// then every question goes to the store. Ends early when nobody holds the index any more.
+    pub fn learn_stored(index: &Weak<Self>) -> Result<(), StoreError> {
+        let Some(snapshot) = index.upgrade().filter(|index| !index.state().whole) else { return Ok(()) };
+        let snapshot = snapshot.store.snapshot(&snapshot.table)?;
+        let mut learned: Vec<Digest128> = Vec::with_capacity(LEARNED_AT_ONCE);
+        let learn = |learned: &mut Vec<Digest128>| {
+            let index = index.upgrade()?;
+            let mut state = index.state();
+            learned.drain(..).for_each(|key| state.filter.insert(&key));
+            Some(())
+        };
+        let mut held = Some(());
+        snapshot.scan(&[], &mut |key, _| {
+            if let Ok(key) = key.try_into() {
+                learned.push(Digest128(key));
+            }
+            if learned.len() == LEARNED_AT_ONCE {
+                held = learn(&mut learned);
+            }
+            held.is_some()
+        })?;
+        if learn(&mut learned).is_some()
+            && held.is_some()
+            && let Some(index) = index.upgrade()
+        {
+            index.state().whole = true;
+        }
+        Ok(())
     }
 
     /// Writes a run when one is due.
@@ -260,7 +304,10 @@ impl DedupeIndex {
     pub fn insert(&self, keys: impl IntoIterator<Item = (Digest128, Known)>, marks: &[(Partition, Offset)]) {
         let mut state = self.state();
         state.since.get_or_insert_with(Instant::now);
-        state.fresh.extend(keys);
+        for (key, known) in keys {
+            state.filter.insert(&key);
+            state.fresh.insert(key, known);
+        }
         for (partition, offset) in marks {
             let mark = state.marks.entry(*partition).or_insert(0);
             *mark = (*mark).max(*offset);

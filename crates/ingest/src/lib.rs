@@ -16,6 +16,7 @@ pub mod decode;
 pub mod dedupe;
 mod delimited;
 pub mod door;
+mod filter;
 pub mod infer;
 
 pub use decode::{Format, RowError};

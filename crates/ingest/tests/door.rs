@@ -43,6 +43,7 @@ fn open(disk: &SimDisk, store: &SimStore, small_body: usize) -> Option<Stand> {
         Journal::open(options, Arc::new(disk.clone()), clock.clone(), &SeededRandomness::new(1)).ok()?;
     let log: Arc<dyn Log> = Arc::new(journal);
     let index = Arc::new(DedupeIndex::open(&schema().name, Arc::new(store.clone()), log.as_ref()).unwrap());
+    DedupeIndex::learn_stored(&Arc::downgrade(&index)).unwrap();
     let door = Door::open(log.clone(), clock, DoorOptions { small_body, ..DoorOptions::default() }).unwrap();
     door.admit(Decoder::new(schema()).unwrap(), Some(index.clone()));
     Some(Stand { log, door, index })

@@ -172,7 +172,15 @@ impl Node {
             DedupeIndex::open(&name, node.write_back.store().clone(), node.log.as_ref())
         })
         .await??;
-        Ok(Some(Arc::new(index)))
+        let index = Arc::new(index);
+        let (stored, table) = (Arc::downgrade(&index), index.table().to_owned());
+        // Nobody waits for it; it ends with the index or the process.
+        std::thread::Builder::new().name("ids".into()).spawn(move || {
+            if let Err(error) = DedupeIndex::learn_stored(&stored) {
+                tracing::warn!(table, %error, "stored event ids could not be read ahead; each is looked up in the store");
+            }
+        })?;
+        Ok(Some(index))
     }
 
     pub(super) fn start_table(self: &Arc<Self>, entry: &TableEntry) -> anyhow::Result<()> {
