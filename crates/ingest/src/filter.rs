@@ -2,7 +2,7 @@
 //! its keys in many sorted runs; the filter knows of almost every new id that none of them holds it.
 //!
 //! It is a Bloom filter in blocks of one cache line, so that a question costs one miss of the cache for each
-//! part. Parts are added as keys come, each twice as large as the one before: 1.5 to 3 bytes a key.
+//! part. Parts are added as keys come, each four times as large as the one before: 1.5 to 6 bytes a key.
 
 use highwater_event::Digest128;
 
@@ -54,7 +54,7 @@ impl Filter {
     /// Notes a key.
     pub fn insert(&mut self, key: &Digest128) {
         if self.parts.last().is_none_or(|part| part.room == 0) {
-            self.parts.push(Part::with_room(FIRST << self.parts.len()));
+            self.parts.push(Part::with_room(FIRST << (2 * self.parts.len())));
         }
         if let Some(part) = self.parts.last_mut() {
             part.room -= 1;
@@ -84,7 +84,7 @@ mod tests {
     fn every_key_is_known_again_and_few_others() {
         let mut filter = Filter::default();
         assert!(!filter.may_hold(&key(0)));
-        let count = 3 * FIRST as u64 + 1;
+        let count = 5 * FIRST as u64 + 1;
         (0..count).for_each(|number| filter.insert(&key(number)));
         assert_eq!(filter.parts.len(), 3);
         assert!((0..count).all(|number| filter.may_hold(&key(number))));

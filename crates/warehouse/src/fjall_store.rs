@@ -96,7 +96,7 @@ fn loaded_options() -> KeyspaceCreateOptions {
         .data_block_compression_policy(CompressionPolicy::disabled())
         // Questions hardly ever come through to the runs, so they are merged rarely: each merge writes
         // most of what there is, because keys are random.
-        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(32)))
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(64)))
 }
 
 fn keyspace_name(table: &str) -> String {
