@@ -8,7 +8,7 @@ program="${CARGO_TARGET_DIR:-target}/${1:-debug}/highwater"
 folder=$(mktemp -d)
 node=
 stop() {
-  [ -z "$node" ] || kill "$node" 2>/dev/null || true
+  [ -z "$node" ] || { kill "$node" 2>/dev/null && wait "$node" 2>/dev/null; } || true
   rm -rf "$folder"
 }
 trap stop EXIT
