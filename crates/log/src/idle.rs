@@ -235,7 +235,6 @@ impl IdleTimes {
                 mark.wait(known.before(&at, mark.offset));
             }
         }
-        drop(known);
         Ok(marks)
     }
 }

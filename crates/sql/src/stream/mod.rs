@@ -1,8 +1,8 @@
 //! Statements that run for ever, as views over the log.
 //!
 //! [`feed`] makes a DataFusion plan that can be executed again on the next micro-batch, [`source`] runs
-//! it and sets rows at fault apart; [`transform`] derives a stream row by row; [`join`] derives one from two; [`table`] folds rows into groups, whose
-//! states [`aggregate`] defines.
+//! it and sets rows at fault apart; [`transform`] derives a stream row by row; [`join`] derives one from
+//! two; [`table`] folds rows into groups, whose states [`aggregate`] defines.
 
 pub mod aggregate;
 pub mod feed;
