@@ -14,6 +14,7 @@
 //! neither. The format stays behind this room's types.
 
 mod maintain;
+mod scan;
 mod stream;
 mod table;
 
@@ -29,6 +30,7 @@ use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
 use highwater_event::{columns, planted};
 pub use maintain::{Compacted, Version};
+pub use scan::{FILE_COLUMN, LakeFiles};
 pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
 pub use table::LakeTable;
 
@@ -47,6 +49,11 @@ pub enum LakeError {
     /// The table can't be read.
     #[error("the lake can't be read: {0}")]
     Read(#[from] datafusion::common::DataFusionError),
+    /// Another program has written to it.
+    #[error(
+        "file {0} of the lake has a deletion vector: another program has deleted rows from a table that only Highwater may write; restore it from a back-up"
+    )]
+    Foreign(String),
     /// A version or time that is not there.
     #[error("{0}")]
     NoSuchVersion(String),

@@ -128,7 +128,7 @@ impl LakeStream {
             return Ok(());
         }
         commit(&mut table, &self.dir, adds, removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
-        self.put(State { table, marks: state.marks.clone() });
+        self.put(State::new(table, state.marks.clone()));
         done.removed += paths.len();
         done.added += added;
         done.rows += count;
@@ -153,7 +153,7 @@ impl LakeStream {
         let removes = removals(&table, &old, true).await?;
         let count = removes.len();
         commit(&mut table, &self.dir, Vec::new(), removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
-        self.put(State { table, marks: state.marks.clone() });
+        self.put(State::new(table, state.marks.clone()));
         Ok(count)
     }
 
@@ -166,7 +166,7 @@ impl LakeStream {
         let (table, metrics) =
             vacuum.with_retention_period(period).with_enforce_retention_duration(false).await?;
         crate::sync_commit(self.dir.clone(), table.version().unwrap_or(0)).await?;
-        self.put(State { table, marks: state.marks.clone() });
+        self.put(State::new(table, state.marks.clone()));
         Ok(metrics.files_deleted.len())
     }
 
@@ -221,7 +221,7 @@ fn read_files(dir: &std::path::Path, paths: &[String], wanted: &SchemaRef) -> Re
 }
 
 /// Paths in the log are URL-encoded.
-fn local(dir: &std::path::Path, path: &str) -> PathBuf {
+pub(crate) fn local(dir: &std::path::Path, path: &str) -> PathBuf {
     dir.join(path.replace("%3D", "=").replace("%20", " "))
 }
 

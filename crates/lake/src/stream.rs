@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{SortColumn, SortOptions, cast, concat, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use async_trait::async_trait;
-use datafusion::catalog::TableProvider;
 use datafusion::logical_expr::{ident, lit};
 use deltalake::DeltaTable;
-use deltalake::delta_datafusion::{DeltaScanConfig, DeltaScanNext};
 use deltalake::protocol::SaveMode;
 use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, time};
@@ -20,6 +18,7 @@ use highwater_log::reader::RowReader;
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Log, LogBatch};
 
+use crate::scan::LakeFiles;
 use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, writer_properties};
 
 /// A stream's Delta table, shared by the view that writes it and those who read it.
@@ -37,6 +36,14 @@ pub struct LakeStream {
 pub(crate) struct State {
     pub(crate) table: DeltaTable,
     pub(crate) marks: BTreeMap<Partition, Offset>,
+    /// Listed when they are first asked for.
+    files: OnceLock<Arc<LakeFiles>>,
+}
+
+impl State {
+    pub(crate) fn new(table: DeltaTable, marks: BTreeMap<Partition, Offset>) -> Self {
+        Self { table, marks, files: OnceLock::new() }
+    }
 }
 
 /// Where a stream's table lies.
@@ -50,8 +57,8 @@ pub enum Folder {
 
 /// The lake of a stream at one version.
 pub struct LakeSnapshot {
-    /// Reads its rows; columns of [`StreamSchema::reader_schema`], then year, month and day.
-    pub provider: Arc<dyn TableProvider>,
+    /// Its files, and through them its rows.
+    pub files: Arc<LakeFiles>,
     /// The log offsets up to which it holds the stream.
     pub marks: BTreeMap<Partition, Offset>,
     /// Delta version.
@@ -132,7 +139,7 @@ impl LakeStream {
             order.iter().map(|name| schema.field_with_name(name).cloned()).collect::<Result<_, _>>()?;
         let schema = Arc::new(Schema::new(fields));
         let lake = Self {
-            current: RwLock::new(Arc::new(State { table: table.clone(), marks: BTreeMap::new() })),
+            current: RwLock::new(Arc::new(State::new(table.clone(), BTreeMap::new()))),
             committing: tokio::sync::Mutex::new(()),
             stream,
             root: root.to_owned(),
@@ -165,7 +172,7 @@ impl LakeStream {
     async fn refresh(&self, mut table: DeltaTable) -> Result<(), LakeError> {
         table.update_state().await?;
         let marks = self.marks_of(&table).await?;
-        self.put(State { table, marks });
+        self.put(State::new(table, marks));
         Ok(())
     }
 
@@ -187,33 +194,37 @@ impl LakeStream {
     /// The lake at a moment.
     pub async fn snapshot(&self, moment: Moment) -> Result<LakeSnapshot, LakeError> {
         let state = self.current();
-        let (table, marks) = match moment {
-            Moment::Now => (state.table.clone(), state.marks.clone()),
+        let mut table = state.table.clone();
+        match moment {
+            Moment::Now => {
+                let files = match state.files.get() {
+                    Some(files) => files.clone(),
+                    None => {
+                        let files = Arc::new(LakeFiles::of(&table, &self.dir)?);
+                        state.files.get_or_init(|| files).clone()
+                    }
+                };
+                let version = table.version().unwrap_or(0);
+                return Ok(LakeSnapshot { files, marks: state.marks.clone(), version });
+            }
             Moment::Version(version) => {
-                let newest = state.table.version().unwrap_or(0);
+                let newest = table.version().unwrap_or(0);
                 if version > newest {
                     return Err(LakeError::NoSuchVersion(format!(
                         "there is no version {version}; the newest is {newest}"
                     )));
                 }
-                let mut table = state.table.clone();
                 table.load_version(version).await?;
-                let marks = self.marks_of(&table).await?;
-                (table, marks)
             }
             Moment::Time(micros) => {
-                let mut table = state.table.clone();
                 let moment = chrono::DateTime::from_timestamp_micros(micros)
                     .ok_or_else(|| LakeError::NoSuchVersion("the time is out of range".into()))?;
                 table.load_with_datetime(moment).await?;
-                let marks = self.marks_of(&table).await?;
-                (table, marks)
             }
-        };
-        let mut config = DeltaScanConfig::new().with_wrap_partition_values(false).with_parquet_pushdown(true);
-        config.schema_force_view_types = false;
-        let provider = DeltaScanNext::new(table.snapshot()?.snapshot().clone(), config)?;
-        Ok(LakeSnapshot { provider: Arc::new(provider), marks, version: table.version().unwrap_or(0) })
+        }
+        let files = Arc::new(LakeFiles::of(&table, &self.dir)?);
+        let marks = self.marks_of(&table).await?;
+        Ok(LakeSnapshot { files, marks, version: table.version().unwrap_or(0) })
     }
 
     /// Rows of a partition from `from` on as the log had them, about `max_rows` of them: the lake is the
@@ -229,7 +240,7 @@ impl LakeStream {
         let to = from.saturating_add(max_rows as Offset);
         let int = |name: &str| ident(name);
         let rows = context
-            .read_table(snapshot.provider)?
+            .read_table(snapshot.files.relation())?
             .filter(int(columns::PARTITION).eq(lit(partition as i32)))?
             .filter(int(columns::OFFSET).gt_eq(lit(from as i64)))?
             .filter(int(columns::OFFSET).lt(lit(to as i64)))?
@@ -332,7 +343,7 @@ impl LakeStream {
         commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, position).await?;
         let mut marks = state.marks.clone();
         marks.insert(partition, end);
-        self.put(State { table, marks });
+        self.put(State::new(table, marks));
         Ok(())
     }
 
@@ -475,7 +486,7 @@ impl View for LakeView {
         let fresh =
             LakeStream::open(&lake.root, lake.stream.clone(), lake.folder, true).await.map_err(retry)?;
         let state = fresh.current();
-        self.lake.put(State { table: state.table.clone(), marks: state.marks.clone() });
+        self.lake.put(State::new(state.table.clone(), state.marks.clone()));
         Ok(())
     }
 }

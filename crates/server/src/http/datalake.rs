@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::AsArray;
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
@@ -19,7 +18,7 @@ use serde_json::{Value, json};
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::streams;
-use crate::node::{Fixed, Node, QUERY_LIMITS};
+use crate::node::{Condition, Fixed, Node, QUERY_LIMITS};
 
 /// Events on a page.
 const PAGE: usize = 10;
@@ -76,7 +75,8 @@ pub async fn stream(
     let moment = moment(&given)?;
     let (condition, values) = conditions(schema, &given)?;
 
-    let relation = node.stream_at(schema, moment, day.as_ref()).await?;
+    let snapshot = node.stream_snapshot(schema, moment).await?;
+    let relation = snapshot.clone().relation(&node.engine, schema, day.as_ref())?;
     let fixed = Arc::new(Fixed::new("rows", relation));
     let ask = |sql: String, values: Vec<(String, ScalarValue)>| {
         let (node, fixed) = (node.clone(), fixed.clone());
@@ -86,8 +86,18 @@ pub async fn stream(
                 .await
         }
     };
-    let count = ask(format!("SELECT count(*) FROM rows{condition}"), values.clone()).await?;
-    let count = only_number(&count) as usize;
+    let columns: Vec<&str> = fields.iter().map(|(_, expression)| expression.as_str()).collect();
+    let sql = format!(
+        "SELECT {} FROM rows{condition} ORDER BY {} DESC, {} DESC LIMIT {PAGE} OFFSET {}",
+        columns.join(", "),
+        columns::EVENT_TIME,
+        columns::OFFSET,
+        (page - 1) * PAGE
+    );
+    let condition = Condition { sql: &condition, values: &values, day: day.as_ref() };
+    let (count, result) =
+        tokio::try_join!(node.count(schema, &snapshot, &condition), ask(sql, values.clone()))?;
+    let count = count as usize;
     if let Some(day) = &day
         && count == 0
         && ask("SELECT 1 FROM rows LIMIT 1".into(), Vec::new()).await?.row_count() == 0
@@ -101,15 +111,6 @@ pub async fn stream(
             format!("there is no page {page}; the last one is {pages}"),
         ));
     }
-    let columns: Vec<&str> = fields.iter().map(|(_, expression)| expression.as_str()).collect();
-    let sql = format!(
-        "SELECT {} FROM rows{condition} ORDER BY {} DESC, {} DESC LIMIT {PAGE} OFFSET {}",
-        columns.join(", "),
-        columns::EVENT_TIME,
-        columns::OFFSET,
-        (page - 1) * PAGE
-    );
-    let result = ask(sql, values).await?;
     let names: Vec<String> = fields.into_iter().map(|(name, _)| name).collect();
     Ok(typed(
         "application/json",
@@ -119,12 +120,6 @@ pub async fn stream(
             rows(&result, &names, ",")
         ),
     ))
-}
-
-/// The one number that a query answers.
-pub fn only_number(result: &adhoc::QueryResult) -> i64 {
-    let rows = result.batches.iter().find(|batch| batch.num_rows() > 0);
-    rows.map_or(0, |batch| batch.column(0).as_primitive::<Int64Type>().value(0))
 }
 
 fn invalid(name: &str, detail: impl std::fmt::Display) -> Problem {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -83,7 +85,7 @@ pub async fn diff(
     let to = to.unwrap_or_else(|| lake.size().2);
     let positions = |version: u64| {
         let (node, schema) = (node.clone(), entry.schema.clone());
-        async move { node.stream_at(&schema, Moment::Version(version), None).await }
+        async move { node.stream_at(&schema, Moment::Version(version)).await }
     };
     let (before, after) = (positions(from).await?, positions(to).await?);
     let relations = Arc::new(Fixed::several([("before".to_owned(), before), ("after".to_owned(), after)]));
@@ -99,12 +101,18 @@ pub async fn diff(
                     adhoc::query(&asked.engine, relations, &sql, Vec::new(), QUERY_LIMITS).await
                 })
                 .await?;
-            Ok::<i64, Problem>(super::datalake::only_number(&result))
+            Ok::<i64, Problem>(only_number(&result))
         }
     };
     let (added, removed) = (count("after", "before").await?, count("before", "after").await?);
     let changes = json!([{"change": "added", "rows": added}, {"change": "removed", "rows": removed}]);
     Ok(Json(json!({"from": from, "to": to, "changes": changes})).into_response())
+}
+
+/// The one number that a query answers.
+fn only_number(result: &adhoc::QueryResult) -> i64 {
+    let rows = result.batches.iter().find(|batch| batch.num_rows() > 0);
+    rows.map_or(0, |batch| batch.column(0).as_primitive::<Int64Type>().value(0))
 }
 
 /// One round of housekeeping, now: compaction, retention, vacuum, old segments of the log.

@@ -10,7 +10,7 @@ use axum::response::IntoResponse;
 use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamPartition, StreamSchema};
 use highwater_sql::StreamEntry;
-use highwater_sql::adhoc::{self, stream_relation};
+use highwater_sql::adhoc::{self, StreamRows, stream_relation};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -124,7 +124,7 @@ pub async fn tail(
     let mut marks: BTreeMap<u32, u64> = ends(&node, schema);
     marks.insert(partition, from);
     let hot = node.hot_rows(schema, &marks, Some(limit))?;
-    let relation = stream_relation(&node.engine, schema, None, hot, None)?;
+    let relation = stream_relation(&node.engine, schema, StreamRows { hot, ..StreamRows::default() })?;
     let hidden = if schema.raw { ", _extra" } else { "" };
     let columns: Vec<String> = schema.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
     let sql = format!(

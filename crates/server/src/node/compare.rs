@@ -147,7 +147,7 @@ impl Node {
         let mut schema = entry.schema.as_ref().clone();
         schema.options.sensitive.clear();
         schema.columns.iter_mut().for_each(|column| column.sensitive = false);
-        Ok(Version { rows: self.stream_at(&schema, Moment::Now, None).await?, columns })
+        Ok(Version { rows: self.stream_at(&schema, Moment::Now).await?, columns })
     }
 
     async fn table_version(&self, entry: &TableEntry) -> Result<Version, SqlError> {

@@ -10,6 +10,7 @@
 //! ```
 
 mod compare;
+mod counts;
 mod declare;
 mod idle;
 mod information;
@@ -42,10 +43,11 @@ use highwater_sql::stream::{TableProgram, TableRows};
 use highwater_sql::{Catalog, Engine, SqlError};
 use highwater_warehouse::FjallStore;
 
+pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
 pub use live::{Update, follow};
-pub use relations::{Fixed, NodeRelations};
+pub use relations::{Fixed, NodeRelations, StreamSnapshot};
 pub use system::EVENTS;
 
 /// How a node is run.
@@ -110,6 +112,7 @@ pub struct Node {
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
     lakes: tiered::Lakes,
+    counts: counts::Counts,
     /// Tables and joins by the name of their view.
     keyed: RwLock<BTreeMap<String, Arc<views::Keyed>>>,
     started: i64,
@@ -160,6 +163,7 @@ impl Node {
             keeping: tokio::sync::Mutex::new(()),
             declaring: tokio::sync::Mutex::new(()),
             lakes,
+            counts: counts::Counts::default(),
             keyed: RwLock::default(),
             started: clock.now_micros(),
             background: Mutex::default(),

@@ -8,11 +8,11 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, TableProvider};
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema};
-use highwater_lake::Moment;
+use highwater_lake::{LakeFiles, Moment};
 use highwater_log::reader::RowReader;
-use highwater_sql::SqlError;
-use highwater_sql::adhoc::{Day, Relations, stream_relation, table_relation};
+use highwater_sql::adhoc::{Day, Relations, StreamRows, stream_relation, table_relation};
 use highwater_sql::stream::table::Extent;
+use highwater_sql::{Engine, SqlError};
 
 use super::Node;
 
@@ -57,7 +57,7 @@ impl Relations for NodeRelations {
         let Ok(name) = StreamName::new(bare) else { return Ok(None) };
         let catalog = self.0.catalog();
         if let Some(entry) = catalog.streams.get(&name) {
-            return self.0.stream_at(&entry.schema, Moment::Now, None).await.map(Some);
+            return self.0.stream_at(&entry.schema, Moment::Now).await.map(Some);
         }
         if let Some(entry) = catalog.references.get(&name) {
             let rows = entry.table.rows.clone();
@@ -76,26 +76,32 @@ impl Node {
         &self,
         schema: &StreamSchema,
         moment: Moment,
-        day: Option<&Day>,
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
+        self.stream_snapshot(schema, moment).await?.relation(&self.engine, schema, None)
+    }
+
+    /// The rows of a stream at a moment: lake and log at once, or the lake alone at an earlier one.
+    pub async fn stream_snapshot(
+        &self,
+        schema: &StreamSchema,
+        moment: Moment,
+    ) -> Result<StreamSnapshot, SqlError> {
         let failed = |error: highwater_lake::LakeError| match error {
             highwater_lake::LakeError::NoSuchVersion(message) => SqlError::new("no_such_version", message),
             other => SqlError::new("internal", other.to_string()),
         };
-        let lake = match self.lake(&schema.name) {
+        let (files, marks) = match self.lake(&schema.name) {
             Some(lake) => {
                 let snapshot = lake.snapshot(moment).await.map_err(failed)?;
-                Some((snapshot.provider, snapshot.marks))
+                (Some(snapshot.files), snapshot.marks)
             }
-            None => None,
+            None => (None, BTreeMap::new()),
         };
-        let hot = if moment == Moment::Now {
-            let marks = lake.as_ref().map(|(_, marks)| marks.clone()).unwrap_or_default();
-            self.hot_rows(schema, &marks, None)?
-        } else {
-            Vec::new()
+        let hot = match moment {
+            Moment::Now => self.hot_rows(schema, &marks, None)?,
+            Moment::Version(_) | Moment::Time(_) => Vec::new(),
         };
-        stream_relation(&self.engine, schema, lake.map(|(provider, _)| provider), hot, day)
+        Ok(StreamSnapshot { files, hot })
     }
 
     /// Rows of the log from the given offsets on, at most about `limit`.
@@ -144,6 +150,28 @@ impl Node {
             }
         }
         Ok(rows)
+    }
+}
+
+/// The rows of a stream at one moment.
+#[derive(Debug, Clone)]
+pub struct StreamSnapshot {
+    /// Files of the lake.
+    pub files: Option<Arc<LakeFiles>>,
+    /// Rows of the log that are not in them.
+    pub hot: Vec<RecordBatch>,
+}
+
+impl StreamSnapshot {
+    /// The rows of a day, or all, as readers see them.
+    pub fn relation(
+        self,
+        engine: &Engine,
+        schema: &StreamSchema,
+        day: Option<&Day>,
+    ) -> Result<Arc<dyn TableProvider>, SqlError> {
+        let lake = self.files.map(|files| files.relation());
+        stream_relation(engine, schema, StreamRows { lake, hot: self.hot, day, beside: None })
     }
 }
 

@@ -4,6 +4,7 @@
 //! and system streams. They are read-only and limited in time, rows and memory. What is SENSITIVE is
 //! masked inside the plan, so no projection, filter or sort can tell what a mask hides.
 
+mod branches;
 mod endpoint;
 mod json;
 mod live;
@@ -32,7 +33,7 @@ use crate::session::Engine;
 pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
 pub use json::{rows_as_json, value_as_json};
 pub use live::{LiveQuery, followed};
-pub use relation::{Day, stream_relation, table_relation};
+pub use relation::{Day, StreamRows, stream_relation, table_relation};
 
 /// What can be read by name.
 #[async_trait]
@@ -122,7 +123,17 @@ fn with_nearest(error: SqlError, names: &[String]) -> SqlError {
 
 /// A session whose relations are resolved when a query names them.
 fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionContext, SqlError> {
-    let state = SessionStateBuilder::new_from_existing(engine.state())
+    let state = engine.state();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let config = state
+        .config()
+        .clone()
+        .with_target_partitions(cores)
+        // Each plan is executed once, so what a run learns can stay in it.
+        .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", true);
+    let state = SessionStateBuilder::new_from_existing(state)
+        .with_config(config)
+        .with_physical_optimizer_rules(branches::rules())
         .with_catalog_list(Arc::new(datafusion::catalog::MemoryCatalogProviderList::new()))
         .build();
     let context = SessionContext::new_with_state(state);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::ScalarValue;
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
 use highwater_event::{StreamSchema, columns};
@@ -21,20 +22,36 @@ pub struct Day {
     pub bounds: (i64, i64),
 }
 
-/// A stream as one relation: rows of the lake below its marks, and the rows of the log above them.
-/// The caller takes `hot` from the marks of the very snapshot that `lake` reads.
+/// The rows of a stream at one moment.
+#[derive(Default)]
+pub struct StreamRows<'a> {
+    /// Rows of the lake below its marks.
+    pub lake: Option<Arc<dyn TableProvider>>,
+    /// Rows of the log from the marks of that very lake on.
+    pub hot: Vec<RecordBatch>,
+    /// The UTC day whose rows are meant; all without it.
+    pub day: Option<&'a Day>,
+    /// A column of the lake's that is shown after the stream's own, a whole number; null for rows of the log.
+    pub beside: Option<&'a str>,
+}
+
+/// A stream as one relation.
 pub fn stream_relation(
     engine: &Engine,
     stream: &StreamSchema,
-    lake: Option<Arc<dyn TableProvider>>,
-    hot: Vec<RecordBatch>,
-    day: Option<&Day>,
+    rows: StreamRows<'_>,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
-    let schema = stream.reader_schema();
-    let names: Vec<Expr> = schema.fields().iter().map(|field| ident(field.name())).collect();
+    let StreamRows { lake, hot, day, beside } = rows;
+    let mut schema = stream.reader_schema();
+    let mut names: Vec<Expr> = schema.fields().iter().map(|field| ident(field.name())).collect();
     let hot = MemTable::try_new(schema.clone(), vec![hot])?;
+    if let Some(beside) = beside {
+        names.push(lit(ScalarValue::Int32(None)).alias(beside));
+        let beside = Arc::new(Field::new(beside, DataType::Int32, true));
+        schema = Arc::new(Schema::new(schema.fields().iter().cloned().chain([beside]).collect::<Vec<_>>()));
+    }
     let mut plan =
-        LogicalPlanBuilder::scan("log", provider_as_source(Arc::new(hot)), None)?.project(names.clone())?;
+        LogicalPlanBuilder::scan("log", provider_as_source(Arc::new(hot)), None)?.project(names)?;
     if let Some(day) = day {
         plan = plan.filter(within(day))?;
     }
@@ -55,7 +72,7 @@ pub fn stream_relation(
             if known.contains(field.name()) {
                 return Ok(ident(field.name()));
             }
-            let null = datafusion::common::ScalarValue::try_from(field.data_type())?;
+            let null = ScalarValue::try_from(field.data_type())?;
             Ok(lit(null).alias(field.name()))
         });
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
@@ -77,9 +94,7 @@ pub(super) fn sensitive_columns(stream: &StreamSchema) -> Vec<&str> {
 }
 
 fn within(day: &Day) -> Expr {
-    let at = |micros: i64| {
-        lit(datafusion::common::ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
-    };
+    let at = |micros: i64| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
     ident(columns::EVENT_TIME).gt_eq(at(day.bounds.0)).and(ident(columns::EVENT_TIME).lt(at(day.bounds.1)))
 }
 

@@ -1,0 +1,261 @@
+//! The files of one version of a stream's table as a relation.
+//!
+//! Delta's own provider reads the same rows, but its plans don't know what is known about the files: how
+//! many rows each has, within which times they lie, and that each is in order, newest first. With that a
+//! page of the newest events opens the newest files only, and a count without conditions opens none.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::compute::SortOptions;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::{DataFusionError, ScalarValue, Statistics};
+use datafusion::datasource::file_format::FileFormat;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::datasource::physical_plan::{
+    FileGroup, FileScanConfig, FileScanConfigBuilder, ParquetSource,
+};
+use datafusion::datasource::table_schema::TableSchema;
+use datafusion::logical_expr::{Expr, TableType};
+use datafusion::object_store::ObjectMeta;
+use datafusion::object_store::path::Path as ObjectPath;
+use datafusion::physical_expr::expressions::col;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use deltalake::DeltaTable;
+use deltalake::kernel::engine::arrow_conversion::TryIntoArrow;
+use highwater_event::{columns, time};
+
+use crate::{DAY_COLUMNS, LakeError, maintain};
+
+/// Files that overlap in time are read side by side to keep their rows in order; with more than so many
+/// at once the rows are sorted instead.
+const MOST_SIDE_BY_SIDE: usize = 64;
+
+/// A column of [`LakeFiles::relation`]: the number of the file that a row is in.
+pub const FILE_COLUMN: &str = "_file";
+
+/// The live files of a version of a stream's table, newest first. A file never changes.
+#[derive(Debug, Clone)]
+pub struct LakeFiles {
+    table: TableSchema,
+    files: Vec<PartitionedFile>,
+}
+
+impl LakeFiles {
+    /// Takes the list from a table's log. No file is opened.
+    pub(crate) fn of(table: &DeltaTable, dir: &Path) -> Result<Self, LakeError> {
+        let snapshot = table.snapshot()?;
+        let schema: Schema = snapshot.schema().as_ref().try_into_arrow()?;
+        let of_files: Vec<Field> = schema
+            .fields()
+            .iter()
+            .filter(|field| !DAY_COLUMNS.contains(&field.name().as_str()))
+            .map(|field| field.as_ref().clone())
+            .collect();
+        let of_files = Arc::new(Schema::new(of_files));
+        let mut constants =
+            DAY_COLUMNS.map(|column| Arc::new(Field::new(column, DataType::Utf8, true))).to_vec();
+        constants.push(Arc::new(Field::new(FILE_COLUMN, DataType::Int32, false)));
+        let table = TableSchema::builder(of_files.clone()).with_table_partition_cols(constants).build();
+        let mut files = Vec::new();
+        for (number, file) in snapshot.log_data().iter().enumerate() {
+            if file.deletion_vector_descriptor().is_some() {
+                return Err(LakeError::Foreign(file.path().into_owned()));
+            }
+            let path = ObjectPath::from_absolute_path(maintain::local(dir, &file.path()))
+                .map_err(|error| LakeError::Sync(std::io::Error::other(error)))?;
+            let values = file.partition_values_map();
+            let day = DAY_COLUMNS.iter().map(|column| values.get(*column).cloned().flatten());
+            let mut constants: Vec<ScalarValue> = day.map(ScalarValue::Utf8).collect();
+            constants.push(ScalarValue::Int32(Some(number as i32)));
+            let known = file.stats().and_then(|stats| serde_json::from_str(&stats).ok()).unwrap_or_default();
+            let meta = ObjectMeta {
+                location: path,
+                last_modified: file.modification_datetime()?,
+                size: file.size().max(0) as u64,
+                e_tag: None,
+                version: None,
+            };
+            files.push(
+                PartitionedFile::new_from_meta(meta)
+                    .with_partition_values(constants)
+                    .with_statistics(Arc::new(statistics(&of_files, &known))),
+            );
+        }
+        let newest = |file: &PartitionedFile| -> Option<i64> {
+            let at = of_files.index_of(columns::EVENT_TIME).ok()?;
+            match file.statistics.as_ref()?.column_statistics.get(at)?.max_value.get_value()? {
+                ScalarValue::TimestampMicrosecond(micros, _) => *micros,
+                _ => None,
+            }
+        };
+        files.sort_by_cached_key(|file| std::cmp::Reverse(newest(file)));
+        Ok(Self { table, files })
+    }
+
+    /// The numbers and names of the files. Names are never used twice.
+    pub fn names(&self) -> impl Iterator<Item = (i32, &str)> {
+        self.files.iter().filter_map(|file| match file.partition_values.last() {
+            Some(ScalarValue::Int32(Some(number))) => Some((*number, file.path().as_ref())),
+            _ => None,
+        })
+    }
+
+    /// Rows in all files; `None` when a file does not say.
+    pub fn rows(&self) -> Option<u64> {
+        self.files.iter().try_fold(0, |sum, file| {
+            let rows = file.statistics.as_ref()?.num_rows;
+            rows.is_exact()?.then_some(sum + *rows.get_value()? as u64)
+        })
+    }
+
+    /// Some of the files.
+    pub fn only(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        let files = self.files.iter().filter(|file| wanted(file.path().as_ref())).cloned().collect();
+        Self { table: self.table.clone(), files }
+    }
+
+    /// The rows: columns of [`StreamSchema::reader_schema`](highwater_event::StreamSchema::reader_schema),
+    /// then year, month, day and [`FILE_COLUMN`].
+    pub fn relation(self: &Arc<Self>) -> Arc<dyn TableProvider> {
+        Arc::new(LakeRelation(self.clone()))
+    }
+
+    /// The order that each file has.
+    fn order(&self) -> Result<Option<LexOrdering>, DataFusionError> {
+        // Neither is ever null; so it is said as SQL says it when nothing is said about nulls.
+        let options = SortOptions { descending: true, nulls_first: true };
+        let keys = [columns::EVENT_TIME, columns::OFFSET].map(|column| {
+            Ok::<_, DataFusionError>(PhysicalSortExpr::new(col(column, self.table.table_schema())?, options))
+        });
+        Ok(LexOrdering::new(keys.into_iter().collect::<Result<Vec<_>, _>>()?))
+    }
+
+    /// The files for so many readers, and the order that each reader then sees; none when too many of
+    /// them overlap.
+    fn groups(&self, readers: usize) -> Result<(Vec<FileGroup>, Option<LexOrdering>), DataFusionError> {
+        let all = [FileGroup::new(self.files.clone())];
+        if let Some(order) = self.order()? {
+            let split = FileScanConfig::split_groups_by_statistics_with_target_partitions(
+                self.table.table_schema(),
+                &all,
+                &order,
+                readers,
+            );
+            // A file without bounds can't be put in order.
+            if let Ok(groups) = split
+                && groups.len() <= MOST_SIDE_BY_SIDE.max(readers)
+            {
+                return Ok((groups, Some(order)));
+            }
+        }
+        let mut groups = vec![Vec::new(); readers.clamp(1, self.files.len().max(1))];
+        let count = groups.len();
+        for (number, file) in self.files.iter().enumerate() {
+            groups[number % count].push(file.clone());
+        }
+        Ok((groups.into_iter().map(FileGroup::new).collect(), None))
+    }
+}
+
+/// What a table's log says about a file, as the planner wants it. Only what all our writers keep in full:
+/// texts are cut and decimals rounded there. Footers say the rest once a file is opened.
+fn statistics(schema: &SchemaRef, known: &serde_json::Value) -> Statistics {
+    let mut statistics = Statistics::new_unknown(schema);
+    if let Some(rows) = known["numRecords"].as_u64() {
+        statistics.num_rows = Precision::Exact(rows as usize);
+    }
+    for (field, column) in schema.fields().iter().zip(&mut statistics.column_statistics) {
+        let bounds = |bound: &str| known[bound][field.name()].clone();
+        if let Some((low, high)) = bounds_of(field, &bounds("minValues"), &bounds("maxValues")) {
+            column.min_value = low;
+            column.max_value = high;
+            if let Some(nulls) = known["nullCount"][field.name()].as_u64() {
+                column.null_count = Precision::Exact(nulls as usize);
+            }
+        }
+    }
+    statistics
+}
+
+/// Bounds of a column's values; none when the log has none that can be relied on.
+fn bounds_of(
+    field: &Field,
+    low: &serde_json::Value,
+    high: &serde_json::Value,
+) -> Option<(Precision<ScalarValue>, Precision<ScalarValue>)> {
+    match field.data_type() {
+        DataType::Int64 => {
+            let exact = |value: i64| Precision::Exact(ScalarValue::Int64(Some(value)));
+            Some((exact(low.as_i64()?), exact(high.as_i64()?)))
+        }
+        DataType::Int32 => {
+            let exact = |value: i32| Precision::Exact(ScalarValue::Int32(Some(value)));
+            Some((exact(low.as_i64()?.try_into().ok()?), exact(high.as_i64()?.try_into().ok()?)))
+        }
+        DataType::Timestamp(..) => {
+            // The log cuts times to milliseconds, so these are bounds and not values.
+            let zone: Option<Arc<str>> = Some("UTC".into());
+            let bound =
+                |micros| Precision::Inexact(ScalarValue::TimestampMicrosecond(Some(micros), zone.clone()));
+            let (low, high) = (time::parse_micros(low.as_str()?)?, time::parse_micros(high.as_str()?)?);
+            Some((bound(low), bound(high.saturating_add(999))))
+        }
+        _ => None,
+    }
+}
+
+#[derive(Debug)]
+struct LakeRelation(Arc<LakeFiles>);
+
+#[async_trait]
+impl TableProvider for LakeRelation {
+    fn schema(&self) -> SchemaRef {
+        self.0.table.table_schema().clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        let LakeFiles { table, files } = self.0.as_ref();
+        if files.is_empty() {
+            let schema = table.table_schema();
+            let projected = match projection {
+                Some(projection) => Arc::new(schema.project(projection)?),
+                None => schema.clone(),
+            };
+            return Ok(Arc::new(EmptyExec::new(projected)));
+        }
+        let (groups, order) = self.0.groups(state.config().target_partitions())?;
+        let mut total = Statistics::new_unknown(table.table_schema());
+        total.num_rows = files.iter().fold(Precision::Exact(0), |sum, file| {
+            let rows = file.statistics.as_ref().map(|known| known.num_rows);
+            sum.add(&rows.unwrap_or(Precision::Absent))
+        });
+        let source = Arc::new(ParquetSource::new(table.clone()));
+        let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
+            .with_file_groups(groups)
+            .with_statistics(total)
+            .with_output_ordering(order.into_iter().collect())
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        let format = ParquetFormat::default().with_options(state.table_options().parquet.clone());
+        format.create_physical_plan(state, scan).await
+    }
+}
