@@ -1,7 +1,7 @@
 //! The index of event ids, over everything that a stream has ever taken: for each hash of (stream, principal, id), where the event stands and what
 //! it said. It is a view of the log that trails it; the door replays it to the head before it opens.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,9 @@ const REPLAY_ROWS: usize = 64 * 1024;
 
 /// New keys that wait in memory before they are written as one sorted run.
 const RUN: usize = 500_000;
+/// Runs of a generation when many ids have come before it; early ones are smaller, so that an index with
+/// few ids is small in memory. The store merges the runs of a table when they are more than this.
+const GENERATION_RUNS: usize = 60;
 /// A smaller run is written when its first key has waited this long, so that a restart has little to
 /// read again.
 const RUN_WAITS: Duration = Duration::from_secs(10);
@@ -78,26 +81,62 @@ const LEARNED_AT_ONCE: usize = 4096;
 /// Keys are random, so writing them one by one would cost more than everything else at the door. They
 /// are kept in memory and written as sorted runs. A run is written before the mark that covers it; when
 /// a crash comes between, the log is read again and the same keys say the same.
+///
+/// Runs belong to generations: each is a table of the store with a filter in front, and a full one is never
+/// touched again. So the cost of taking ids in does not grow with the ids that are there.
 pub struct DedupeIndex {
     stream: StreamName,
     table: Arc<str>,
     store: Arc<dyn KeyedStore>,
+    /// Keys of a run.
+    run: usize,
     state: Mutex<State>,
     /// One run is written at a time.
     spilling: Mutex<()>,
 }
 
-#[derive(Default)]
 struct State {
     /// Keys that are not in the store yet, and those that are on their way there.
     fresh: Keys,
     writing: Arc<Keys>,
+    /// The table that `writing` is on its way to.
+    destination: Arc<str>,
     marks: HashMap<Partition, Offset>,
     /// When the first of the fresh keys came.
     since: Option<Instant>,
+    /// Oldest first, at least one; fresh keys belong to the newest.
+    generations: Vec<Generation>,
+}
+
+struct Generation {
+    table: Arc<str>,
     /// Knows every key since the index was opened, and those that were stored before when it is `whole`.
     filter: Filter,
     whole: bool,
+    /// It is full with so many keys.
+    room: usize,
+}
+
+impl Generation {
+    fn new(table: Arc<str>, number: u32, run: usize, whole: bool) -> Self {
+        let runs = 4usize.saturating_pow(number).min(GENERATION_RUNS);
+        // The last run may be larger than others.
+        Self { table, filter: Filter::for_keys((runs + 1) * run), whole, room: runs * run }
+    }
+}
+
+impl State {
+    fn note(&mut self, key: Digest128, known: Known) {
+        if let Some(newest) = self.generations.last_mut() {
+            newest.filter.insert(&key);
+        }
+        self.fresh.insert(key, known);
+    }
+}
+
+/// The table of a generation; the first is that of the index itself.
+fn table_of(index: &str, generation: u32) -> Arc<str> {
+    if generation == 0 { index.into() } else { format!("{index}/g{generation}").into() }
 }
 
 type Keys = HashMap<Digest128, Known, Hasher>;
@@ -129,21 +168,43 @@ impl std::hash::Hasher for Hasher {
 impl DedupeIndex {
     /// Opens the index of a stream and reads the log from the index's marks to the head.
     pub fn open(stream: &StreamName, store: Arc<dyn KeyedStore>, log: &dyn Log) -> Result<Self, DedupeError> {
+        Self::open_with_runs_of(RUN, stream, store, log)
+    }
+
+    /// The same with runs of so many keys, and generations that are as much smaller.
+    pub fn open_with_runs_of(
+        run: usize,
+        stream: &StreamName,
+        store: Arc<dyn KeyedStore>,
+        log: &dyn Log,
+    ) -> Result<Self, DedupeError> {
         let table: Arc<str> = format!("{IDS}{stream}").into();
         let marks = store.marks(&table)?;
         if marks.is_empty() {
             // What a clearing that was cut short may have left.
-            store.clear(&table)?;
+            for table in tables(store.as_ref(), &table)?.iter().rev() {
+                store.clear(table)?;
+            }
         }
+        let mut tables = tables(store.as_ref(), &table)?;
+        // The last one is not there yet.
+        tables.pop();
+        let whole = marks.is_empty();
+        let generations =
+            tables.into_iter().zip(0..).map(|(table, number)| Generation::new(table, number, run, whole));
         let index = Self {
             stream: stream.clone(),
-            table,
             store,
+            run,
             state: Mutex::new(State {
-                whole: marks.is_empty(),
+                fresh: Keys::default(),
+                writing: Arc::default(),
+                destination: table.clone(),
                 marks: marks.into_iter().map(|(partition, mark)| (partition, mark.offset)).collect(),
-                ..State::default()
+                since: None,
+                generations: generations.collect(),
             }),
+            table,
             spilling: Mutex::new(()),
         };
         for partition in log.partitions(stream) {
@@ -157,9 +218,13 @@ impl DedupeIndex {
         Ok(self.store.marks(&self.table)?.get(&partition).map_or(0, |mark| mark.offset))
     }
 
-    /// The name of its table in the keyed store.
-    pub fn table(&self) -> &str {
-        &self.table
+    /// The names of its tables in the keyed store, in the order in which they are to be cleared: first the
+    /// one with the marks, without which the others count for nothing, then from the newest on, so that
+    /// those that a crash leaves are found again.
+    pub fn tables(&self) -> Vec<Arc<str>> {
+        let state = self.state();
+        let others = state.generations.iter().skip(1).rev().map(|generation| generation.table.clone());
+        [self.table.clone()].into_iter().chain(others).collect()
     }
 
     fn replay(&self, log: &dyn Log, at: &StreamPartition) -> Result<(), DedupeError> {
@@ -174,7 +239,7 @@ impl DedupeIndex {
                         self.take(at.partition, &batch)?;
                     }
                     self.state().marks.insert(at.partition, next);
-                    self.spill(RUN)?;
+                    self.spill(self.run)?;
                 }
                 // Ids in a damaged range can't be known any more; the rest still protects.
                 Err(ReadError::Damaged { to, from, .. }) => {
@@ -203,8 +268,7 @@ impl DedupeIndex {
                 key.copy_from_slice(keys.value(row));
                 let known =
                     Known { partition, offset: batch.base + row as Offset, payload: payloads.value(row) };
-                state.filter.insert(&Digest128(key));
-                state.fresh.insert(Digest128(key), known);
+                state.note(Digest128(key), known);
             }
         }
         Ok(())
@@ -216,30 +280,48 @@ impl DedupeIndex {
 
     /// Looks a key up.
     pub fn find(&self, key: &Digest128) -> Result<Option<Known>, StoreError> {
-        {
+        let asked: Vec<Arc<str>> = {
             let state = self.state();
             if let Some(known) = state.fresh.get(key).or_else(|| state.writing.get(key)) {
                 return Ok(Some(*known));
             }
-            if state.whole && !state.filter.may_hold(key) {
-                return Ok(None);
-            }
+            let may_hold = |generation: &&Generation| !generation.whole || generation.filter.may_hold(key);
+            let generations = state.generations.iter().rev().filter(may_hold);
+            generations.map(|generation| generation.table.clone()).collect()
+        };
+        for table in asked {
+            let Some(bytes) = self.store.get(&table, &key.0)? else { continue };
+            let damaged = || StoreError::Damaged("an entry of the index of event ids".into());
+            return Known::decode(&bytes).map(Some).ok_or_else(damaged);
         }
-        let Some(bytes) = self.store.get(&self.table, &key.0)? else { return Ok(None) };
-        let damaged = || StoreError::Damaged("an entry of the index of event ids".into());
-        Known::decode(&bytes).map(Some).ok_or_else(damaged)
+        Ok(None)
     }
 
-    /// Reads the keys that were stored when the index was opened, so that the filter knows them too. Until
-    /// then every question goes to the store. Ends early when nobody holds the index any more.
+    /// Reads the keys that were stored when the index was opened, so that the filters know them too. Until
+    /// then questions go to the store. Ends early when nobody holds the index any more.
     pub fn learn_stored(index: &Weak<Self>) -> Result<(), StoreError> {
-        let Some(snapshot) = index.upgrade().filter(|index| !index.state().whole) else { return Ok(()) };
-        let snapshot = snapshot.store.snapshot(&snapshot.table)?;
+        // The newest is the one that questions are mostly about.
+        let unknown: Vec<usize> = match index.upgrade() {
+            Some(index) => {
+                let state = index.state();
+                (0..state.generations.len()).rev().filter(|at| !state.generations[*at].whole).collect()
+            }
+            None => return Ok(()),
+        };
+        unknown.into_iter().try_for_each(|generation| Self::learn_generation(index, generation))
+    }
+
+    fn learn_generation(index: &Weak<Self>, generation: usize) -> Result<(), StoreError> {
+        let Some(held) = index.upgrade() else { return Ok(()) };
+        let table = held.state().generations[generation].table.clone();
+        let snapshot = held.store.snapshot(&table)?;
+        drop(held);
         let mut learned: Vec<Digest128> = Vec::with_capacity(LEARNED_AT_ONCE);
         let learn = |learned: &mut Vec<Digest128>| {
             let index = index.upgrade()?;
             let mut state = index.state();
-            learned.drain(..).for_each(|key| state.filter.insert(&key));
+            let filter = &mut state.generations[generation].filter;
+            learned.drain(..).for_each(|key| filter.insert(&key));
             Some(())
         };
         let mut held = Some(());
@@ -256,7 +338,7 @@ impl DedupeIndex {
             && held.is_some()
             && let Some(index) = index.upgrade()
         {
-            index.state().whole = true;
+            index.state().generations[generation].whole = true;
         }
         Ok(())
     }
@@ -264,13 +346,13 @@ impl DedupeIndex {
     /// Writes a run when one is due.
     pub fn tick(&self) -> Result<(), StoreError> {
         let waited = self.state().since.is_some_and(|since| since.elapsed() >= RUN_WAITS);
-        self.spill(if waited { 1 } else { RUN })
+        self.spill(if waited { 1 } else { self.run })
     }
 
     /// Writes the keys in memory as a run when there are at least so many, and moves the marks.
     pub fn spill(&self, at_least: usize) -> Result<(), StoreError> {
         let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        let (keys, marks) = {
+        let (keys, table, marks) = {
             let mut state = self.state();
             if state.writing.is_empty() {
                 if state.fresh.len() < at_least.max(1) {
@@ -278,26 +360,43 @@ impl DedupeIndex {
                 }
                 state.writing = Arc::new(std::mem::take(&mut state.fresh));
                 state.since = None;
+                self.choose_destination(&mut state);
             }
             // A run that could not be written before holds fewer keys than the marks of now cover.
             let covered = state.fresh.is_empty();
-            (state.writing.clone(), covered.then(|| state.marks.clone()))
+            (state.writing.clone(), state.destination.clone(), covered.then(|| state.marks.clone()))
         };
         let mut sorted: Vec<(&Digest128, &Known)> = keys.iter().collect();
         sorted.sort_unstable_by_key(|(key, _)| **key);
         let mut encoded = sorted.into_iter().map(|(key, known)| (key.0.to_vec(), known.encode().to_vec()));
         if !planted::bug("mark_before_ids") {
-            self.store.load(&self.table, &mut encoded)?;
+            self.store.load(&table, &mut encoded)?;
         }
         planted::stop("ids:loaded");
-        if let Some(marks) = marks {
-            let marks = marks.into_iter().map(|(partition, offset)| {
-                ((self.table.clone(), partition), Mark { offset, ..Mark::default() })
-            });
-            self.store.write(KeyedBatch { puts: Vec::new(), marks: marks.collect() })?;
+        let marks = marks
+            .into_iter()
+            .flatten()
+            .map(|(partition, offset)| ((self.table.clone(), partition), Mark { offset, ..Mark::default() }));
+        let mut marks: BTreeMap<(Arc<str>, Partition), Mark> = marks.collect();
+        if table != self.table {
+            // So that the table is found again.
+            marks.insert((table, 0), Mark::default());
         }
+        self.store.write(KeyedBatch { puts: Vec::new(), marks: marks.into_iter().collect() })?;
         self.state().writing = Arc::default();
         Ok(())
+    }
+
+    /// The run that is taken now goes to the newest generation. When that is full, what comes next belongs
+    /// to another: nothing is fresh at this moment, so that no run has keys of two.
+    fn choose_destination(&self, state: &mut State) {
+        let number = state.generations.len() as u32;
+        let Some(newest) = state.generations.last() else { return };
+        state.destination = newest.table.clone();
+        // How full it is becomes known when its stored keys have been read.
+        if newest.whole && newest.filter.keys() >= newest.room {
+            state.generations.push(Generation::new(table_of(&self.table, number), number, self.run, true));
+        }
     }
 
     /// Notes keys that became durable, and that the index has seen the log up to `marks` at least.
@@ -305,14 +404,28 @@ impl DedupeIndex {
         let mut state = self.state();
         state.since.get_or_insert_with(Instant::now);
         for (key, known) in keys {
-            state.filter.insert(&key);
-            state.fresh.insert(key, known);
+            state.note(key, known);
         }
         for (partition, offset) in marks {
             let mark = state.marks.entry(*partition).or_insert(0);
             *mark = (*mark).max(*offset);
         }
     }
+}
+
+/// The tables of the generations of an index, oldest first, and after them the one that would be next: a run
+/// may have been written there before a crash.
+fn tables(store: &dyn KeyedStore, index: &str) -> Result<Vec<Arc<str>>, StoreError> {
+    let mut tables = vec![table_of(index, 0)];
+    for number in 1.. {
+        let table = table_of(index, number);
+        let there = !store.marks(&table)?.is_empty();
+        tables.push(table);
+        if !there {
+            break;
+        }
+    }
+    Ok(tables)
 }
 
 /// The columns that the index is rebuilt from.

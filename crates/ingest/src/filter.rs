@@ -1,13 +1,11 @@
-//! A filter in front of the index of event ids. Nearly every id at the door is new, and the index keeps
-//! its keys in many sorted runs; the filter knows of almost every new id that none of them holds it.
+//! A filter in front of the index of event ids. Nearly every id at the door is new; the filter knows of almost
+//! every new id that the stored runs don't hold it.
 //!
-//! It is a Bloom filter in blocks of one cache line, so that a question costs one miss of the cache for each
-//! part. Parts are added as keys come, each four times as large as the one before: 1.5 to 6 bytes a key.
+//! It is a Bloom filter in blocks of one cache line, so that a question costs one miss of the cache: 1.5
+//! bytes a key. With more keys than it was made for, more parts are added and a question costs more.
 
 use highwater_event::Digest128;
 
-/// Keys of the first part.
-const FIRST: usize = 1 << 18;
 /// Bits that one key sets.
 const PROBES: u32 = 6;
 /// A block in words: one line of the cache.
@@ -16,9 +14,9 @@ const BLOCK: usize = 8;
 const BITS_PER_KEY: usize = 12;
 
 /// What may have been seen.
-#[derive(Default)]
 pub struct Filter {
     parts: Vec<Part>,
+    keys: usize,
 }
 
 struct Part {
@@ -51,10 +49,23 @@ fn halves(key: &Digest128) -> (u64, u64) {
 }
 
 impl Filter {
+    /// A filter for about so many keys.
+    pub fn for_keys(keys: usize) -> Self {
+        Self { parts: vec![Part::with_room(keys.max(1))], keys: 0 }
+    }
+
+    /// How many keys were noted.
+    pub fn keys(&self) -> usize {
+        self.keys
+    }
+
     /// Notes a key.
     pub fn insert(&mut self, key: &Digest128) {
-        if self.parts.last().is_none_or(|part| part.room == 0) {
-            self.parts.push(Part::with_room(FIRST << (2 * self.parts.len())));
+        self.keys += 1;
+        if let Some(part) = self.parts.last()
+            && part.room == 0
+        {
+            self.parts.push(Part::with_room(4 * self.keys));
         }
         if let Some(part) = self.parts.last_mut() {
             part.room -= 1;
@@ -82,13 +93,14 @@ mod tests {
 
     #[test]
     fn every_key_is_known_again_and_few_others() {
-        let mut filter = Filter::default();
+        let mut filter = Filter::for_keys(100_000);
         assert!(!filter.may_hold(&key(0)));
-        let count = 5 * FIRST as u64 + 1;
-        (0..count).for_each(|number| filter.insert(&key(number)));
-        assert_eq!(filter.parts.len(), 3);
-        assert!((0..count).all(|number| filter.may_hold(&key(number))));
-        let wrong = (count..count + 100_000).filter(|number| filter.may_hold(&key(*number))).count();
-        assert!(wrong < 3_000, "{wrong} of 100,000 others are held for known");
+        for (count, parts) in [(100_000, 1), (300_000, 2)] {
+            (filter.keys() as u64..count).for_each(|number| filter.insert(&key(number)));
+            assert_eq!((filter.parts.len(), filter.keys() as u64), (parts, count));
+            assert!((0..count).all(|number| filter.may_hold(&key(number))));
+            let wrong = (count..count + 100_000).filter(|number| filter.may_hold(&key(*number))).count();
+            assert!(wrong < 1_500 * parts, "{wrong} of 100,000 others are held for known");
+        }
     }
 }

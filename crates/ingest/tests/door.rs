@@ -42,8 +42,9 @@ fn open(disk: &SimDisk, store: &SimStore, small_body: usize) -> Option<Stand> {
     let journal =
         Journal::open(options, Arc::new(disk.clone()), clock.clone(), &SeededRandomness::new(1)).ok()?;
     let log: Arc<dyn Log> = Arc::new(journal);
-    let index = Arc::new(DedupeIndex::open(&schema().name, Arc::new(store.clone()), log.as_ref()).unwrap());
-    DedupeIndex::learn_stored(&Arc::downgrade(&index)).unwrap();
+    // Small runs, so that a few events make generations.
+    let index = DedupeIndex::open_with_runs_of(6, &schema().name, Arc::new(store.clone()), log.as_ref());
+    let index = Arc::new(index.unwrap());
     let door = Door::open(log.clone(), clock, DoorOptions { small_body, ..DoorOptions::default() }).unwrap();
     door.admit(Decoder::new(schema()).unwrap(), Some(index.clone()));
     Some(Stand { log, door, index })
@@ -129,7 +130,10 @@ fn everything_that_was_acked_is_there_once_however_often_it_is_sent() {
             // Bodies are decoded by the owner, or by the caller.
             let small = if chance.chance(0.5) { 16 << 10 } else { 0 };
             if let Some(stand) = open(&disk, &store, small) {
-                for _ in 0..30 {
+                for round in 0..30 {
+                    if round == 3 {
+                        DedupeIndex::learn_stored(&Arc::downgrade(&stand.index)).unwrap();
+                    }
                     // The same events again and again, some with another payload.
                     let events: Vec<(u64, u64)> = (0..1 + chance.below(20))
                         .map(|_| {
@@ -181,6 +185,43 @@ fn everything_that_was_acked_is_there_once_however_often_it_is_sent() {
                 "seed {seed}: {id}: {outcomes:?}"
             );
         }
+    }
+}
+
+#[test]
+fn ids_of_every_generation_are_known_and_go_with_the_stream() {
+    let (disk, store) = (SimDisk::new(), SimStore::new());
+    let all = |number: u64| (number * 10..number * 10 + 10).map(|id| (id, id)).collect::<Vec<_>>();
+    let mut generations = 1;
+    for life in 0..4 {
+        let stand = open(&disk.copy(), &store, 0).unwrap();
+        DedupeIndex::learn_stored(&Arc::downgrade(&stand.index)).unwrap();
+        assert!(stand.index.tables().len() >= generations);
+        for number in life * 20..life * 20 + 20 {
+            let outcomes = send(&stand, &all(number)).unwrap();
+            assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Accepted { .. })));
+            stand.index.spill(1).unwrap();
+        }
+        // Asked of the filters and their tables alike: everything since the first life, and nothing else.
+        for number in 0..life * 20 + 20 {
+            let outcomes = send(&stand, &all(number)).unwrap();
+            assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Duplicate { .. })));
+        }
+        generations = stand.index.tables().len();
+        drop(stand);
+    }
+    assert!(generations > 4, "{generations}");
+
+    // A stream of the same name on a new log knows none of them, wherever a crash cut the clearing short.
+    let tables = open(&disk.copy(), &store, 0).unwrap().index.tables();
+    for cleared in 1..=tables.len() {
+        let store = store.after_crash(&SeededRandomness::new(1));
+        for table in &tables[..cleared] {
+            highwater_log::keyed::KeyedStore::clear(&store, table).unwrap();
+        }
+        let stand = open(&SimDisk::new(), &store, 0).unwrap();
+        let outcomes = send(&stand, &all(0)).unwrap();
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Accepted { .. })), "{cleared}");
     }
 }
 

@@ -168,16 +168,17 @@ impl Node {
             return Ok(None);
         }
         let (node, name) = (self.clone(), name.clone());
+        let stream = name.clone();
         let index = tokio::task::spawn_blocking(move || {
-            DedupeIndex::open(&name, node.write_back.store().clone(), node.log.as_ref())
+            DedupeIndex::open(&stream, node.write_back.store().clone(), node.log.as_ref())
         })
         .await??;
         let index = Arc::new(index);
-        let (stored, table) = (Arc::downgrade(&index), index.table().to_owned());
+        let (stored, stream) = (Arc::downgrade(&index), name);
         // Nobody waits for it; it ends with the index or the process.
         std::thread::Builder::new().name("ids".into()).spawn(move || {
             if let Err(error) = DedupeIndex::learn_stored(&stored) {
-                tracing::warn!(table, %error, "stored event ids could not be read ahead; each is looked up in the store");
+                tracing::warn!(%stream, %error, "stored event ids could not be read ahead; each is looked up in the store");
             }
         })?;
         Ok(Some(index))
@@ -352,7 +353,7 @@ impl Node {
         }
         if let Some(index) = self.door.index(name) {
             self.door.dismiss(name);
-            self.clear(index.table());
+            index.tables().iter().for_each(|table| self.clear(table));
         }
         self.door.dismiss(name);
         self.driver.remove(&lake_view(name)).await;
