@@ -1,4 +1,4 @@
-//! Durable ingest over HTTP: deduplicated, fsynced, load generator on the same machine.
+//! Durable ingest over HTTP and WebSockets: deduplicated, fsynced, load generator on the same machine.
 //!
 //! Each event is about 300 bytes of JSON with an id that is never repeated. An answer counts when it is
 //! a 202 with nothing rejected.
@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 
 use crate::node::{Node, Target};
 use crate::sender::{EVENT, Outcome, STREAM, Sender, USERS};
+use crate::socket_sender;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -30,6 +31,21 @@ pub struct Arguments {
     /// Events per batch.
     #[arg(long, default_value_t = 1000)]
     batch: usize,
+    /// WebSockets that send one event a message.
+    #[arg(long, default_value_t = 16)]
+    sockets: usize,
+    /// Messages that one of them sends before it waits for an answer.
+    #[arg(long, default_value_t = 250)]
+    unanswered: usize,
+}
+
+/// How the events are sent.
+#[derive(Clone, Copy)]
+enum Way {
+    /// So many a request.
+    Requests(usize),
+    /// One a message, with so many unanswered.
+    Messages(usize),
 }
 
 async fn measure(
@@ -37,7 +53,7 @@ async fn measure(
     node: Arc<Node>,
     ids: Arc<AtomicU64>,
     connections: usize,
-    events: usize,
+    way: Way,
 ) -> anyhow::Result<String> {
     let warm_up = Duration::from_secs(2);
     let until = Instant::now() + warm_up + Duration::from_secs(arguments.seconds);
@@ -46,6 +62,12 @@ async fn measure(
     for _ in 0..connections {
         let (node, ids) = (node.clone(), ids.clone());
         senders.spawn(async move {
+            let events = match way {
+                Way::Requests(events) => events,
+                Way::Messages(unanswered) => {
+                    return socket_sender::send(&node, &ids, unanswered, from, until).await;
+                }
+            };
             let mut sender = Sender::connect(&node, events, USERS).await?;
             let mut latencies = Histogram::<u64>::new(3)?;
             while Instant::now() < until {
@@ -66,11 +88,15 @@ async fn measure(
         all.add(sender??)?;
     }
     let seconds = started.elapsed().as_secs_f64();
+    let (name, events) = match way {
+        Way::Requests(events) => (events.to_string(), events),
+        Way::Messages(_) => ("WebSocket".to_owned(), 1),
+    };
     let rate = all.len() as f64 * events as f64 / seconds;
     let quantile = |q| all.value_at_quantile(q) as f64 / 1000.0;
     Ok(format!(
         "{:>9} {connections:>12} {rate:>12.0} {:>9.2} {:>9.2} {:>9.2} {:>16.2} {:>12}",
-        events,
+        name,
         quantile(0.5),
         quantile(0.99),
         quantile(0.999),
@@ -88,12 +114,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         "   events  connections     events/s    p50 ms    p99 ms  p99.9 ms  node CPU seconds/s  peak MiB"
     );
     runtime.block_on(async {
-        println!(
-            "{}",
-            measure(arguments, node.clone(), ids.clone(), arguments.batch_connections, arguments.batch)
-                .await?
-        );
-        println!("{}", measure(arguments, node.clone(), ids.clone(), arguments.single_connections, 1).await?);
+        let ways = [
+            (arguments.batch_connections, Way::Requests(arguments.batch)),
+            (arguments.single_connections, Way::Requests(1)),
+            (arguments.sockets, Way::Messages(arguments.unanswered)),
+        ];
+        for (connections, way) in ways {
+            println!("{}", measure(arguments, node.clone(), ids.clone(), connections, way).await?);
+        }
         Ok(())
     })
 }

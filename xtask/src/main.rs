@@ -4,6 +4,7 @@ mod bench_http;
 mod node;
 mod sender;
 mod soak;
+mod socket_sender;
 
 use clap::{Parser, Subcommand};
 

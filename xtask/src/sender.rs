@@ -61,14 +61,7 @@ impl Sender {
 
     pub async fn send(&mut self, first: u64) -> anyhow::Result<Outcome> {
         for (event, at) in self.ids.iter().enumerate() {
-            let number = first + event as u64;
-            let id = format!("{number:016x}");
-            self.request[*at..*at + 16].copy_from_slice(id.as_bytes());
-            let user = format!("{:07}", splitmix(number) % self.users);
-            let start = at - ID_AT;
-            self.request[start + USER_AT..start + USER_AT + 7].copy_from_slice(user.as_bytes());
-            self.request[start + TIME_AT..start + TIME_AT + 15]
-                .copy_from_slice(time_of_day(number).as_bytes());
+            number_event(&mut self.request[at - ID_AT..], first + event as u64, self.users);
         }
         self.stream.write_all(&self.request).await?;
         let mut filled = 0;
@@ -95,6 +88,13 @@ impl Sender {
             };
         }
     }
+}
+
+/// Makes [`EVENT`] the event of a number.
+pub fn number_event(event: &mut [u8], number: u64, users: u64) {
+    event[ID_AT..ID_AT + 16].copy_from_slice(format!("{number:016x}").as_bytes());
+    event[USER_AT..USER_AT + 7].copy_from_slice(format!("{:07}", splitmix(number) % users).as_bytes());
+    event[TIME_AT..TIME_AT + 15].copy_from_slice(time_of_day(number).as_bytes());
 }
 
 /// Five milliseconds from one event to the next.

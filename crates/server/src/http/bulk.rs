@@ -63,8 +63,12 @@ fn so_far(problem: Problem, tally: &Tally) -> Problem {
     if tally.events() == 0 { problem } else { problem.with("events_taken", tally.events().into()) }
 }
 
-/// Hands a part to the door. A long body that has begun waits for a busy door instead of giving up.
-async fn submit(node: &Arc<Node>, submission: Submission) -> Result<Vec<highwater_ingest::Verdict>, Problem> {
+/// Hands a part of what a sender says to the door. A sender that has begun waits for a busy door instead
+/// of being refused at once.
+pub async fn submit(
+    node: &Arc<Node>,
+    submission: Submission,
+) -> Result<Vec<highwater_ingest::Verdict>, Problem> {
     node.learn(&submission).await?;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {

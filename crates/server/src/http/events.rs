@@ -162,7 +162,8 @@ pub async fn batch(
     Ok(batch_answer(&verdicts))
 }
 
-fn find(node: &Node, name: &str) -> Result<StreamName, Problem> {
+/// The stream of that name that takes events.
+pub fn find(node: &Node, name: &str) -> Result<StreamName, Problem> {
     let missing = |known: &highwater_sql::Catalog| {
         let names =
             known.streams.values().filter(|entry| entry.schema.raw).map(|entry| entry.schema.name.as_str());
@@ -274,30 +275,30 @@ impl Tally {
         self.accepted + self.duplicates + self.rejected
     }
 
+    /// Counts an event; true when it was refused.
+    pub fn count(&mut self, verdict: &Verdict) -> bool {
+        match &verdict.outcome {
+            Outcome::Accepted { .. } => self.accepted += 1,
+            Outcome::Duplicate { .. } => self.duplicates += 1,
+            Outcome::Conflict { .. } => {
+                self.conflicts += 1;
+                self.rejected += 1;
+                return true;
+            }
+            Outcome::Rejected(_) => {
+                self.rejected += 1;
+                return true;
+            }
+        }
+        false
+    }
+
     /// Takes the verdicts of the next events.
     pub fn take(&mut self, verdicts: &[Verdict]) {
         self.results.reserve(verdicts.len() * 64);
         for verdict in verdicts {
             let index = self.events();
-            let refused = match &verdict.outcome {
-                Outcome::Accepted { .. } => {
-                    self.accepted += 1;
-                    false
-                }
-                Outcome::Duplicate { .. } => {
-                    self.duplicates += 1;
-                    false
-                }
-                Outcome::Conflict { .. } => {
-                    self.conflicts += 1;
-                    self.rejected += 1;
-                    true
-                }
-                Outcome::Rejected(_) => {
-                    self.rejected += 1;
-                    true
-                }
-            };
+            let refused = self.count(verdict);
             if index >= LISTED && (!refused || self.listed >= LISTED + LISTED_REFUSED) {
                 self.omitted = true;
                 continue;
@@ -325,14 +326,19 @@ impl Tally {
         }
     }
 
-    /// The answer.
-    pub fn answer(self) -> Response {
-        let status = self.status();
+    /// Adds the counts to the node's metrics.
+    pub fn publish(&self) {
         let counts =
             [("accepted", self.accepted), ("duplicate", self.duplicates), ("rejected", self.rejected)];
         for (outcome, count) in counts {
             metrics::counter!("highwater_events_total", "outcome" => outcome).increment(count as u64);
         }
+    }
+
+    /// The answer.
+    pub fn answer(self) -> Response {
+        let status = self.status();
+        self.publish();
         let omitted = if self.omitted { ",\"results_omitted\":true" } else { "" };
         let body = format!(
             "{{\"accepted\":{},\"duplicates\":{},\"rejected\":{},\"results\":[{}]{omitted}}}",
@@ -344,7 +350,8 @@ impl Tally {
     }
 }
 
-fn write_result(out: &mut String, index: usize, verdict: &Verdict) -> std::fmt::Result {
+/// Appends what became of an event.
+pub fn write_result(out: &mut String, index: usize, verdict: &Verdict) -> std::fmt::Result {
     write!(out, "{{\"index\":{index},\"event_id\":")?;
     match &verdict.event_id {
         None => out.push_str("null"),

@@ -17,6 +17,7 @@ mod operate;
 mod pages;
 mod problem;
 mod router;
+mod socket;
 mod sql;
 mod statements;
 mod streams;

@@ -14,7 +14,7 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{RefOr, Required, Schema};
 
-use super::{datalake, events, health, live, metrics, operate, sql, statements, streams, views};
+use super::{datalake, events, health, live, metrics, operate, socket, sql, statements, streams, views};
 use crate::node::Node;
 
 #[derive(OpenApi)]
@@ -26,6 +26,7 @@ use crate::node::Node;
     ),
     paths(
         events::stream_events,
+        socket::stream_socket,
         events::ingest,
         events::batch,
         sql::query,

@@ -61,6 +61,14 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, detail).with("path", error.path.into())
     }
 
+    /// Code, detail and what else there is to say, for answers that hold several outcomes.
+    pub fn summary(&self) -> Value {
+        let mut summary = self.more.clone();
+        summary.insert("code".into(), self.code.clone().into());
+        summary.insert("detail".into(), self.detail.clone().into());
+        Value::Object(summary)
+    }
+
     fn of(reaction: Reaction, code: &str, detail: String) -> Self {
         let status = match reaction {
             Reaction::Retry => StatusCode::SERVICE_UNAVAILABLE,

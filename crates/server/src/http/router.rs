@@ -18,8 +18,8 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::problem::{Problem, ProblemBody};
 use super::{
-    auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, sql, statements,
-    streams, unread, views,
+    auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, socket, sql,
+    statements, streams, unread, views,
 };
 use crate::node::Node;
 
@@ -62,6 +62,7 @@ pub fn app(node: Arc<Node>) -> Router {
                 .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
                 .map_request(|request: Request<_>| request.map(Body::new)),
         )
+        .route("/api/v1/streams/{stream}/socket", get(socket::stream_socket))
         .route("/api/v1/sql", post(sql::query))
         .route("/api/v1/subscribe", get(live::subscribe))
         .route("/api/v1/statements", post(statements::declare).get(statements::list))

@@ -1,0 +1,241 @@
+//! Events over a WebSocket: a message is an event, and each gets an answer of its own, in order, when the
+//! event is durable. Senders don't wait for one answer before the next message; messages that have come
+//! in meanwhile go through the door together.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use futures::stream::{FuturesOrdered, SplitSink, SplitStream};
+use futures::{FutureExt, SinkExt, StreamExt};
+use highwater_event::{Principal, StreamName};
+use highwater_ingest::{Format, Submission};
+
+use super::events::{self, Tally};
+use super::problem::{Answer, Problem};
+use crate::node::Node;
+
+/// The longest message; longer events can be sent over HTTP.
+const LONGEST: usize = 1 << 20;
+/// Most messages, and about how many bytes, that go through the door together.
+const TOGETHER: usize = 1000;
+const TOGETHER_BYTES: usize = 512 << 10;
+/// Most groups of messages of one sender on their way.
+const UNDER_WAY: usize = 4;
+/// How long a sender may leave its answers unread.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Takes events for a stream over a WebSocket.
+///
+/// Each message is one event as a JSON object of at most 1 MiB. Each answer is a JSON object
+/// `{index, event_id, status, offset}` in the order of the messages; `index` counts them from 0. The status is
+/// `accepted` or `duplicate` when the event is durable, `conflict` or `rejected` when it is not what the
+/// stream takes, and `failed` when it may be sent again.
+#[utoipa::path(get, path = "/api/v1/streams/{stream}/socket", tag = "ingest",
+    params(("stream" = String, Path, description = "name of a declared stream")),
+    responses((status = 101, description = "a WebSocket; one answer a message"), (status = 404, description = "no such stream"),
+        (status = 426, description = "the call does not ask for a WebSocket")))]
+pub async fn stream_socket(
+    State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
+    Path(stream): Path<String>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer {
+    let stream = events::find(&node, &stream)?;
+    let upgrade = upgrade.map_err(|rejection| {
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", rejection.body_text())
+            .hint("open a WebSocket here, or POST events to …/events")
+    })?;
+    let session = Session { node, stream, principal };
+    Ok(upgrade.max_message_size(LONGEST).on_upgrade(move |socket| session.run(socket)))
+}
+
+#[derive(Clone)]
+struct Session {
+    node: Arc<Node>,
+    stream: StreamName,
+    principal: Principal,
+}
+
+/// Messages that go through the door together, and the number of the first.
+struct Group {
+    first: usize,
+    load: Load,
+}
+
+enum Load {
+    /// One event a line.
+    Lines { body: Vec<u8>, events: usize },
+    /// One whose text has lines of its own.
+    Alone(Bytes),
+    /// It is no event.
+    Refused(Problem),
+}
+
+impl Session {
+    async fn run(self, socket: WebSocket) {
+        let (mut answers, mut messages) = socket.split();
+        let mut under_way = FuturesOrdered::new();
+        let mut groups = Groups::default();
+        let ended = loop {
+            tokio::select! {
+                Some(answered) = under_way.next() => {
+                    // It can't panic, and nobody cancels it.
+                    let Ok(answered) = answered else { break close_code::ERROR };
+                    if write(&mut answers, answered).await.is_none() {
+                        return;
+                    }
+                }
+                more = groups.read(&mut messages), if !groups.ended && under_way.len() < UNDER_WAY => {
+                    for group in more {
+                        under_way.push_back(tokio::spawn(self.clone().take(group)));
+                    }
+                }
+                else => break close_code::NORMAL,
+            }
+        };
+        let frame = CloseFrame { code: ended, reason: Utf8Bytes::default() };
+        if let Err(error) = answers.send(Message::Close(Some(frame))).await {
+            tracing::debug!(%error, "a sender had gone");
+        }
+    }
+
+    /// Hands a group to the door and says what became of each message.
+    async fn take(self, group: Group) -> Vec<Utf8Bytes> {
+        let (format, body, events) = match group.load {
+            Load::Lines { body, events } => (Format::NdJson, Bytes::from(body), events),
+            Load::Alone(body) => (Format::Json, body, 1),
+            Load::Refused(problem) => return vec![failed(group.first, &problem)],
+        };
+        let submission = Submission { stream: self.stream, body, format, principal: self.principal };
+        let problem = match super::bulk::submit(&self.node, submission).await {
+            Ok(verdicts) if verdicts.len() == events => {
+                let mut tally = Tally::default();
+                let answers = verdicts.iter().zip(group.first..).map(|(verdict, index)| {
+                    tally.count(verdict);
+                    let mut answer = String::with_capacity(96);
+                    // Writing to a String can't fail.
+                    events::write_result(&mut answer, index, verdict).ok();
+                    answer.into()
+                });
+                let answers = answers.collect();
+                tally.publish();
+                return answers;
+            }
+            Ok(_) => Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the answers could not be told apart; send the events again",
+            ),
+            Err(problem) => problem,
+        };
+        (group.first..group.first + events).map(|index| failed(index, &problem)).collect()
+    }
+}
+
+/// The answer to a message that did not come through the door.
+fn failed(index: usize, problem: &Problem) -> Utf8Bytes {
+    let mut answer = String::new();
+    let error = problem.summary();
+    // Writing to a String can't fail.
+    write!(answer, "{{\"index\":{index},\"event_id\":null,\"status\":\"failed\",\"error\":{error}}}").ok();
+    answer.into()
+}
+
+/// Sends answers; `None` when nobody reads them.
+async fn write(answers: &mut SplitSink<WebSocket, Message>, texts: Vec<Utf8Bytes>) -> Option<()> {
+    let written = async {
+        for text in texts {
+            answers.feed(Message::Text(text)).await?;
+        }
+        answers.flush().await
+    };
+    match tokio::time::timeout(PATIENCE, written).await {
+        Ok(Ok(())) => Some(()),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a sender has gone");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("a sender leaves its answers unread; its connection is closed");
+            None
+        }
+    }
+}
+
+/// Cuts what a sender says into groups.
+#[derive(Default)]
+struct Groups {
+    /// Messages so far.
+    count: usize,
+    ended: bool,
+}
+
+impl Groups {
+    /// Waits for a message and takes those that are there already.
+    async fn read(&mut self, messages: &mut SplitStream<WebSocket>) -> VecDeque<Group> {
+        let mut groups = VecDeque::new();
+        let mut bytes = 0;
+        let mut next = messages.next().await;
+        loop {
+            match next {
+                Some(Ok(Message::Text(text))) => {
+                    bytes += text.len();
+                    self.put(&mut groups, Bytes::from(text));
+                }
+                Some(Ok(Message::Binary(body))) => {
+                    bytes += body.len();
+                    self.put(&mut groups, body);
+                }
+                // Pings are answered by the protocol.
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                    self.ended = true;
+                    return groups;
+                }
+            }
+            if groups.len() > 1 || bytes >= TOGETHER_BYTES || self.is_full(&groups) {
+                return groups;
+            }
+            match messages.next().now_or_never() {
+                Some(more) => next = more,
+                None => return groups,
+            }
+        }
+    }
+
+    fn is_full(&self, groups: &VecDeque<Group>) -> bool {
+        groups.back().is_some_and(|group| self.count - group.first >= TOGETHER)
+    }
+
+    fn put(&mut self, groups: &mut VecDeque<Group>, body: Bytes) {
+        let first = self.count;
+        self.count += 1;
+        let load = match body.trim_ascii_start().first() {
+            None => Load::Refused(Problem::bad_request("empty_body", "the message holds no event")),
+            Some(b'[') => Load::Refused(Problem::bad_request(
+                "not_an_object",
+                "a message is one event; send each in a message of its own",
+            )),
+            // It would be taken for several.
+            Some(_) if body.iter().any(|byte| matches!(byte, b'\n' | b'\r')) => Load::Alone(body),
+            Some(_) => {
+                if let Some(Group { load: Load::Lines { body: lines, events }, .. }) = groups.back_mut() {
+                    lines.push(b'\n');
+                    lines.extend_from_slice(&body);
+                    *events += 1;
+                    return;
+                }
+                Load::Lines { body: body.to_vec(), events: 1 }
+            }
+        };
+        groups.push_back(Group { first, load });
+    }
+}

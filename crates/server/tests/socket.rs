@@ -1,0 +1,146 @@
+//! Events over a WebSocket: each message gets its answer in order, whatever its neighbours are, and what was
+//! answered survives kill -9.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{Client, Node};
+use tungstenite::client::IntoClientRequest;
+use tungstenite::{Message, WebSocket};
+
+fn connect(client: &Client, stream: &str) -> Result<WebSocket<TcpStream>, String> {
+    let address = client.url.trim_start_matches("http://");
+    let url = format!("ws://{address}/api/v1/streams/{stream}/socket");
+    let mut request = url.into_client_request().unwrap();
+    request.headers_mut().insert("authorization", format!("Bearer {}", client.token).parse().unwrap());
+    let socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    tungstenite::client(request, socket).map(|(socket, _)| socket).map_err(|error| error.to_string())
+}
+
+fn answer(socket: &mut WebSocket<TcpStream>) -> Option<Value> {
+    match socket.read().ok()? {
+        Message::Text(text) => Some(serde_json::from_str(&text).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn start() -> (tempfile::TempDir, Node) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let node = Node::start(&data);
+    let statement = "CREATE STREAM readings (id TEXT NOT NULL, n BIGINT) WITH (event_id = 'id');";
+    let (status, answer) = node.client.post("/api/v1/statements", &json!({"sql": statement}));
+    assert!(status < 300, "{answer}");
+    (folder, node)
+}
+
+#[test]
+fn every_message_has_its_answer() {
+    let (_folder, node) = start();
+    let mut socket = connect(&node.client, "readings").unwrap();
+    // What is sent, and what the answer says of it.
+    let messages: Vec<(&str, &str)> = vec![
+        (r#"{"id":"a","n":1}"#, "accepted"),
+        (r#"{"id":"b","n":2}"#, "accepted"),
+        (r#"{"id":"a","n":1}"#, "duplicate"),
+        (r#"{"id":"a","n":7}"#, "conflict"),
+        (r#"{"id":"c","n":"many"}"#, "rejected"),
+        ("{\"id\":\"d\",\n\"n\":4}", "accepted"),
+        ("{\"id\":\"e\n\",\"n\":5}", "failed"),
+        ("", "failed"),
+        ("  \n", "failed"),
+        (r#"[{"id":"f","n":6},{"id":"g","n":6}]"#, "failed"),
+        (r#"{"id":"h","n":8},{"id":"i","n":8}"#, "rejected"),
+        ("no JSON", "rejected"),
+        (r#"{"id":"j","n":9}"#, "accepted"),
+    ];
+    for round in 0..3 {
+        for (text, _) in &messages {
+            // One by one, all at once, and as bytes.
+            let message =
+                if round == 2 { Message::binary(text.as_bytes().to_vec()) } else { Message::text(*text) };
+            socket.write(message).unwrap();
+            if round == 0 {
+                socket.flush().unwrap();
+            }
+        }
+        socket.flush().unwrap();
+        for (at, (text, status)) in messages.iter().enumerate() {
+            let answer = answer(&mut socket).unwrap();
+            let expected = if round > 0 && *status == "accepted" { "duplicate" } else { status };
+            assert_eq!(
+                (&answer["index"], &answer["status"]),
+                (&json!(round * messages.len() + at), &json!(expected)),
+                "{text}: {answer}"
+            );
+            assert_eq!(
+                answer["error"]["code"].is_string(),
+                !matches!(expected, "accepted" | "duplicate"),
+                "{answer}"
+            );
+        }
+    }
+    socket.close(None).unwrap();
+    assert!(matches!(socket.read(), Ok(Message::Close(_)) | Err(_)));
+    assert_eq!(node.client.number("SELECT count(*) FROM readings"), 4);
+
+    // Ways to get it wrong.
+    assert!(connect(&node.client, "nope").unwrap_err().contains("404"));
+    let (status, problem) = node.client.get("/api/v1/streams/readings/socket");
+    assert_eq!((status, &problem["code"]), (426, &json!("websocket_expected")));
+    let stranger = Client::new(&node.client.url, "wrong");
+    assert!(connect(&stranger, "readings").unwrap_err().contains("401"));
+}
+
+#[test]
+fn what_was_answered_survives_kill_9() {
+    let (folder, mut node) = start();
+    let mut answered: BTreeMap<u64, u64> = BTreeMap::new();
+    for life in 0..5 {
+        let mut socket = connect(&node.client, "readings").unwrap();
+        // What has no answer is sent again, as a sender would.
+        let mut next = answered.len() as u64;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(150 + life * 130));
+                node.kill();
+            });
+            let mut waiting = std::collections::VecDeque::new();
+            'life: loop {
+                while waiting.len() < 300 {
+                    let text = format!("{{\"id\":\"e{next}\",\"n\":{next}}}");
+                    if socket.write(Message::text(text)).is_err() {
+                        break 'life;
+                    }
+                    waiting.push_back(next);
+                    next += 1;
+                }
+                if socket.flush().is_err() {
+                    break;
+                }
+                let Some(answer) = answer(&mut socket) else { break };
+                assert!(["accepted", "duplicate"].contains(&answer["status"].as_str().unwrap()), "{answer}");
+                let offset = answer["offset"].as_u64().unwrap();
+                let number = waiting.pop_front().unwrap();
+                assert!(answered.insert(number, offset).is_none_or(|before| before == offset));
+            }
+        });
+        node = Node::start(&folder.path().join("data"));
+    }
+    let rows = node.client.sql("SELECT n, _offset FROM readings ORDER BY n LIMIT 100000");
+    let found: BTreeMap<u64, u64> =
+        rows.iter().map(|row| (row["n"].as_u64().unwrap(), row["_offset"].as_u64().unwrap())).collect();
+    assert_eq!(found.len(), rows.len(), "each is there once");
+    assert!(answered.len() > 500, "{}", answered.len());
+    for (number, offset) in &answered {
+        assert_eq!(found.get(number), Some(offset), "e{number} was answered");
+    }
+}
