@@ -44,4 +44,4 @@ nightly:
 	HIGHWATER_EVENTS=1000000 $(CARGO) test --workspace --test nexmark
 	HIGHWATER_FUZZ=1000000 $(CARGO) test --workspace --test fuzz
 	HIGHWATER_CYCLES=200 bash tests/planted.sh
-	cd fuzz && for target in decode journal; do $(CARGO) +nightly fuzz run $$target -- -max_total_time=1800 || exit 1; done
+	cd fuzz && for target in decode journal sql; do $(CARGO) +nightly fuzz run --features sql $$target -- -max_total_time=1800 || exit 1; done

@@ -57,7 +57,11 @@ impl LakeFiles {
             .fields()
             .iter()
             .filter(|field| !DAY_COLUMNS.contains(&field.name().as_str()))
-            .map(|field| field.as_ref().clone())
+            .map(|field| match field.data_type() {
+                // Read as views into the pages, which saves copying them.
+                DataType::Utf8 => field.as_ref().clone().with_data_type(DataType::Utf8View),
+                _ => field.as_ref().clone(),
+            })
             .collect();
         let of_files = Arc::new(Schema::new(of_files));
         let mut constants =
@@ -122,8 +126,8 @@ impl LakeFiles {
         Self { table: self.table.clone(), files }
     }
 
-    /// The rows: columns of [`StreamSchema::reader_schema`](highwater_event::StreamSchema::reader_schema),
-    /// then year, month, day and [`FILE_COLUMN`].
+    /// The rows: columns of [`StreamSchema::reader_schema`](highwater_event::StreamSchema::reader_schema) with
+    /// texts as [`DataType::Utf8View`], then year, month, day and [`FILE_COLUMN`].
     pub fn relation(self: &Arc<Self>) -> Arc<dyn TableProvider> {
         Arc::new(LakeRelation(self.clone()))
     }

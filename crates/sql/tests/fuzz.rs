@@ -3,15 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod parsing;
+
 use highwater_event::SeededRandomness;
 use highwater_sim::mutate;
-use highwater_sql::dialect::{parse_live_query, parse_script};
-use highwater_sql::{Catalog, Engine};
+use parsing::{PACKS, Parsing};
 
-const PACKS: [&str; 2] = [
-    include_str!("../../../packs/nexmark/nexmark.sql"),
-    include_str!("../../../packs/transactions/pack.sql"),
-];
 const MORE: &str = "ALTER STREAM s ADD COLUMN c MAP<TEXT, INT>, ADD d DECIMAL(10,2) SENSITIVE; ALTER STREAM s SET (retention = '9 days');
 DROP STREAM IF EXISTS s; PAUSE s; RESUME s; CREATE OR REPLACE TABLE t AS SELECT k, topk(n, 3) FROM s WINDOW SESSION (5 MINUTES, RETENTION 9 DAYS, GRACE PERIOD 1 HOUR) GROUP BY k HAVING count(*) > 1 EMIT FINAL;
 CREATE STREAM j AS SELECT a.x FROM a ASOF JOIN b MATCH_CONDITION (a.t >= b.t) ON a.k = b.k; SELECT a, b FROM s WHERE x > 1 EMIT CHANGES";
@@ -37,41 +34,15 @@ fn statements_never_panic_and_errors_point_into_the_text() {
     let statements = statements();
     // Deep nesting needs a deep stack, as the server gives to its threads.
     let worker = std::thread::Builder::new().stack_size(16 << 20).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let engine = Engine::new([7; 32], 64 << 20).unwrap();
-        let mut base = Catalog::default();
-        runtime.block_on(async {
-            for declared in parse_script(PACKS[0]).unwrap() {
-                let planned = base.plan(&engine, declared, None).await.unwrap();
-                base.insert(&engine, planned);
-            }
-        });
+        let parsing = Parsing::new();
         let (mut parsed, mut planned) = (0, 0);
         for number in 0..count {
             let mut bytes = statements[chance.below(statements.len() as u64) as usize].clone().into_bytes();
             mutate(&mut bytes, &chance);
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            let points = |error: &highwater_sql::SqlError| {
-                assert!(!error.message.is_empty(), "{text}");
-                error.render(&text);
-            };
-            parse_live_query(&text).map_err(|error| points(&error)).ok();
-            match parse_script(&text) {
-                Err(error) => points(&error),
-                Ok(script) => {
-                    parsed += 1;
-                    // Planning takes longer, so some of them are enough.
-                    for declared in script.into_iter().filter(|_| number % 3 == 0) {
-                        match runtime.block_on(base.plan(&engine, declared, None)) {
-                            Ok(_) => planned += 1,
-                            Err(error) => {
-                                assert_ne!(error.code, "internal", "{text}\n{}", error.message);
-                                points(&error);
-                            }
-                        }
-                    }
-                }
-            }
+            // Planning takes longer, so some of them are enough.
+            let (is_script, statements) = parsing.check(&String::from_utf8_lossy(&bytes), number % 3 == 0);
+            parsed += usize::from(is_script);
+            planned += statements;
         }
         println!("{parsed} texts parsed, {planned} statements planned");
         assert!(parsed > 0 && planned > 0);

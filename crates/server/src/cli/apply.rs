@@ -1,13 +1,16 @@
 //! `highwater apply`: declarations from files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::client::Client;
+use super::read::{objects, parse};
+use super::send::Progress;
 use super::{ApplyArgs, Failure, output};
 use crate::node::Script;
 
@@ -90,6 +93,8 @@ pub fn apply(arguments: ApplyArgs) -> Result<ExitCode, Failure> {
     let request =
         json!({"sql": script.text, "files": script.files, "dry_run": arguments.dry_run}).to_string();
     let client = Client::new(&arguments.target)?;
+    let last = ask(&client, "SELECT max(_offset) AS last FROM _system")?;
+    let last = last.first().and_then(|row| row["last"].as_i64()).unwrap_or(-1);
     let body = client
         .post("/api/v1/statements", "application/json", "application/json", request.as_bytes())
         .map_err(|failure| pack.locate(failure))?;
@@ -103,6 +108,85 @@ pub fn apply(arguments: ApplyArgs) -> Result<ExitCode, Failure> {
     output::print(arguments.output.output, &["kind".into(), "name".into(), "outcome".into()], &rows)?;
     if arguments.dry_run {
         eprintln!("checked only, nothing was declared");
+        return Ok(ExitCode::SUCCESS);
     }
+    let building = rows.iter().filter(|row| row["outcome"] == "building");
+    let building: BTreeSet<String> =
+        building.filter_map(|row| row["name"].as_str().map(str::to_owned)).collect();
+    if building.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.no_wait {
+        eprintln!("built beside what is there; `highwater view list` tells how far they are");
+        return Ok(ExitCode::SUCCESS);
+    }
+    wait(&client, &building)?;
+    let compared = compared(&client, last, &building)?;
+    let columns = ["name", "rows_before", "rows_after", "rows_only_before", "rows_only_after"];
+    let mut columns = columns.map(str::to_owned).to_vec();
+    for more in ["columns_added", "columns_removed", "not_compared"] {
+        let says = |row: &Map<String, Value>| row.get(more).is_some_and(|value| *value != json!([]));
+        if compared.iter().any(says) {
+            columns.push(more.to_owned());
+        }
+    }
+    output::print(arguments.output.output, &columns, &compared)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Rows of a question.
+fn ask(client: &Client, sql: &str) -> Result<Vec<Map<String, Value>>, Failure> {
+    let question = json!({"query": sql}).to_string();
+    let answer = client.post("/api/v1/sql", "application/json", "application/json", question.as_bytes())?;
+    Ok(objects(&parse(&answer)?["rows"]))
+}
+
+/// Waits until new versions have taken the places of the old ones.
+fn wait(client: &Client, building: &BTreeSet<String>) -> Result<(), Failure> {
+    let mut progress: Option<(Progress, u64)> = None;
+    loop {
+        let answer = parse(&client.get("/api/v1/statements")?)?;
+        let under_way: Vec<Map<String, Value>> = objects(&answer["building"])
+            .into_iter()
+            .filter(|version| version["name"].as_str().is_some_and(|name| building.contains(name)))
+            .collect();
+        let views: Vec<Map<String, Value>> =
+            under_way.iter().flat_map(|version| objects(&version["views"])).collect();
+        if let Some(failed) = views.iter().find(|view| view["state"] == "failed") {
+            let error = failed["last_error"].as_str().unwrap_or("no reason is known");
+            let message = format!("{} was set aside: {error}; what was there before stays", failed["name"]);
+            return Err(Failure::new("view_failed", message));
+        }
+        let behind: u64 = views.iter().filter_map(|view| view["lag"].as_u64()).sum();
+        let names = building.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let (bar, most) = progress.get_or_insert_with(|| (Progress::new(Some(behind), &names), behind));
+        bar.advance(most.saturating_sub(behind));
+        *most = (*most).min(behind);
+        if under_way.is_empty() {
+            bar.finish();
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// By how much the new versions differ from the old ones: what was written into `_system` with the swaps
+/// after an offset.
+fn compared(
+    client: &Client,
+    after: i64,
+    building: &BTreeSet<String>,
+) -> Result<Vec<Map<String, Value>>, Failure> {
+    let sql = format!(
+        "SELECT text, comparison FROM _system WHERE command = 'swap' AND _offset > {after} ORDER BY _offset"
+    );
+    let mut compared = Vec::new();
+    for swap in ask(client, &sql)? {
+        if let (Some(name), Some(comparison)) = (swap["text"].as_str(), swap["comparison"].as_str())
+            && building.contains(name)
+        {
+            compared.extend(objects(&parse(comparison)?));
+        }
+    }
+    Ok(compared)
 }

@@ -231,6 +231,9 @@ struct ApplyArgs {
     /// Check only.
     #[arg(long)]
     dry_run: bool,
+    /// Don't wait for new versions that are built beside old ones.
+    #[arg(long)]
+    no_wait: bool,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]

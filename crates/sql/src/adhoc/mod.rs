@@ -14,8 +14,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::datatypes::SchemaRef;
-use arrow::record_batch::RecordBatch;
+use arrow::array::ArrayRef;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, ScalarValue};
@@ -164,12 +166,12 @@ async fn run(
     let answer = async {
         let plan = plan(context, statement, parameters).await?;
         let physical = context.state().create_physical_plan(&plan).await?;
-        let schema = physical.schema();
+        let schema = plain_schema(&physical.schema());
         let mut stream = execute_stream(physical, context.task_ctx())?;
         let mut batches = Vec::new();
         let (mut rows, mut bytes) = (0usize, 0usize);
         while let Some(batch) = stream.next().await {
-            let batch = batch?;
+            let batch = plain(batch?, &schema)?;
             bytes += batch.get_array_memory_size();
             if bytes > limits.bytes {
                 return Err(SqlError::new(
@@ -195,6 +197,33 @@ async fn run(
         )
         .hint("read fewer rows, for example by a condition on _event_time")),
     }
+}
+
+/// Columns of an answer: texts are [`DataType::Utf8`], whatever they are inside the plan.
+fn plain_schema(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| match field.data_type() {
+        DataType::Utf8View => Arc::new(field.as_ref().clone().with_data_type(DataType::Utf8)),
+        _ => field.clone(),
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+fn plain(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, SqlError> {
+    let is_plain = |(column, field): (&ArrayRef, &FieldRef)| column.data_type() == field.data_type();
+    if batch.columns().iter().zip(schema.fields()).all(is_plain) {
+        return Ok(batch);
+    }
+    let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
+        if column.data_type() == field.data_type() {
+            Ok(column.clone())
+        } else {
+            cast(column, field.data_type())
+        }
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>().map_err(DataFusionError::from)?;
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let plain = RecordBatch::try_new_with_options(schema.clone(), columns, &options);
+    Ok(plain.map_err(DataFusionError::from)?)
 }
 
 #[derive(Debug)]

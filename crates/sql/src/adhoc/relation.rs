@@ -7,7 +7,7 @@ use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::datasource::{ViewTable, provider_as_source};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ident, lit};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
 use highwater_event::{StreamSchema, columns};
 
 use crate::dialect::SqlError;
@@ -25,7 +25,7 @@ pub struct Day {
 /// The rows of a stream at one moment.
 #[derive(Default)]
 pub struct StreamRows<'a> {
-    /// Rows of the lake below its marks.
+    /// Rows of the lake below its marks. Texts are [`DataType::Utf8View`] there.
     pub lake: Option<Arc<dyn TableProvider>>,
     /// Rows of the log from the marks of that very lake on.
     pub hot: Vec<RecordBatch>,
@@ -43,8 +43,20 @@ pub fn stream_relation(
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
     let StreamRows { lake, hot, day, beside } = rows;
     let mut schema = stream.reader_schema();
-    let mut names: Vec<Expr> = schema.fields().iter().map(|field| ident(field.name())).collect();
     let hot = MemTable::try_new(schema.clone(), vec![hot])?;
+    let views = lake.is_some();
+    let as_there = |field: &Field| match field.data_type() {
+        DataType::Utf8 if views => DataType::Utf8View,
+        other => other.clone(),
+    };
+    let mut names: Vec<Expr> = schema
+        .fields()
+        .iter()
+        .map(|field| match as_there(field) {
+            same if same == *field.data_type() => ident(field.name()),
+            view => cast(ident(field.name()), view).alias(field.name()),
+        })
+        .collect();
     if let Some(beside) = beside {
         names.push(lit(ScalarValue::Int32(None)).alias(beside));
         let beside = Arc::new(Field::new(beside, DataType::Int32, true));
@@ -72,7 +84,7 @@ pub fn stream_relation(
             if known.contains(field.name()) {
                 return Ok(ident(field.name()));
             }
-            let null = ScalarValue::try_from(field.data_type())?;
+            let null = ScalarValue::try_from(&as_there(field))?;
             Ok(lit(null).alias(field.name()))
         });
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
