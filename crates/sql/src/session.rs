@@ -92,6 +92,10 @@ fn session(
     for function in functions::scalar_functions(references, token_key) {
         state.register_udf(function)?;
     }
+    let known = state.scalar_functions().clone();
+    for function in functions::bounded(|name| known.get(name).cloned()) {
+        state.register_udf(function)?;
+    }
     for function in functions::aggregate_functions() {
         state.register_udaf(function)?;
     }

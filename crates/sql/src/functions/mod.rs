@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod arithmetic;
+mod bounded;
 mod lookup;
 mod mask;
 mod money;
@@ -18,6 +19,7 @@ pub use aggregate::{
     TOPKDISTINCT,
 };
 pub use arithmetic::CheckedArithmetic;
+pub use bounded::bounded;
 pub use mask::mask_text;
 
 /// Functions that hide what they are given, so that their result is no longer sensitive.
