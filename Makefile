@@ -29,6 +29,8 @@ independent:
 # Named together with the server, so that the query engine is not compiled a second time with other features.
 ## Figures for docs/PERFORMANCE.md.
 bench: build
+	$(CARGO) bench -p highwater-server -p highwater-ingest --bench decode
+	$(CARGO) bench -p highwater-server -p highwater-log --bench append
 	$(CARGO) bench -p highwater-server -p highwater-warehouse --bench cold_keys
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench micro_batch
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench nexmark
