@@ -187,8 +187,12 @@ impl KeyedStore for FjallStore {
         // The keyspace goes as a whole and the next one of that name is a new one: emptying it would be
         // repeated by a recovery, after keys that were loaded since.
         let keyspace = self.keyspace(table)?;
-        lock(&self.keyspaces).remove(table);
-        self.database.delete_keyspace(keyspace).map_err(unavailable)?;
+        {
+            // Held until it is deleted: nobody may get the old one in between and go on writing to it.
+            let mut keyspaces = lock(&self.keyspaces);
+            keyspaces.remove(table);
+            self.database.delete_keyspace(keyspace).map_err(unavailable)?;
+        }
         self.database.persist(PersistMode::SyncData).map_err(unavailable)
     }
 

@@ -144,6 +144,7 @@ fn ask(client: &Client, sql: &str) -> Result<Vec<Map<String, Value>>, Failure> {
 /// Waits until new versions have taken the places of the old ones.
 fn wait(client: &Client, building: &BTreeSet<String>) -> Result<(), Failure> {
     let mut progress: Option<(Progress, u64)> = None;
+    let mut reported = BTreeSet::new();
     loop {
         let answer = parse(&client.get("/api/v1/statements")?)?;
         let under_way: Vec<Map<String, Value>> = objects(&answer["building"])
@@ -152,9 +153,20 @@ fn wait(client: &Client, building: &BTreeSet<String>) -> Result<(), Failure> {
             .collect();
         let views: Vec<Map<String, Value>> =
             under_way.iter().flat_map(|version| objects(&version["views"])).collect();
-        if let Some(failed) = views.iter().find(|view| view["state"] == "failed") {
-            let error = failed["last_error"].as_str().unwrap_or("no reason is known");
-            let message = format!("{} was set aside: {error}; what was there before stays", failed["name"]);
+        for view in &views {
+            let name = view["name"].as_str().unwrap_or_default();
+            let error = view["last_error"].as_str().unwrap_or("no reason is known");
+            let message = match view["state"].as_str() {
+                Some("failed") => format!("{name} was set aside: {error}; what was there before stays"),
+                Some("paused") => {
+                    format!("{name} is paused; what was there before stays until it is resumed")
+                }
+                Some("retrying") if reported.insert(name.to_owned()) => {
+                    eprintln!("{name} is tried again: {error}");
+                    continue;
+                }
+                _ => continue,
+            };
             return Err(Failure::new("view_failed", message));
         }
         let behind: u64 = views.iter().filter_map(|view| view["lag"].as_u64()).sum();
@@ -181,12 +193,21 @@ fn compared(
         "SELECT text, comparison FROM _system WHERE command = 'swap' AND _offset > {after} ORDER BY _offset"
     );
     let mut compared = Vec::new();
+    let mut given_up = building.clone();
     for swap in ask(client, &sql)? {
         if let (Some(name), Some(comparison)) = (swap["text"].as_str(), swap["comparison"].as_str())
             && building.contains(name)
         {
+            given_up.remove(name);
             compared.extend(objects(&parse(comparison)?));
         }
     }
-    Ok(compared)
+    match given_up.first() {
+        Some(name) => {
+            let message =
+                format!("the new version of {name} was given up by another declaration; the old one stays");
+            Err(Failure::new("given_up", message))
+        }
+        None => Ok(compared),
+    }
 }

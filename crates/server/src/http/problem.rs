@@ -61,6 +61,11 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, detail).with("path", error.path.into())
     }
 
+    /// Sending the same again would lead to the same.
+    pub fn is_lasting(&self) -> bool {
+        self.status.is_client_error()
+    }
+
     /// Code, detail and what else there is to say, for answers that hold several outcomes.
     pub fn summary(&self) -> Value {
         let mut summary = self.more.clone();

@@ -2,7 +2,6 @@
 //! event is durable. Senders don't wait for one answer before the next message; messages that have come
 //! in meanwhile go through the door together.
 
-use std::collections::VecDeque;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,6 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use futures::stream::{FuturesOrdered, SplitSink, SplitStream};
 use futures::{FutureExt, SinkExt, StreamExt};
 use highwater_event::{Principal, StreamName};
 use highwater_ingest::{Format, Submission};
@@ -27,17 +25,18 @@ const LONGEST: usize = 1 << 20;
 /// Most messages, and about how many bytes, that go through the door together.
 const TOGETHER: usize = 1000;
 const TOGETHER_BYTES: usize = 512 << 10;
-/// Most groups of messages of one sender on their way.
-const UNDER_WAY: usize = 4;
 /// How long a sender may leave its answers unread.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes of answers that wait for a sender.
+const UNSENT: usize = 4 << 20;
 
 /// Takes events for a stream over a WebSocket.
 ///
 /// Each message is one event as a JSON object of at most 1 MiB. Each answer is a JSON object
 /// `{index, event_id, status, offset}` in the order of the messages; `index` counts them from 0. The status is
 /// `accepted` or `duplicate` when the event is durable, `conflict` or `rejected` when it is not what the
-/// stream takes, and `failed` when it may be sent again.
+/// stream takes, and `failed` when it should be sent again. Events of one connection stand in the stream in the order
+/// of their messages. Read all answers before you close: none is sent after that.
 #[utoipa::path(get, path = "/api/v1/streams/{stream}/socket", tag = "ingest",
     params(("stream" = String, Path, description = "name of a declared stream")),
     responses((status = 101, description = "a WebSocket; one answer a message"), (status = 404, description = "no such stream"),
@@ -54,10 +53,10 @@ pub async fn stream_socket(
             .hint("open a WebSocket here, or POST events to …/events")
     })?;
     let session = Session { node, stream, principal };
-    Ok(upgrade.max_message_size(LONGEST).on_upgrade(move |socket| session.run(socket)))
+    let upgrade = upgrade.max_message_size(LONGEST).max_frame_size(LONGEST).max_write_buffer_size(UNSENT);
+    Ok(upgrade.on_upgrade(move |socket| session.run(socket)))
 }
 
-#[derive(Clone)]
 struct Session {
     node: Arc<Node>,
     stream: StreamName,
@@ -80,41 +79,38 @@ enum Load {
 }
 
 impl Session {
-    async fn run(self, socket: WebSocket) {
-        let (mut answers, mut messages) = socket.split();
-        let mut under_way = FuturesOrdered::new();
+    /// One group is answered before the next is read, so that events come into the stream in the order of
+    /// their messages, and what has to wait stays with its sender.
+    async fn run(self, mut socket: WebSocket) {
         let mut groups = Groups::default();
-        let ended = loop {
-            tokio::select! {
-                Some(answered) = under_way.next() => {
-                    // It can't panic, and nobody cancels it.
-                    let Ok(answered) = answered else { break close_code::ERROR };
-                    if write(&mut answers, answered).await.is_none() {
-                        return;
-                    }
+        while !groups.ended {
+            for group in groups.read(&mut socket).await {
+                let answers = self.take(group).await;
+                if write(&mut socket, answers).await.is_none() {
+                    return;
                 }
-                more = groups.read(&mut messages), if !groups.ended && under_way.len() < UNDER_WAY => {
-                    for group in more {
-                        under_way.push_back(tokio::spawn(self.clone().take(group)));
-                    }
-                }
-                else => break close_code::NORMAL,
             }
+        }
+        let frame = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
+        let closed = async {
+            // A peer that closed first has its answer in the buffer.
+            socket.send(Message::Close(Some(frame))).await.ok();
+            socket.flush().await
         };
-        let frame = CloseFrame { code: ended, reason: Utf8Bytes::default() };
-        if let Err(error) = answers.send(Message::Close(Some(frame))).await {
-            tracing::debug!(%error, "a sender had gone");
+        if !matches!(tokio::time::timeout(PATIENCE, closed).await, Ok(Ok(()))) {
+            tracing::debug!("a sender had gone");
         }
     }
 
     /// Hands a group to the door and says what became of each message.
-    async fn take(self, group: Group) -> Vec<Utf8Bytes> {
+    async fn take(&self, group: Group) -> Vec<Utf8Bytes> {
         let (format, body, events) = match group.load {
             Load::Lines { body, events } => (Format::NdJson, Bytes::from(body), events),
             Load::Alone(body) => (Format::Json, body, 1),
-            Load::Refused(problem) => return vec![failed(group.first, &problem)],
+            Load::Refused(problem) => return vec![refused(group.first, &problem)],
         };
-        let submission = Submission { stream: self.stream, body, format, principal: self.principal };
+        let (stream, principal) = (self.stream.clone(), self.principal.clone());
+        let submission = Submission { stream, body, format, principal };
         let problem = match super::bulk::submit(&self.node, submission).await {
             Ok(verdicts) if verdicts.len() == events => {
                 let mut tally = Tally::default();
@@ -136,26 +132,26 @@ impl Session {
             ),
             Err(problem) => problem,
         };
-        (group.first..group.first + events).map(|index| failed(index, &problem)).collect()
+        (group.first..group.first + events).map(|index| refused(index, &problem)).collect()
     }
 }
 
 /// The answer to a message that did not come through the door.
-fn failed(index: usize, problem: &Problem) -> Utf8Bytes {
+fn refused(index: usize, problem: &Problem) -> Utf8Bytes {
     let mut answer = String::new();
-    let error = problem.summary();
+    let (status, error) = (if problem.is_lasting() { "rejected" } else { "failed" }, problem.summary());
     // Writing to a String can't fail.
-    write!(answer, "{{\"index\":{index},\"event_id\":null,\"status\":\"failed\",\"error\":{error}}}").ok();
+    write!(answer, "{{\"index\":{index},\"event_id\":null,\"status\":\"{status}\",\"error\":{error}}}").ok();
     answer.into()
 }
 
 /// Sends answers; `None` when nobody reads them.
-async fn write(answers: &mut SplitSink<WebSocket, Message>, texts: Vec<Utf8Bytes>) -> Option<()> {
+async fn write(socket: &mut WebSocket, answers: Vec<Utf8Bytes>) -> Option<()> {
     let written = async {
-        for text in texts {
-            answers.feed(Message::Text(text)).await?;
+        for answer in answers {
+            socket.feed(Message::Text(answer)).await?;
         }
-        answers.flush().await
+        socket.flush().await
     };
     match tokio::time::timeout(PATIENCE, written).await {
         Ok(Ok(())) => Some(()),
@@ -175,15 +171,30 @@ async fn write(answers: &mut SplitSink<WebSocket, Message>, texts: Vec<Utf8Bytes
 struct Groups {
     /// Messages so far.
     count: usize,
+    /// It will say no more.
     ended: bool,
 }
 
 impl Groups {
-    /// Waits for a message and takes those that are there already.
-    async fn read(&mut self, messages: &mut SplitStream<WebSocket>) -> VecDeque<Group> {
-        let mut groups = VecDeque::new();
+    /// Waits for a message and takes those that are there already. A sender that says nothing is asked
+    /// whether it is still there.
+    async fn read(&mut self, socket: &mut WebSocket) -> Vec<Group> {
+        let mut groups = Vec::new();
         let mut bytes = 0;
-        let mut next = messages.next().await;
+        let mut asked = false;
+        let mut next = loop {
+            match tokio::time::timeout(PATIENCE, socket.next()).await {
+                Ok(next) => break next,
+                Err(_) if asked => break None,
+                Err(_) => {
+                    let ping = socket.send(Message::Ping(Bytes::new()));
+                    asked = matches!(tokio::time::timeout(PATIENCE, ping).await, Ok(Ok(())));
+                    if !asked {
+                        break None;
+                    }
+                }
+            }
+        };
         loop {
             match next {
                 Some(Ok(Message::Text(text))) => {
@@ -204,18 +215,18 @@ impl Groups {
             if groups.len() > 1 || bytes >= TOGETHER_BYTES || self.is_full(&groups) {
                 return groups;
             }
-            match messages.next().now_or_never() {
+            match socket.next().now_or_never() {
                 Some(more) => next = more,
                 None => return groups,
             }
         }
     }
 
-    fn is_full(&self, groups: &VecDeque<Group>) -> bool {
-        groups.back().is_some_and(|group| self.count - group.first >= TOGETHER)
+    fn is_full(&self, groups: &[Group]) -> bool {
+        groups.last().is_some_and(|group| self.count - group.first >= TOGETHER)
     }
 
-    fn put(&mut self, groups: &mut VecDeque<Group>, body: Bytes) {
+    fn put(&mut self, groups: &mut Vec<Group>, body: Bytes) {
         let first = self.count;
         self.count += 1;
         let load = match body.trim_ascii_start().first() {
@@ -227,7 +238,7 @@ impl Groups {
             // It would be taken for several.
             Some(_) if body.iter().any(|byte| matches!(byte, b'\n' | b'\r')) => Load::Alone(body),
             Some(_) => {
-                if let Some(Group { load: Load::Lines { body: lines, events }, .. }) = groups.back_mut() {
+                if let Some(Group { load: Load::Lines { body: lines, events }, .. }) = groups.last_mut() {
                     lines.push(b'\n');
                     lines.extend_from_slice(&body);
                     *events += 1;
@@ -236,6 +247,6 @@ impl Groups {
                 Load::Lines { body: body.to_vec(), events: 1 }
             }
         };
-        groups.push_back(Group { first, load });
+        groups.push(Group { first, load });
     }
 }

@@ -177,8 +177,10 @@ impl Node {
         let (stored, stream) = (Arc::downgrade(&index), name);
         // Nobody waits for it; it ends with the index or the process.
         std::thread::Builder::new().name("ids".into()).spawn(move || {
-            if let Err(error) = DedupeIndex::learn_stored(&stored) {
-                tracing::warn!(%stream, %error, "stored event ids could not be read ahead; each is looked up in the store");
+            // Until it succeeds each id is looked up in the store, and no generation ends.
+            while let Err(error) = DedupeIndex::learn_stored(&stored) {
+                tracing::warn!(%stream, %error, "stored event ids could not be read ahead; they are tried again in half a minute");
+                std::thread::sleep(std::time::Duration::from_secs(30));
             }
         })?;
         Ok(Some(index))
