@@ -92,6 +92,8 @@ impl LakeStream {
         folder: Folder,
         derivable: bool,
     ) -> Result<Self, LakeError> {
+        // Files are named by their whole paths.
+        let root = std::path::absolute(root)?;
         let streams = root.join("streams");
         let own = streams.join(stream.name.public().to_ascii_uppercase());
         let versioned = streams.join(stream.name.shown());
@@ -142,7 +144,7 @@ impl LakeStream {
             current: RwLock::new(Arc::new(State::new(table.clone(), BTreeMap::new()))),
             committing: tokio::sync::Mutex::new(()),
             stream,
-            root: root.to_owned(),
+            root,
             folder,
             dir,
             schema,

@@ -96,6 +96,10 @@ fn session(
     for function in functions::bounded(|name| known.get(name).cloned()) {
         state.register_udf(function)?;
     }
+    // Their third argument is a number of entries that are allocated at once, whatever it is.
+    for name in ["approx_percentile_cont", "approx_percentile_cont_with_weight"] {
+        state.deregister_udaf(name)?;
+    }
     for function in functions::aggregate_functions() {
         state.register_udaf(function)?;
     }

@@ -22,6 +22,8 @@ use crate::node::{Condition, Fixed, Node, QUERY_LIMITS};
 
 /// Events on a page.
 const PAGE: usize = 10;
+/// Pages up to this one are read while their rows are counted; others when it is known that they are there.
+const NEAR: usize = 100;
 /// Parameters that are not filters.
 const CONTROLS: [&str; 7] = ["page", "fields", "year", "month", "day", "as_of", "version"];
 
@@ -92,12 +94,16 @@ pub async fn stream(
         columns.join(", "),
         columns::EVENT_TIME,
         columns::OFFSET,
-        (page - 1) * PAGE
+        (page - 1).saturating_mul(PAGE)
     );
     let condition = Condition { sql: &condition, values: &values, day: day.as_ref() };
-    let (count, result) =
-        tokio::try_join!(node.count(schema, &snapshot, &condition), ask(sql, values.clone()))?;
-    let count = count as usize;
+    let counted = node.count(schema, &snapshot, &condition);
+    let (count, result) = if page <= NEAR {
+        let (count, result) = tokio::try_join!(counted, ask(sql.clone(), values.clone()))?;
+        (count as usize, Some(result))
+    } else {
+        (counted.await? as usize, None)
+    };
     if let Some(day) = &day
         && count == 0
         && ask("SELECT 1 FROM rows LIMIT 1".into(), Vec::new()).await?.row_count() == 0
@@ -111,6 +117,10 @@ pub async fn stream(
             format!("there is no page {page}; the last one is {pages}"),
         ));
     }
+    let result = match result {
+        Some(result) => result,
+        None => ask(sql, values.clone()).await?,
+    };
     let names: Vec<String> = fields.into_iter().map(|(name, _)| name).collect();
     Ok(typed(
         "application/json",

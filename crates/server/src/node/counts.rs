@@ -63,11 +63,19 @@ impl Condition<'_> {
     fn question(&self, schema: &StreamSchema) -> Question {
         let mut hasher = blake3::Hasher::new();
         // Columns and their masks are part of it: a masked column is compared as readers see it.
-        let said = format!(
-            "{:?}",
-            (&schema.name, &schema.columns, &schema.options.sensitive, self.sql, self.values, self.day)
-        );
-        hasher.update(said.as_bytes());
+        let of_stream = format!("{:?}", (&schema.name, &schema.columns, &schema.options.sensitive, self.day));
+        let mut say = |text: &str| {
+            // With its length, so that no two texts can run into each other.
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        say(&of_stream);
+        say(self.sql);
+        for (name, value) in self.values {
+            say(name);
+            say(&format!("{:?}", value.data_type()));
+            say(&value.to_string());
+        }
         *hasher.finalize().as_bytes()
     }
 }

@@ -51,7 +51,9 @@ impl Node {
                 "2",
                 "--data",
             ])
-            .arg(data)
+            // By a relative path, as most users give it.
+            .arg(data.file_name().unwrap())
+            .current_dir(data.parent().unwrap())
             .arg("--pack")
             .arg(pack())
             .envs(environment.iter().copied())

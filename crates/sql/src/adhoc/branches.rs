@@ -71,8 +71,10 @@ fn sorted(
         let branch = branch.clone();
         if branch.equivalence_properties().ordering_satisfy(order.clone())? {
             found = true;
-            let limited = branch.with_fetch(Some(fetch));
-            sorted.push(limited.unwrap_or_else(|| Arc::new(LocalLimitExec::new(branch, fetch))));
+            // A limit of its own stays.
+            let rows = branch.fetch().map_or(fetch, |own| own.min(fetch));
+            let limited = branch.with_fetch(Some(rows));
+            sorted.push(limited.unwrap_or_else(|| Arc::new(LocalLimitExec::new(branch, rows))));
         } else {
             let sort = SortExec::new(order.clone(), branch).with_fetch(Some(fetch));
             sorted.push(Arc::new(sort.with_preserve_partitioning(true)));

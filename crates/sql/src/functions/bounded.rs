@@ -16,6 +16,8 @@ use datafusion::logical_expr::{
 
 /// Bytes that one call may answer for a batch of rows.
 const MOST_BYTES: u128 = 32 << 20;
+/// The same where the most that is thinkable is far from what is likely.
+const MOST_THINKABLE: u128 = 512 << 20;
 /// A character takes at most so many bytes.
 const CHARACTER: u128 = 4;
 
@@ -105,12 +107,16 @@ impl ScalarUDFImpl for Bounded {
         for row in 0..rows {
             bytes = bytes.saturating_add(self.growth.bytes(&given, row)?);
         }
-        if bytes > MOST_BYTES {
+        let most = match self.growth {
+            Growth::Replace | Growth::ReplacePattern => MOST_THINKABLE,
+            _ => MOST_BYTES,
+        };
+        if bytes > most {
             return exec_err!(
                 "{}() would answer up to {} MiB for {rows} rows at once; at most {} MiB can be held",
                 self.name(),
                 bytes >> 20,
-                MOST_BYTES >> 20
+                most >> 20
             );
         }
         self.function.invoke_with_args(arguments)
@@ -219,6 +225,10 @@ fn interval(step: &Given, row: usize, of: &DataType) -> Result<u128> {
         return Ok(u128::MAX);
     }
     let value = intervals.value(at);
+    let parts = [i64::from(value.months), i64::from(value.days), value.nanoseconds];
+    if parts.iter().any(|part| *part > 0) && parts.iter().any(|part| *part < 0) {
+        return exec_err!("a step of a range must go one way: its months, days and time differ in sign");
+    }
     let nanos = (i128::from(value.months) * 28 + i128::from(value.days)) * 86_400_000_000_000
         + i128::from(value.nanoseconds);
     let unit = match of {
