@@ -29,6 +29,7 @@ use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
 use crate::dialect::{SqlError, check_statement, parse_query};
+use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET};
 use crate::plan::as_statement;
 use crate::session::Engine;
 
@@ -87,6 +88,10 @@ pub async fn query(
     let context = context(engine, relations)?;
     // With it a reader could look tokens up by trying all values; declarations may use it.
     context.deregister_udf("tokenize");
+    // Rows of a question come in no order that these could go by.
+    for name in [EARLIEST_BY_OFFSET, LATEST_BY_OFFSET] {
+        context.deregister_udaf(name);
+    }
     // EXPLAIN and DESCRIBE are DataFusion's; questions are parsed here, so that errors point at the word.
     let first = sql.split_whitespace().next().unwrap_or_default();
     let statement =
