@@ -23,6 +23,13 @@ pub struct Column {
     pub json: bool,
 }
 
+impl Column {
+    /// A column with nothing special about it.
+    pub fn new(name: impl Into<String>, data_type: DataType, nullable: bool) -> Self {
+        Self { name: name.into(), data_type, nullable, sensitive: false, json: false }
+    }
+}
+
 /// The `WITH (…)` of a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamOptions {
@@ -284,7 +291,7 @@ mod tests {
     use super::*;
 
     fn column(name: &str, data_type: DataType) -> Column {
-        Column { name: name.into(), data_type, nullable: true, sensitive: false, json: false }
+        Column::new(name, data_type, true)
     }
 
     #[test]

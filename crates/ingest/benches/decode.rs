@@ -17,13 +17,7 @@ const EVENTS: usize = 1000;
 const NOW: i64 = 1_800_000_000_000_000;
 
 fn schema() -> Arc<StreamSchema> {
-    let column = |name: &str, data_type: DataType| Column {
-        name: name.into(),
-        data_type,
-        nullable: true,
-        sensitive: false,
-        json: false,
-    };
+    let column = |name: &str, data_type: DataType| Column::new(name, data_type, true);
     let place = vec![Field::new("city", DataType::Utf8, true), Field::new("country", DataType::Utf8, true)];
     let columns = vec![
         column("id", DataType::Utf8),

@@ -18,13 +18,7 @@ use highwater_log::{AppendError, Journal, JournalOptions, Log};
 use highwater_sim::{Fault, SimDisk, SimStore};
 
 fn schema() -> Arc<StreamSchema> {
-    let column = |name: &str, data_type: DataType| Column {
-        name: name.into(),
-        data_type,
-        nullable: true,
-        sensitive: false,
-        json: false,
-    };
+    let column = |name: &str, data_type: DataType| Column::new(name, data_type, true);
     let options = StreamOptions { event_id: vec!["id".into()], partitions: 1, ..StreamOptions::default() };
     let columns = vec![column("id", DataType::Utf8), column("n", DataType::Int64)];
     Arc::new(StreamSchema::new(StreamName::new("s").unwrap(), columns, options, true).unwrap())

@@ -49,6 +49,9 @@ pub enum LakeError {
     /// The table can't be read.
     #[error("the lake can't be read: {0}")]
     Read(#[from] datafusion::common::DataFusionError),
+    /// A file's name can't be used.
+    #[error("a file of the lake can't be named: {0}")]
+    Path(#[from] datafusion::object_store::path::Error),
     /// Another program has written to it.
     #[error(
         "file {0} of the lake has a deletion vector: another program has deleted rows from a table that only Highwater may write; restore it from a back-up"

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -200,7 +199,7 @@ fn read_files(dir: &std::path::Path, paths: &[String], wanted: &SchemaRef) -> Re
         kept.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>(),
     ));
     for path in paths {
-        let file = File::open(local(dir, path))?;
+        let file = File::open(dir.join(path))?;
         let reader = ParquetRecordBatchReaderBuilder::try_new(file)
             .and_then(ParquetRecordBatchReaderBuilder::build)
             .map_err(|error| LakeError::Sync(std::io::Error::other(error)))?;
@@ -218,11 +217,6 @@ fn read_files(dir: &std::path::Path, paths: &[String], wanted: &SchemaRef) -> Re
         }
     }
     Ok(concat_batches(&schema, &batches)?)
-}
-
-/// Paths in the log are URL-encoded.
-pub(crate) fn local(dir: &std::path::Path, path: &str) -> PathBuf {
-    dir.join(path.replace("%3D", "=").replace("%20", " "))
 }
 
 async fn removals(

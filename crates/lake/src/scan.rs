@@ -29,10 +29,11 @@ use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use deltalake::DeltaTable;
+use deltalake::kernel::LogicalFileView;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow;
 use highwater_event::{columns, time};
 
-use crate::{DAY_COLUMNS, LakeError, maintain};
+use crate::{DAY_COLUMNS, LakeError};
 
 /// Files that overlap in time are read side by side to keep their rows in order; with more than so many
 /// at once the rows are sorted instead.
@@ -68,31 +69,9 @@ impl LakeFiles {
             DAY_COLUMNS.map(|column| Arc::new(Field::new(column, DataType::Utf8, true))).to_vec();
         constants.push(Arc::new(Field::new(FILE_COLUMN, DataType::Int32, false)));
         let table = TableSchema::builder(of_files.clone()).with_table_partition_cols(constants).build();
-        let mut files = Vec::new();
-        for (number, file) in snapshot.log_data().iter().enumerate() {
-            if file.deletion_vector_descriptor().is_some() {
-                return Err(LakeError::Foreign(file.path().into_owned()));
-            }
-            let path = ObjectPath::from_absolute_path(maintain::local(dir, &file.path()))
-                .map_err(|error| LakeError::Sync(std::io::Error::other(error)))?;
-            let values = file.partition_values_map();
-            let day = DAY_COLUMNS.iter().map(|column| values.get(*column).cloned().flatten());
-            let mut constants: Vec<ScalarValue> = day.map(ScalarValue::Utf8).collect();
-            constants.push(ScalarValue::Int32(Some(number as i32)));
-            let known = file.stats().and_then(|stats| serde_json::from_str(&stats).ok()).unwrap_or_default();
-            let meta = ObjectMeta {
-                location: path,
-                last_modified: file.modification_datetime()?,
-                size: file.size().max(0) as u64,
-                e_tag: None,
-                version: None,
-            };
-            files.push(
-                PartitionedFile::new_from_meta(meta)
-                    .with_partition_values(constants)
-                    .with_statistics(Arc::new(statistics(&of_files, &known))),
-            );
-        }
+        let live = snapshot.log_data();
+        let files = live.iter().zip(0..).map(|(file, number)| listed(&file, number, dir, &of_files));
+        let mut files = files.collect::<Result<Vec<_>, _>>()?;
         let newest = |file: &PartitionedFile| -> Option<i64> {
             let at = of_files.index_of(columns::EVENT_TIME).ok()?;
             match file.statistics.as_ref()?.column_statistics.get(at)?.max_value.get_value()? {
@@ -167,6 +146,33 @@ impl LakeFiles {
         }
         Ok((groups.into_iter().map(FileGroup::new).collect(), None))
     }
+}
+
+/// A file as a table's log lists it, with the values of its constant columns.
+fn listed(
+    file: &LogicalFileView,
+    number: i32,
+    dir: &Path,
+    schema: &SchemaRef,
+) -> Result<PartitionedFile, LakeError> {
+    if file.deletion_vector_descriptor().is_some() {
+        return Err(LakeError::Foreign(file.path().into_owned()));
+    }
+    let values = file.partition_values_map();
+    let day = DAY_COLUMNS.iter().map(|column| values.get(*column).cloned().flatten());
+    let mut constants: Vec<ScalarValue> = day.map(ScalarValue::Utf8).collect();
+    constants.push(ScalarValue::Int32(Some(number)));
+    let known = file.stats().and_then(|stats| serde_json::from_str(&stats).ok()).unwrap_or_default();
+    let meta = ObjectMeta {
+        location: ObjectPath::from_absolute_path(dir.join(file.path().as_ref()))?,
+        last_modified: file.modification_datetime()?,
+        size: file.size().max(0) as u64,
+        e_tag: None,
+        version: None,
+    };
+    Ok(PartitionedFile::new_from_meta(meta)
+        .with_partition_values(constants)
+        .with_statistics(Arc::new(statistics(schema, &known))))
 }
 
 /// What a table's log says about a file, as the planner wants it. Only what all our writers keep in full:
@@ -247,10 +253,7 @@ impl TableProvider for LakeRelation {
         }
         let (groups, order) = self.0.groups(state.config().target_partitions())?;
         let mut total = Statistics::new_unknown(table.table_schema());
-        total.num_rows = files.iter().fold(Precision::Exact(0), |sum, file| {
-            let rows = file.statistics.as_ref().map(|known| known.num_rows);
-            sum.add(&rows.unwrap_or(Precision::Absent))
-        });
+        total.num_rows = self.0.rows().map_or(Precision::Absent, |rows| Precision::Exact(rows as usize));
         let source = Arc::new(ParquetSource::new(table.clone()));
         let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
             .with_file_groups(groups)

@@ -42,26 +42,19 @@ pub struct DeadLetter {
 
 /// The schema of both streams.
 pub fn schema(name: &'static str) -> StreamSchema {
-    let column = |name: &str, data_type: DataType, nullable: bool| Column {
-        name: name.into(),
-        data_type,
-        nullable,
-        sensitive: false,
-        json: false,
-    };
     StreamSchema {
         name: StreamName::system(name),
         columns: vec![
-            column("source", DataType::Utf8, false),
-            column("stream", DataType::Utf8, false),
-            column("source_partition", DataType::Int32, true),
-            column("source_offset", DataType::Int64, true),
-            column("code", DataType::Utf8, false),
-            column("detail", DataType::Utf8, false),
-            column("principal", DataType::Utf8, false),
-            column("body", DataType::Binary, false),
-            Column { sensitive: true, ..column("sealed_detail", DataType::Utf8, true) },
-            Column { sensitive: true, ..column("sealed_body", DataType::Binary, true) },
+            Column::new("source", DataType::Utf8, false),
+            Column::new("stream", DataType::Utf8, false),
+            Column::new("source_partition", DataType::Int32, true),
+            Column::new("source_offset", DataType::Int64, true),
+            Column::new("code", DataType::Utf8, false),
+            Column::new("detail", DataType::Utf8, false),
+            Column::new("principal", DataType::Utf8, false),
+            Column::new("body", DataType::Binary, false),
+            Column { sensitive: true, ..Column::new("sealed_detail", DataType::Utf8, true) },
+            Column { sensitive: true, ..Column::new("sealed_body", DataType::Binary, true) },
         ],
         options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
         raw: false,

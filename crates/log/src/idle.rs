@@ -39,13 +39,7 @@ pub struct Idle {
 
 /// The schema of `_idle`.
 pub fn schema() -> StreamSchema {
-    let column = |name: &str, data_type: DataType| Column {
-        name: name.into(),
-        data_type,
-        nullable: false,
-        sensitive: false,
-        json: false,
-    };
+    let column = |name: &str, data_type: DataType| Column::new(name, data_type, false);
     StreamSchema {
         name: StreamName::system(IDLE),
         columns: vec![

@@ -18,13 +18,7 @@ use highwater_sql::plan::plan_transform;
 use highwater_sql::{Engine, parse_script};
 
 fn source() -> Arc<StreamSchema> {
-    let column = |name: &str, data_type: DataType| Column {
-        name: name.into(),
-        data_type,
-        nullable: true,
-        sensitive: false,
-        json: false,
-    };
+    let column = |name: &str, data_type: DataType| Column::new(name, data_type, true);
     let columns = vec![
         column("user_id", DataType::Utf8),
         column("status", DataType::Utf8),

@@ -11,11 +11,8 @@ use highwater_ingest::{Format, infer};
 /// A stream with a column of every kind.
 pub fn schema() -> Arc<StreamSchema> {
     let column = |name: &str, data_type: DataType| Column {
-        name: name.into(),
-        data_type,
-        nullable: true,
-        sensitive: false,
         json: name == "any",
+        ..Column::new(name, data_type, true)
     };
     let place = DataType::Struct(
         vec![Field::new("city", DataType::Utf8, true), Field::new("zip", DataType::Int32, true)].into(),

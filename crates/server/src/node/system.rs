@@ -13,20 +13,16 @@ pub const SYSTEM: &str = "_system";
 /// The stream behind /api/v1/events.
 pub const EVENTS: &str = "events";
 
-fn column(name: &str, data_type: DataType, nullable: bool) -> Column {
-    Column { name: name.into(), data_type, nullable, sensitive: false, json: false }
-}
-
 /// The schema of `_system`.
 pub fn system_schema() -> StreamSchema {
     StreamSchema {
         name: StreamName::system(SYSTEM),
         columns: vec![
-            column("command", DataType::Utf8, false),
-            column("text", DataType::Utf8, false),
-            column("csv", DataType::Utf8, true),
-            column("principal", DataType::Utf8, false),
-            Column { json: true, ..column("comparison", DataType::Utf8, true) },
+            Column::new("command", DataType::Utf8, false),
+            Column::new("text", DataType::Utf8, false),
+            Column::new("csv", DataType::Utf8, true),
+            Column::new("principal", DataType::Utf8, false),
+            Column { json: true, ..Column::new("comparison", DataType::Utf8, true) },
         ],
         // In the lake too, so that old segments of the log may go.
         options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
@@ -39,10 +35,10 @@ pub fn events_schema() -> StreamSchema {
     StreamSchema {
         name: StreamName::system(EVENTS),
         columns: vec![
-            column("event_id", DataType::Utf8, true),
-            column("event_type", DataType::Utf8, false),
-            Column { json: true, ..column("payload", DataType::Utf8, true) },
-            column("timestamp", columns::timestamp_type(), true),
+            Column::new("event_id", DataType::Utf8, true),
+            Column::new("event_type", DataType::Utf8, false),
+            Column { json: true, ..Column::new("payload", DataType::Utf8, true) },
+            Column::new("timestamp", columns::timestamp_type(), true),
         ],
         options: StreamOptions {
             event_id: vec!["event_id".into()],

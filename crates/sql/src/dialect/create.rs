@@ -21,13 +21,7 @@ const CHANGEABLE: [&str; 4] = ["retention", "aliases", "hidden", "idle_timeout"]
 /// Columns that an inferred stream must have from the start: those with a role.
 fn inferred_columns(options: &StreamOptions) -> Vec<Column> {
     let mut columns: Vec<Column> = Vec::new();
-    let column = |name: &String, data_type: DataType| Column {
-        name: name.clone(),
-        data_type,
-        nullable: true,
-        sensitive: false,
-        json: false,
-    };
+    let column = |name: &String, data_type: DataType| Column::new(name, data_type, true);
     for name in options.event_id.iter().chain(&options.key) {
         if Some(name) != options.event_time.as_ref() && !columns.iter().any(|known| known.name == *name) {
             columns.push(column(name, DataType::Utf8));
@@ -261,7 +255,7 @@ impl Words {
     fn column(&mut self) -> Result<Column, SqlError> {
         let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
         let (data_type, json) = if self.take("MAP") { (self.map()?, false) } else { self.plain_type()? };
-        let mut column = Column { name, data_type, nullable: true, sensitive: false, json };
+        let mut column = Column { json, ..Column::new(name, data_type, true) };
         loop {
             if self.take("SENSITIVE") {
                 column.sensitive = true;
