@@ -1,7 +1,5 @@
 //! JSON and CSV to rows: each event is parsed once, straight into typed cells, with a verdict of its own.
 
-use std::collections::BTreeMap;
-use std::io::Write;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -9,11 +7,12 @@ use arrow::array::{
 };
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use highwater_event::{Digest128, Principal, StreamSchema, columns, comparable_json, time};
+use highwater_event::{StreamSchema, columns, time};
 use jiter::{Jiter, JiterError, NumberAny, NumberInt, Peek};
 
 use crate::cell::{Cell, Kind, Member, parse_decimal};
 use crate::column::ColumnBuilder;
+use crate::identify::{RowIdentity, Statement, Undeclared};
 use crate::{cloud_event, delimited};
 
 /// How a body holds its events.
@@ -92,49 +91,31 @@ pub enum BodyError {
 /// Called with each event of a body: its bytes, and the row or why it is refused.
 pub type EachRow<'a, 'b> = &'a mut dyn FnMut(&'b [u8], Result<&mut Row, RowError>);
 
-/// How far an event's own time may be ahead of the server's clock, microseconds.
-const MAX_AHEAD: i64 = 3_600_000_000;
-
 /// The plan by which a stream's events are decoded.
 #[derive(Debug)]
 pub struct Decoder {
-    stream: Arc<StreamSchema>,
-    members: Vec<Member>,
-    /// Positions of the members in order of their names.
-    by_name: Vec<usize>,
+    pub(crate) stream: Arc<StreamSchema>,
+    /// What events may bring, in the order of the columns.
+    pub(crate) members: Vec<Member>,
     stored: SchemaRef,
     /// Positions of the event id's members.
-    id: Vec<usize>,
+    pub(crate) id: Vec<usize>,
     /// Position of the event time.
-    time: Option<usize>,
+    pub(crate) time: Option<usize>,
     /// Position of the partition key.
-    key: Option<usize>,
+    pub(crate) key: Option<usize>,
 }
 
 /// A decoded row before it is in a column.
 #[derive(Debug, Default)]
 pub struct Row {
     pub(crate) cells: Vec<Cell>,
-    /// Undeclared members as the inside of a JSON object.
-    pub(crate) extra: String,
+    pub(crate) undeclared: Undeclared,
+    /// Where the texts of the cells stand.
     pub(crate) text: String,
-    scratch: Vec<u8>,
+    /// Filled when the row is identified.
+    pub(crate) statement: Statement,
     tape: Vec<u8>,
-}
-
-/// What the door needs to know of a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RowIdentity {
-    /// Hash of stream, principal and event id; `None` when every event of the stream is new.
-    pub key: Option<Digest128>,
-    /// The event id as a text.
-    pub event_id: Option<String>,
-    /// Hash of everything the event says.
-    pub payload: i64,
-    /// Event time, microseconds UTC.
-    pub event_time: i64,
-    /// Where it goes.
-    pub partition: u32,
 }
 
 impl Decoder {
@@ -153,10 +134,7 @@ impl Decoder {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let position = |name: &String| stream.columns.iter().position(|column| column.name == *name);
-        let mut by_name: Vec<usize> = (0..members.len()).collect();
-        by_name.sort_by(|a, b| members[*a].name.cmp(&members[*b].name));
         Ok(Self {
-            by_name,
             members,
             stored: stream.stored_schema(),
             id: stream.options.event_id.iter().filter_map(position).collect(),
@@ -164,11 +142,6 @@ impl Decoder {
             key: stream.options.key.as_ref().and_then(position),
             stream,
         })
-    }
-
-    /// What events may bring, in the order of the columns.
-    pub(crate) fn members(&self) -> &[Member] {
-        &self.members
     }
 
     /// The stream.
@@ -290,153 +263,14 @@ impl Decoder {
     /// Decodes the object that comes next.
     fn decode_row(&self, parser: &mut Jiter<'_>, row: &mut Row) -> Result<(), RowError> {
         row.text.clear();
-        row.extra.clear();
-        let mut cells = std::mem::take(&mut row.cells);
+        row.undeclared.clear();
         let peek = parser.peek().map_err(|error| syntax(parser, &error))?;
-        let outcome = if peek == Peek::Object {
-            let mut extra = Some(std::mem::take(&mut row.extra));
-            let outcome = decode_members(parser, &self.members, &mut cells, &mut row.text, &mut extra);
-            row.extra = extra.unwrap_or_default();
-            outcome
-        } else {
-            Err(RowError::new("not_an_object", format!("an event is a JSON object, this is {}", shape(peek))))
-        };
-        row.cells = cells;
-        outcome
-    }
-
-    /// Who this row is. Fills in a derived id when the event brought none and may.
-    pub fn identify(
-        &self,
-        row: &mut Row,
-        principal: &Principal,
-        now: i64,
-        sequence: u64,
-    ) -> Result<RowIdentity, RowError> {
-        let event_time = match self.time.map(|at| &row.cells[at]) {
-            Some(Cell::Int(micros)) => Some(*micros),
-            _ => None,
-        };
-        if let (Some(time), Some(at)) = (event_time, self.time)
-            && time > now.saturating_add(MAX_AHEAD)
-        {
-            let detail = format!(
-                "{} lies more than an hour ahead of the server's clock; one such event would make all others late",
-                time::show_micros(time)
-            );
-            return Err(RowError::new("time_in_future", detail).at(&self.members[at].name));
+        if peek != Peek::Object {
+            let detail = format!("an event is a JSON object, this is {}", shape(peek));
+            return Err(RowError::new("not_an_object", detail));
         }
-        row.scratch.clear();
-        self.canonical(row);
-        let payload = blake3::hash(&row.scratch);
-        let mut word = [0; 8];
-        word.copy_from_slice(&payload.as_bytes()[..8]);
-        let mut identity = RowIdentity {
-            key: None,
-            event_id: None,
-            payload: i64::from_le_bytes(word),
-            event_time: event_time.unwrap_or(now),
-            partition: 0,
-        };
-        if !self.id.is_empty() {
-            let id = match self.id_parts(row) {
-                Some(id) => id,
-                None => vec![self.derive_id(row, principal, event_time, now, sequence, &payload)?],
-            };
-            // Each part with its length: ("a|b", "c") is not ("a", "b|c").
-            let mut parts = vec![self.stream.name.as_str().as_bytes(), principal.name.as_bytes()];
-            parts.extend(id.iter().map(String::as_bytes));
-            identity.key = Some(Digest128::of_parts(&parts));
-            identity.event_id = Some(id.join("|"));
-        }
-        if self.stream.options.partitions > 1 {
-            row.scratch.clear();
-            match self.key {
-                Some(at) => write_cell(&row.cells[at], &self.members[at].kind, &row.text, &mut row.scratch),
-                None => row.scratch.extend_from_slice(payload.as_bytes()),
-            }
-            identity.partition = crc32c::crc32c(&row.scratch) % self.stream.options.partitions;
-        }
-        Ok(identity)
-    }
-
-    /// Puts into `scratch` what the event says, in a form that does not depend on which of its members the
-    /// stream declares: a column that is added later must not make a repeat look like another event.
-    fn canonical(&self, row: &mut Row) {
-        let Row { cells, extra, text, scratch, .. } = row;
-        let undeclared: BTreeMap<String, serde_json::Value> = match extra.is_empty() {
-            true => BTreeMap::new(),
-            false => serde_json::from_str(&format!("{{{extra}}}")).unwrap_or_default(),
-        };
-        let mut undeclared = undeclared.iter().filter(|(_, value)| !value.is_null()).peekable();
-        let write_extra = |name: &str, value: &serde_json::Value, out: &mut Vec<u8>| {
-            write_text(&name.to_ascii_lowercase(), out);
-            out.push(b':');
-            comparable_json(value, out);
-            out.push(b',');
-        };
-        for at in &self.by_name {
-            let (cell, member) = (&cells[*at], &self.members[*at]);
-            if cell.is_missing() {
-                continue;
-            }
-            while let Some((name, value)) = undeclared.next_if(|(name, _)| **name < member.name) {
-                write_extra(name, value, scratch);
-            }
-            write_text(&member.name, scratch);
-            scratch.push(b':');
-            write_cell(cell, &member.kind, text, scratch);
-            scratch.push(b',');
-        }
-        undeclared.for_each(|(name, value)| write_extra(name, value, scratch));
-    }
-
-    fn id_parts(&self, row: &Row) -> Option<Vec<String>> {
-        let part = |at: &usize| {
-            Some(match &row.cells[*at] {
-                Cell::Text(start, end) => row.text[*start as usize..*end as usize].to_owned(),
-                Cell::Int(micros) if self.members[*at].kind == Kind::Timestamp => time::show_micros(*micros),
-                Cell::Int(value) => value.to_string(),
-                Cell::Bool(value) => value.to_string(),
-                Cell::Float(value) => value.to_string(),
-                Cell::Decimal(value) => value.to_string(),
-                _ => return None,
-            })
-        };
-        self.id.iter().map(part).collect()
-    }
-
-    /// An id from what the event says; an event without a time of its own is always new.
-    fn derive_id(
-        &self,
-        row: &mut Row,
-        principal: &Principal,
-        event_time: Option<i64>,
-        now: i64,
-        sequence: u64,
-        payload: &blake3::Hash,
-    ) -> Result<String, RowError> {
-        let [at] = self.id.as_slice() else {
-            return Err(RowError::new(
-                "missing_event_id",
-                "the members that make up the event id must be present",
-            ));
-        };
-        if self.members[*at].kind != Kind::Text {
-            return Err(
-                RowError::new("missing_event_id", "the event id is missing").at(&self.members[*at].name)
-            );
-        }
-        let salt = if event_time.is_some() {
-            Vec::new()
-        } else {
-            [now.to_le_bytes(), sequence.to_le_bytes()].concat()
-        };
-        let id = Digest128::of_parts(&[principal.name.as_bytes(), payload.as_bytes(), &salt]).to_string();
-        let start = row.text.len() as u32;
-        row.text.push_str(&id);
-        row.cells[*at] = Cell::Text(start, row.text.len() as u32);
-        Ok(id)
+        let Row { cells, text, undeclared, .. } = row;
+        decode_members(parser, &self.members, cells, text, Some(undeclared))
     }
 }
 
@@ -485,11 +319,7 @@ impl RowBatch {
         for (column, cell) in self.columns.iter_mut().zip(&row.cells) {
             column.append(cell, &row.text);
         }
-        if row.extra.is_empty() {
-            self.extra.append_null();
-        } else {
-            self.extra.append_value(format!("{{{}}}", row.extra));
-        }
+        self.extra.append_option(row.undeclared.json());
         self.event_time.append_value(identity.event_time);
         match identity.key {
             Some(key) => self.key.append_value(key.0)?,
@@ -513,14 +343,14 @@ impl RowBatch {
     }
 }
 
-/// Decodes the members of the object that comes next into `cells`. Undeclared members are collected in
-/// `extra` at the top level and refused inside structs, where there is no place for them.
+/// Decodes the members of the object that comes next into `cells`. Undeclared members are kept at the top
+/// level and refused inside structs, where there is no place for them.
 fn decode_members(
     parser: &mut Jiter<'_>,
     members: &[Member],
     cells: &mut Vec<Cell>,
     text: &mut String,
-    extra: &mut Option<String>,
+    mut undeclared: Option<&mut Undeclared>,
 ) -> Result<(), RowError> {
     cells.clear();
     cells.resize(members.len(), Cell::Absent);
@@ -540,7 +370,14 @@ fn decode_members(
                     .map_err(|error| error.at(&members[at].name))?;
                 expected = at + 1;
             }
-            Ok(Some(None)) => keep_unknown(parser, &unknown.take().unwrap_or_default(), extra)?,
+            Ok(Some(None)) => {
+                let name = unknown.take().unwrap_or_default();
+                let value = raw_value(parser)?;
+                let Some(undeclared) = &mut undeclared else {
+                    return Err(RowError::new("unknown_member", "the struct has no such member").at(&name));
+                };
+                undeclared.keep(&name, |json| json.push_str(value));
+            }
             Err(error) => return Err(syntax(parser, &error)),
         }
         key = parser.next_key().map(|key| key.map(|key| find(members, expected, key, &mut unknown)));
@@ -576,20 +413,6 @@ fn find(members: &[Member], expected: usize, key: &str, unknown: &mut Option<Str
         *unknown = Some(key.to_owned());
     }
     found
-}
-
-fn keep_unknown(parser: &mut Jiter<'_>, name: &str, extra: &mut Option<String>) -> Result<(), RowError> {
-    let raw = raw_value(parser)?;
-    let Some(extra) = extra else {
-        return Err(RowError::new("unknown_member", "the struct has no such member").at(name));
-    };
-    if !extra.is_empty() {
-        extra.push(',');
-    }
-    extra.push_str(&serde_json::Value::from(name).to_string());
-    extra.push(':');
-    extra.push_str(raw);
-    Ok(())
 }
 
 fn raw_value<'j>(parser: &mut Jiter<'j>) -> Result<&'j str, RowError> {
@@ -685,7 +508,7 @@ pub(crate) fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut Strin
         }
         Kind::Struct(members) if peek == Peek::Object => {
             let mut cells = Vec::with_capacity(members.len());
-            decode_members(parser, members, &mut cells, text, &mut None)?;
+            decode_members(parser, members, &mut cells, text, None)?;
             Ok(Cell::Struct(cells))
         }
         Kind::Struct(_) => Err(wrong("an object")),
@@ -763,95 +586,6 @@ fn shape(peek: Peek) -> &'static str {
 
 pub(crate) fn clip(text: &str) -> String {
     text.chars().take(64).collect()
-}
-
-/// Appends what [`comparable_json`] would for the value: bytes that are equal exactly when two values mean
-/// the same. Times are written as microseconds.
-fn write_cell(cell: &Cell, kind: &Kind, text: &str, out: &mut Vec<u8>) {
-    // Writing to memory can't fail.
-    let written = match cell {
-        Cell::Absent | Cell::Null => out.write_all(b"null"),
-        Cell::Bool(value) => write!(out, "{value}"),
-        Cell::Int(value) => write!(out, "{value}"),
-        Cell::Float(value) => {
-            comparable_json(&serde_json::Value::from(*value), out);
-            Ok(())
-        }
-        Cell::Decimal(value) => write_decimal(*value, kind, out),
-        Cell::Text(start, end) => {
-            let value = &text[*start as usize..*end as usize];
-            match (*kind == Kind::Json).then(|| serde_json::from_str(value)) {
-                Some(Ok(value)) => comparable_json(&value, out),
-                _ => write_text(value, out),
-            }
-            Ok(())
-        }
-        Cell::Struct(cells) => {
-            out.push(b'{');
-            if let Kind::Struct(members) = kind {
-                let mut named: Vec<(&Member, &Cell)> = members.iter().zip(cells).collect();
-                named.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-                for (member, cell) in named.into_iter().filter(|(_, cell)| !cell.is_missing()) {
-                    write_text(&member.name, out);
-                    out.push(b':');
-                    write_cell(cell, &member.kind, text, out);
-                    out.push(b',');
-                }
-            }
-            out.write_all(b"}")
-        }
-        Cell::List(cells) => {
-            out.push(b'[');
-            if let Kind::List(element) = kind {
-                for cell in cells {
-                    write_cell(cell, &element.kind, text, out);
-                    out.push(b',');
-                }
-            }
-            out.write_all(b"]")
-        }
-        Cell::Map(entries) => {
-            out.push(b'{');
-            if let Kind::Map(value) = kind {
-                for ((start, end), cell) in entries {
-                    write_text(&text[*start as usize..*end as usize], out);
-                    out.push(b':');
-                    write_cell(cell, &value.kind, text, out);
-                    out.push(b',');
-                }
-            }
-            out.write_all(b"}")
-        }
-    };
-    debug_assert!(written.is_ok());
-}
-
-/// A text as a JSON string; most need no escapes.
-fn write_text(text: &str, out: &mut Vec<u8>) {
-    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
-        out.push(b'"');
-        out.extend_from_slice(text.as_bytes());
-        out.push(b'"');
-    } else {
-        out.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
-    }
-}
-
-/// An exact number without useless zeros, as JSON numbers are compared.
-fn write_decimal(value: i128, kind: &Kind, out: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut scale = if let Kind::Decimal { scale, .. } = kind { (*scale).max(0) as u32 } else { 0 };
-    let mut value = value;
-    while scale > 0 && value % 10 == 0 {
-        value /= 10;
-        scale -= 1;
-    }
-    if scale == 0 {
-        return write!(out, "{value}");
-    }
-    let unit = 10u128.pow(scale.min(38));
-    let sign = if value < 0 { "-" } else { "" };
-    let size = value.unsigned_abs();
-    write!(out, "{sign}{}.{:0width$}", size / unit, size % unit, width = scale as usize)
 }
 
 /// Checks that the whole body is one JSON value. Needed before [`Decoder::decode`] where rows can't be

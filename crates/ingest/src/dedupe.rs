@@ -25,8 +25,10 @@ pub struct Known {
 
 impl Known {
     /// Partition, offset, payload hash, little-endian.
-    fn encode(&self) -> [u8; 20] {
-        let mut bytes = [0; 20];
+    const BYTES: usize = 20;
+
+    fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
         bytes[..4].copy_from_slice(&self.partition.to_le_bytes());
         bytes[4..12].copy_from_slice(&self.offset.to_le_bytes());
         bytes[12..].copy_from_slice(&self.payload.to_le_bytes());
@@ -71,7 +73,7 @@ const RUN: usize = 500_000;
 const GENERATION_RUNS: usize = 60;
 /// A smaller run is written when its first key has waited this long, so that a restart has little to
 /// read again.
-const RUN_WAITS: Duration = Duration::from_secs(10);
+const RUN_WAITS: Duration = planted::interval(Duration::from_secs(10));
 
 /// Stored keys that the filter takes in at a time.
 const LEARNED_AT_ONCE: usize = 4096;
@@ -366,11 +368,11 @@ impl DedupeIndex {
             let covered = state.fresh.is_empty();
             (state.writing.clone(), state.destination.clone(), covered.then(|| state.marks.clone()))
         };
-        let mut sorted: Vec<(&Digest128, &Known)> = keys.iter().collect();
-        sorted.sort_unstable_by_key(|(key, _)| **key);
-        let mut encoded = sorted.into_iter().map(|(key, known)| (key.0.to_vec(), known.encode().to_vec()));
+        let mut sorted: Vec<(Digest128, [u8; Known::BYTES])> =
+            keys.iter().map(|(key, known)| (*key, known.encode())).collect();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
         if !planted::bug("mark_before_ids") {
-            self.store.load(&table, &mut encoded)?;
+            self.store.load(&table, &mut sorted.iter().map(|(key, known)| (&key.0[..], &known[..])))?;
         }
         planted::stop("ids:loaded");
         let marks = marks

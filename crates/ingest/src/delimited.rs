@@ -2,6 +2,7 @@
 //! structs, arrays and JSON are written as JSON inside a field.
 
 use csv::{ByteRecord, ReaderBuilder};
+use highwater_event::canonical::push_json_string;
 use highwater_event::time;
 use jiter::Jiter;
 
@@ -51,7 +52,7 @@ pub(crate) fn decode<'b>(
         if count > limit {
             return Err(BodyError::TooManyRows { limit });
         }
-        let outcome = decode_record(decoder.members(), &targets, &record, row);
+        let outcome = decode_record(&decoder.members, &targets, &record, row);
         each(line, outcome.map(|()| &mut *row));
     }
 }
@@ -72,7 +73,7 @@ fn targets(decoder: &Decoder, header: &ByteRecord) -> Result<Vec<Target>, BodyEr
             if !seen.insert(name.to_ascii_lowercase()) {
                 return Err(BodyError::Header(format!("column \"{name}\" is named twice")));
             }
-            let known = decoder.members().iter().position(|member| member.name.eq_ignore_ascii_case(name));
+            let known = decoder.members.iter().position(|member| member.name.eq_ignore_ascii_case(name));
             Ok(known.map_or_else(|| Target::Extra(name.to_owned()), Target::Member))
         })
         .collect()
@@ -85,7 +86,7 @@ fn decode_record(
     row: &mut Row,
 ) -> Result<(), RowError> {
     row.text.clear();
-    row.extra.clear();
+    row.undeclared.clear();
     row.cells.clear();
     row.cells.resize(members.len(), Cell::Absent);
     if record.len() != targets.len() {
@@ -105,12 +106,7 @@ fn decode_record(
             }
             Target::Extra(_) if field.is_empty() => {}
             Target::Extra(name) => {
-                if !row.extra.is_empty() {
-                    row.extra.push(',');
-                }
-                row.extra.push_str(&serde_json::Value::from(name.as_str()).to_string());
-                row.extra.push(':');
-                row.extra.push_str(&serde_json::Value::from(field).to_string());
+                row.undeclared.keep(name, |json| push_json_string(field, json));
             }
         }
     }

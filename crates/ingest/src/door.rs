@@ -21,8 +21,9 @@ use highwater_log::keyed::StoreError;
 use highwater_log::{Append, AppendError, Commit, Log};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::decode::{BodyError, Decoder, Format, Row, RowBatch, RowError, RowIdentity, check_json};
+use crate::decode::{BodyError, Decoder, Format, Row, RowBatch, RowError, check_json};
 use crate::dedupe::{DedupeIndex, Hasher, Known};
+use crate::identify::RowIdentity;
 
 /// Limits of the door.
 #[derive(Debug, Clone, Copy)]

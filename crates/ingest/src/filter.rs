@@ -86,9 +86,7 @@ mod tests {
     use super::*;
 
     fn key(number: u64) -> Digest128 {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&blake3::hash(&number.to_le_bytes()).as_bytes()[..16]);
-        Digest128(bytes)
+        Digest128::of_parts([&number.to_le_bytes()[..]])
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The door: what comes in is decoded once, checked row by row, deduplicated and appended.
 //!
 //! * [`decode`] turns JSON, CSV and CloudEvents into typed cells and cells into Arrow columns, with a
-//!   verdict for each row; [`infer`] finds the columns of streams that learn them from their events.
+//!   verdict for each row; [`identify`] says who each event is; [`infer`] finds the columns of streams that
+//!   learn them from their events.
 //! * [`dedupe`] is the index of event ids: a view of the log that is replayed to the head before the
 //!   first event is accepted.
 //! * [`door`] is the one owner of "check, then append".
@@ -17,6 +18,7 @@ pub mod dedupe;
 mod delimited;
 pub mod door;
 mod filter;
+pub mod identify;
 pub mod infer;
 
 pub use decode::{Format, RowError};

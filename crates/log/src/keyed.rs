@@ -100,10 +100,10 @@ pub trait KeyedStore: Send + Sync {
     fn write(&self, batch: KeyedBatch) -> Result<(), StoreError>;
     /// Adds many keys of a table at once, sorted by key. Cheaper than a batch; visible when it returns,
     /// and durable before any batch that is written after it. All of it or nothing, also across a crash.
-    fn load(
+    fn load<'a>(
         &self,
         table: &str,
-        sorted: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+        sorted: &mut dyn Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<(), StoreError>;
     /// The marks of a view.
     fn marks(&self, view: &str) -> Result<BTreeMap<Partition, Mark>, StoreError>;

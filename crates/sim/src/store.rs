@@ -149,12 +149,13 @@ impl KeyedStore for SimStore {
         self.change(Change::Batch(batch))
     }
 
-    fn load(
+    fn load<'a>(
         &self,
         table: &str,
-        sorted: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+        sorted: &mut dyn Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<(), StoreError> {
-        self.change(Change::Load(table.to_owned(), sorted.collect()))
+        let owned = sorted.map(|(key, value)| (key.to_vec(), value.to_vec()));
+        self.change(Change::Load(table.to_owned(), owned.collect()))
     }
 
     fn marks(&self, view: &str) -> Result<BTreeMap<Partition, Mark>, StoreError> {

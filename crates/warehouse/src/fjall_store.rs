@@ -196,10 +196,10 @@ impl KeyedStore for FjallStore {
         self.database.persist(PersistMode::SyncData).map_err(unavailable)
     }
 
-    fn load(
+    fn load<'a>(
         &self,
         table: &str,
-        sorted: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+        sorted: &mut dyn Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Result<(), StoreError> {
         let keyspace = self.keyspace(table)?;
         let mut load = keyspace.start_ingestion().map_err(unavailable)?;

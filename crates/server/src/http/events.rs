@@ -9,6 +9,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use highwater_event::canonical::push_json_string;
 use highwater_event::name::nearest;
 use highwater_event::{Principal, StreamName};
 use highwater_ingest::{Format, Outcome, Room, Submission, Verdict};
@@ -355,11 +356,7 @@ pub fn write_result(out: &mut String, index: usize, verdict: &Verdict) -> std::f
     write!(out, "{{\"index\":{index},\"event_id\":")?;
     match &verdict.event_id {
         None => out.push_str("null"),
-        // Most ids need no escapes.
-        Some(id) if id.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\' && byte < 0x7f) => {
-            write!(out, "\"{id}\"")?;
-        }
-        Some(id) => write!(out, "{}", serde_json::Value::from(id.as_str()))?,
+        Some(id) => push_json_string(id, out),
     }
     match &verdict.outcome {
         Outcome::Accepted { offset, .. } => write!(out, ",\"status\":\"accepted\",\"offset\":{offset}}}"),

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness};
+use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness, planted};
 use highwater_ingest::{Door, DoorOptions};
 use highwater_lake::LakeStream;
 use highwater_log::disk::RealDisk;
@@ -78,7 +78,7 @@ impl NodeOptions {
             data: data.into(),
             lake_wait: Duration::from_secs(5),
             snapshot_every: Duration::from_secs(60),
-            write_back_every: Duration::from_secs(1),
+            write_back_every: planted::interval(Duration::from_secs(1)),
             keep_every: Duration::from_secs(60),
             log_retention: Duration::from_secs(7 * 24 * 3600),
             query_memory: 1 << 30,
