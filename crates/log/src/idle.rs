@@ -81,7 +81,8 @@ pub fn commit(waiting: &[Idle], now: i64) -> Result<Commit, ArrowError> {
     Ok(Commit { appends: vec![Append { to, rows }], ends, ..Commit::default() })
 }
 
-fn waiting(batch: &LogBatch) -> Vec<Idle> {
+/// What rows of `_idle` say, each with its own offset.
+pub fn waiting(batch: &LogBatch) -> Vec<(Offset, Idle)> {
     let streams = batch.rows.column(0).as_string::<i32>();
     let partitions = batch.rows.column(1).as_primitive::<Int32Type>();
     let offsets = batch.rows.column(2).as_primitive::<Int64Type>();
@@ -89,13 +90,20 @@ fn waiting(batch: &LogBatch) -> Vec<Idle> {
     (0..batch.rows.num_rows())
         .filter_map(|row| {
             let stream = StreamName::try_from(streams.value(row).to_owned()).ok()?;
-            Some(Idle {
+            let idle = Idle {
                 at: StreamPartition::new(stream, partitions.value(row) as u32),
                 offset: offsets.value(row) as Offset,
                 micros: micros.value(row).max(0),
-            })
+            };
+            Some((batch.base + row as Offset, idle))
         })
         .collect()
+}
+
+/// True for a view that reads `_idle` itself, because time alone makes it bring about rows: it carries its
+/// marks on when it comes to what is said there.
+pub fn is_read_by(sources: &[StreamName]) -> bool {
+    sources.iter().any(|source| source.as_str() == IDLE)
 }
 
 /// What `_idle` says, by partition and offset.
@@ -115,7 +123,7 @@ struct Known {
 impl Known {
     fn take(&mut self, batch: &LogBatch) {
         self.next = batch.end();
-        for Idle { at, offset, micros } in waiting(batch) {
+        for (_, Idle { at, offset, micros }) in waiting(batch) {
             let wait = self.waits.entry(at).or_default().entry(offset).or_default();
             *wait = (*wait).max(micros);
         }
@@ -222,6 +230,9 @@ impl IdleTimes {
     /// Marks whose event time has gone on while their partitions were waiting for the row that a view
     /// needs next.
     pub fn carry_on(&self, sources: &[StreamName], mut marks: LaneMarks) -> Result<LaneMarks, ReadError> {
+        if is_read_by(sources) {
+            return Ok(marks);
+        }
         self.load()?;
         let known = self.known();
         for (lane, mark) in &mut marks {

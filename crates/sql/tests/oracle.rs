@@ -12,6 +12,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -23,6 +24,7 @@ use datafusion::datasource::MemTable;
 use datafusion::prelude::SessionContext;
 use highwater_event::{SeededRandomness, StreamPartition, StreamSchema, columns};
 use highwater_log::LogBatch;
+use highwater_log::idle::{self, Idle};
 use highwater_log::reader::RowReader;
 use highwater_sql::Engine;
 use highwater_sql::adhoc::rows_as_json;
@@ -144,6 +146,12 @@ async fn keep_up(
 
 /// Rows as sorted lines, so that two results compare as multisets.
 fn multiset(batches: &[RecordBatch]) -> Vec<String> {
+    let mut lines = lines(batches);
+    lines.sort();
+    lines
+}
+
+fn lines(batches: &[RecordBatch]) -> Vec<String> {
     let mut lines = Vec::new();
     for batch in batches {
         let names: Vec<String> = (0..batch.num_columns()).map(|at| at.to_string()).collect();
@@ -151,7 +159,6 @@ fn multiset(batches: &[RecordBatch]) -> Vec<String> {
         rows_as_json(batch, &names, true, "\n", &mut out);
         lines.extend(out.lines().map(str::to_owned));
     }
-    lines.sort();
     lines
 }
 
@@ -458,28 +465,70 @@ fn derived_streams_equal_the_batch_answer_and_bad_rows_stand_alone() {
 const BOTH: &str = "CREATE STREAM l (k TEXT, n INT, big BIGINT, f DOUBLE, d DECIMAL(15,2), at TIMESTAMP, tags ARRAY<TEXT>) WITH (event_time = 'at', lake = false);
     CREATE STREAM r (k TEXT, n INT, big BIGINT, f DOUBLE, d DECIMAL(15,2), at TIMESTAMP, tags ARRAY<TEXT>) WITH (event_time = 'at', lake = false);";
 
-/// Rows of both sides in the order of their commits, cut at random.
-fn interleave(
-    left: &[LogBatch],
-    right: &[LogBatch],
-    chance: &SeededRandomness,
-) -> Vec<(StreamPartition, Vec<LogBatch>)> {
-    let at = |name: &str| StreamPartition::new(highwater_event::StreamName::new(name).unwrap(), 0);
+type Run = (StreamPartition, Vec<LogBatch>);
+
+fn first_partition(name: &str) -> StreamPartition {
+    StreamPartition::new(highwater_event::StreamName::try_from(name.to_owned()).unwrap(), 0)
+}
+
+/// Rows of both sides in the order of their commits.
+fn ordered(left: &[LogBatch], right: &[LogBatch]) -> Vec<(StreamPartition, LogBatch)> {
     let mut all: Vec<(i64, u8, &LogBatch)> = right
         .iter()
         .map(|batch| (batch.recorded_at, 0, batch))
         .chain(left.iter().map(|batch| (batch.recorded_at, 1, batch)))
         .collect();
     all.sort_by_key(|(recorded_at, side, batch)| (*recorded_at, *side, batch.base));
-    let mut runs: Vec<(StreamPartition, Vec<LogBatch>)> = Vec::new();
-    for (_, side, batch) in all {
-        let at = at(if side == 0 { "r" } else { "l" });
+    all.into_iter()
+        .map(|(_, side, batch)| (first_partition(if side == 0 { "r" } else { "l" }), batch.clone()))
+        .collect()
+}
+
+/// Batches of one partition that follow each other are taken together or not, at random.
+fn cut_runs(batches: &[(StreamPartition, LogBatch)], chance: &SeededRandomness) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (at, batch) in batches {
         match runs.last_mut() {
-            Some((same, batches)) if *same == at && chance.chance(0.7) => batches.push(batch.clone()),
-            _ => runs.push((at, vec![batch.clone()])),
+            Some((same, batches)) if same == at && chance.chance(0.7) => batches.push(batch.clone()),
+            _ => runs.push((at.clone(), vec![batch.clone()])),
         }
     }
     runs
+}
+
+/// Puts rows of `_idle` between batches, and at the end so much idleness that nothing waits any more.
+fn with_idleness(
+    batches: Vec<(StreamPartition, LogBatch)>,
+    chance: &SeededRandomness,
+) -> Vec<(StreamPartition, LogBatch)> {
+    let mut ends: BTreeMap<StreamPartition, u64> = BTreeMap::new();
+    let mut waited: BTreeMap<StreamPartition, i64> = BTreeMap::new();
+    let mut said = 0;
+    let mut all = Vec::new();
+    let mut say = |all: &mut Vec<_>, at: &StreamPartition, offset: u64, micros: i64, recorded_at: i64| {
+        let waiting = Idle { at: at.clone(), offset, micros };
+        let commit = idle::commit(&[waiting], recorded_at).unwrap();
+        let rows = commit.appends.into_iter().next().unwrap().rows;
+        all.push((first_partition(idle::IDLE), LogBatch { base: said, recorded_at, rows }));
+        said += 1;
+    };
+    for (at, batch) in batches {
+        let recorded_at = batch.recorded_at;
+        ends.insert(at.clone(), batch.end());
+        waited.remove(&at);
+        all.push((at, batch));
+        for side in ["l", "r"].map(first_partition) {
+            while chance.chance(0.1) {
+                let micros = waited.entry(side.clone()).or_default();
+                *micros += chance.below(8 * MINUTE as u64) as i64;
+                say(&mut all, &side, ends.get(&side).copied().unwrap_or(0), *micros, recorded_at);
+            }
+        }
+    }
+    for side in ["l", "r"].map(first_partition) {
+        say(&mut all, &side, ends.get(&side).copied().unwrap_or(0), 100_000 * MINUTE, i64::MAX / 2);
+    }
+    all
 }
 
 fn join_of(catalog: &highwater_sql::Catalog, name: &str) -> Arc<JoinProgram> {
@@ -495,17 +544,25 @@ async fn both_answer(engine: &Engine, left: RecordBatch, right: RecordBatch, sql
     multiset(&SessionContext::new_with_state(state).sql(sql).await.unwrap().collect().await.unwrap())
 }
 
+/// The rows of the joined stream; neither their order nor the states may depend on how its sources were cut.
 async fn joined(
     program: Arc<JoinProgram>,
-    runs: &[(StreamPartition, Vec<LogBatch>)],
+    batches: &[(StreamPartition, LogBatch)],
     columns: usize,
     chance: &SeededRandomness,
 ) -> Vec<String> {
-    let mut life = Life::new(program);
-    life.run(runs, chance).await;
-    let rows: Vec<RecordBatch> =
-        life.out.iter().map(|rows| rows.project(&(0..columns).collect::<Vec<_>>()).unwrap()).collect();
-    multiset(&rows)
+    let mut cuts = Vec::new();
+    for _ in 0..2 {
+        let mut life = Life::new(program.clone());
+        life.run(&cut_runs(batches, chance), chance).await;
+        let rows: Vec<RecordBatch> =
+            life.out.iter().map(|rows| rows.project(&(0..columns).collect::<Vec<_>>()).unwrap()).collect();
+        cuts.push((lines(&rows), life.cold.bytes()));
+    }
+    assert!(cuts[0] == cuts[1], "two cuts differ");
+    let (mut found, _) = cuts.swap_remove(0);
+    found.sort();
+    found
 }
 
 fn recorded(rows: &RecordBatch) -> Vec<i64> {
@@ -537,10 +594,7 @@ fn windowed_joins_equal_the_batch_answer() {
         for seed in seeds(20) {
             let chance = SeededRandomness::new(seed);
             let (left, right) = (data(&source, &chance, 150), data(&stream(&catalog, "r"), &chance, 150));
-            let runs = interleave(&left, &right, &chance);
-            let found = joined(program.clone(), &runs, 4, &chance).await;
-            let again = joined(program.clone(), &interleave(&left, &right, &chance), 4, &chance).await;
-            assert_eq!(found, again, "seed {seed}: two cuts differ");
+            let found = joined(program.clone(), &ordered(&left, &right), 4, &chance).await;
             // Late rows are left out, and rows without a key match nothing.
             let in_time = |batches: &[LogBatch]| {
                 let rows = RowReader::new(&source).read_all(0, batches).unwrap();
@@ -574,6 +628,80 @@ fn windowed_joins_equal_the_batch_answer() {
     });
 }
 
+/// The rows of a stream that are not late, by the times at which each row and each idleness was known.
+fn in_time(
+    source: &StreamSchema,
+    batches: &[(StreamPartition, LogBatch)],
+    keep_null_keys: bool,
+) -> RecordBatch {
+    let at = first_partition(source.name.as_str());
+    let (mut high, mut waited) = (i64::MIN, (0, 0));
+    let mut kept = vec![RowReader::new(source).read_all(0, &[]).unwrap()];
+    for (of, batch) in batches {
+        if of.stream.as_str() == idle::IDLE {
+            for (_, idle) in idle::waiting(batch) {
+                if idle.at == at && high > i64::MIN {
+                    let before = if waited.0 == idle.offset { waited.1 } else { 0 };
+                    high += (idle.micros - before).max(0);
+                    waited = (idle.offset, idle.micros.max(before));
+                }
+            }
+        }
+        if *of != at {
+            continue;
+        }
+        let rows = RowReader::new(source).read_all(0, std::slice::from_ref(batch)).unwrap();
+        let times = rows.column_by_name(columns::EVENT_TIME).unwrap();
+        let times = times.as_primitive::<TimestampMicrosecondType>();
+        let keys = rows.column_by_name("k").unwrap();
+        let keep: Vec<bool> = (0..rows.num_rows())
+            .map(|row| {
+                if keys.is_null(row) {
+                    return keep_null_keys;
+                }
+                let kept = times.value(row) + 13 * MINUTE > high;
+                if kept {
+                    high = high.max(times.value(row));
+                }
+                kept
+            })
+            .collect();
+        kept.push(rows_where(&rows, |row| keep[row]));
+    }
+    arrow::compute::concat_batches(&kept[0].schema(), &kept).unwrap()
+}
+
+#[test]
+fn windowed_left_joins_equal_the_batch_answer() {
+    wait(async {
+        let engine = Engine::new([7; 32], 1 << 30).unwrap();
+        let select =
+            "SELECT l.k AS lk, l.n AS ln, r.big AS rb, coalesce(r.d, 0) + l.d AS dd FROM l LEFT JOIN r";
+        let script = format!(
+            "{BOTH} CREATE STREAM j AS {select} WITHIN (3 MINUTES, 1 MINUTE) GRACE PERIOD 10 MINUTES ON l.k = r.k WHERE l.big > -400;"
+        );
+        let catalog = declare(&engine, &script).await;
+        let program = join_of(&catalog, "j");
+        let (of_left, of_right) = (stream(&catalog, "l"), stream(&catalog, "r"));
+        let (mut rows, mut without) = (0, 0);
+        for seed in seeds(40) {
+            let chance = SeededRandomness::new(seed);
+            let (left, right) = (data(&of_left, &chance, 150), data(&of_right, &chance, 120));
+            let batches = with_idleness(ordered(&left, &right), &chance);
+            let found = joined(program.clone(), &batches, 4, &chance).await;
+            let sql = format!(
+                "{select} ON l.k = r.k AND r._event_time >= l._event_time - INTERVAL '3 minutes' AND r._event_time <= l._event_time + INTERVAL '1 minute' WHERE l.big > -400"
+            );
+            let (left, right) = (in_time(&of_left, &batches, true), in_time(&of_right, &batches, false));
+            let expected = both_answer(&engine, left, right, &sql).await;
+            assert_eq!(found, expected, "seed {seed}");
+            rows += found.len();
+            without += found.iter().filter(|row| row.contains("null")).count();
+        }
+        assert!(rows > 2000 && without > 500, "the data brings {rows} rows, {without} of them with nulls");
+    });
+}
+
 #[test]
 fn joins_with_a_table_see_it_as_it_stood_at_the_commit() {
     wait(async {
@@ -593,9 +721,7 @@ fn joins_with_a_table_see_it_as_it_stood_at_the_commit() {
             for seed in seeds(10) {
                 let chance = SeededRandomness::new(seed);
                 let (left, right) = (data(&source, &chance, 60), data(&stream(&catalog, "r"), &chance, 60));
-                let found = joined(program.clone(), &interleave(&left, &right, &chance), 5, &chance).await;
-                let again = joined(program.clone(), &interleave(&left, &right, &chance), 5, &chance).await;
-                assert_eq!(found, again, "seed {seed}: two cuts differ");
+                let found = joined(program.clone(), &ordered(&left, &right), 5, &chance).await;
                 let (left, right) = (
                     RowReader::new(&source).read_all(0, &left).unwrap(),
                     RowReader::new(&source).read_all(0, &right).unwrap(),
@@ -633,7 +759,7 @@ fn as_of_joins_take_the_newest_version_that_was_known() {
             for seed in seeds(20) {
                 let chance = SeededRandomness::new(seed);
                 let (left, right) = (data(&source, &chance, 150), data(&stream(&catalog, "r"), &chance, 150));
-                let found = joined(program.clone(), &interleave(&left, &right, &chance), 4, &chance).await;
+                let found = joined(program.clone(), &ordered(&left, &right), 4, &chance).await;
                 let (left, right) = (
                     RowReader::new(&source).read_all(0, &left).unwrap(),
                     RowReader::new(&source).read_all(0, &right).unwrap(),

@@ -14,7 +14,7 @@ use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
 use highwater_log::fold::{
     Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
 };
-use highwater_log::idle::IdleTimes;
+use highwater_log::idle::{self, IdleTimes};
 use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Advance, Append, Commit, Log, LogBatch};
@@ -523,7 +523,8 @@ impl<P: Program> View for TableView<P> {
 
     async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
         let mut applied = Applied::default();
-        let runs = match self.program.follows_time() {
+        let program = &self.program;
+        let runs = match program.follows_time() && !idle::is_read_by(program.sources()) {
             true => self.idle.cut(at, batches)?,
             false => vec![(0, batches)],
         };

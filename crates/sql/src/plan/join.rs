@@ -17,13 +17,14 @@ use datafusion::logical_expr::{
 };
 use datafusion::sql::sqlparser::ast::Query;
 use highwater_event::{StreamName, StreamOptions, StreamSchema, columns};
+use highwater_log::idle::IDLE;
 
 use super::transform::{contains_aggregate, output_columns};
 use super::{JoinShape, as_statement, refuse_unrepeatable, shows, system_column};
 use crate::dialect::{SqlError, Within};
 use crate::session::Engine;
 use crate::stream::feed::FeedTable;
-use crate::stream::join::{JoinProgram, Right, Side, TABLE_COLUMN};
+use crate::stream::join::{JoinProgram, Reach, Right, Side, TABLE_COLUMN};
 use crate::stream::table::{TableProgram, key_converter};
 
 /// What stands on the right of a JOIN.
@@ -137,7 +138,9 @@ pub async fn plan_join(
         }
         (JoinTarget::Stream(stream), Some(side)) => {
             let kept = match (within, &conditions.times) {
-                (Some(Within { before, after, grace }), _) => Right::Within { side, before, after, grace },
+                (Some(Within { before, after, grace }), _) => {
+                    Right::Within(side, Reach { before, after, grace, outer: shape.outer })
+                }
                 (None, Some((_, _, inclusive))) => Right::AsOf { side, inclusive: *inclusive },
                 (None, None) => return Err(SqlError::new("internal", "a join of streams without times")),
             };
@@ -196,9 +199,14 @@ pub async fn plan_join(
             JoinTarget::Table(table) => table.source().has_sensitive(),
             JoinTarget::Stream(stream) => stream.has_sensitive(),
         };
+    let mut sources = vec![source, left.name.clone()];
+    if let Right::Within(_, Reach { outer: true, .. }) = kept {
+        // Rows without a match leave when time has gone on, be it that nothing comes.
+        sources.push(StreamName::system(IDLE));
+    }
     Ok(JoinProgram {
         name: format!("stream:{}", schema.name).into(),
-        sources: vec![source, left.name.clone()],
+        sources,
         schema: Arc::new(schema),
         left: left_side,
         right: kept,
@@ -228,9 +236,6 @@ fn check_kinds(
         JoinTarget::Table(_) if within.is_some() => refuse("WITHIN joins two streams; a table is joined as it stands".into()),
         JoinTarget::Table(_) if shape.as_of => refuse("ASOF joins two streams; a table is joined as it stands at the row's commit".into()),
         JoinTarget::Stream(_) if shape.as_of && within.is_some() => refuse("a join is either ASOF or WITHIN".into()),
-        JoinTarget::Stream(_) if shape.outer && !shape.as_of => {
-            refuse("LEFT JOIN of two streams is not supported: use JOIN … WITHIN, or ASOF JOIN, which keeps rows without a match".into())
-        }
         JoinTarget::Stream(stream) if within.is_none() && !shape.as_of => Err(SqlError::unsupported(format!(
             "a join of the streams \"{}\" and \"{}\" needs to say how long rows wait for each other",
             left.name.public(),

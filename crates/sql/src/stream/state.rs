@@ -148,6 +148,10 @@ pub struct KeptRow {
     pub lane: u32,
     /// Its offset.
     pub offset: u64,
+    /// LEFT JOIN: a row of the left that has found a match.
+    pub matched: bool,
+    /// LEFT JOIN: a row of the left that has left without one.
+    pub gone: bool,
     /// Its columns.
     pub row: Box<[u8]>,
 }

@@ -6,13 +6,14 @@
 //!
 //! * **With a table** each row of the stream meets the group of its key as the table stood at the row's
 //!   commit. The join folds the table's source itself, with the table's own program.
-//! * **WITHIN** matches rows of two streams whose event times lie close together. Both sides are kept by
-//!   key and by buckets of event time until no row that is in time can match them any more.
+//! * **WITHIN** ([`within`]) matches rows of two streams whose event times lie close together.
 //! * **ASOF** matches each row of the left stream with the newest row of the right whose time is not
 //!   after its own. The right side is kept by key and time.
 //!
 //! Matches are made in the fold; their SELECT list is computed afterwards, and rows of the log carry the
 //! position in the source with them, so that a crash between states and log repeats nothing.
+
+mod within;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,12 +24,15 @@ use arrow::datatypes::{DataType, Int64Type, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::row::{RowConverter, Rows};
 use async_trait::async_trait;
-use highwater_event::{Offset, StreamName, StreamPartition, StreamSchema, columns, planted, time};
+use highwater_event::{Offset, StreamName, StreamPartition, StreamSchema, columns, time};
 use highwater_log::LogBatch;
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, Refused, States};
+use highwater_log::idle::{self, Idle};
 use highwater_log::keyed::StoreError;
 use highwater_log::view::ViewError;
 
+use self::within::Matching;
+pub(crate) use self::within::Reach;
 use super::feed::FeedPlan;
 use super::show_duration;
 use super::source::SourceRows;
@@ -58,8 +62,8 @@ pub(crate) struct Side {
 pub(crate) enum Right {
     /// A table; for each of its group columns the number of the key that it is compared with.
     Table(Arc<TableProgram>, Vec<usize>),
-    /// A stream, `before` and `after` a row of the left.
-    Within { side: Side, before: i64, after: i64, grace: i64 },
+    /// A stream, some time before and after a row of the left.
+    Within(Side, Reach),
     /// A stream, up to the time of a row of the left, `inclusive` or not.
     AsOf { side: Side, inclusive: bool },
 }
@@ -68,7 +72,7 @@ pub(crate) enum Right {
 #[derive(Debug)]
 pub struct JoinProgram {
     pub(crate) name: Arc<str>,
-    /// Right, then left.
+    /// Right, then left; then `_idle`, where time alone brings about rows.
     pub(crate) sources: Vec<StreamName>,
     pub(crate) schema: Arc<StreamSchema>,
     pub(crate) left: Side,
@@ -93,6 +97,8 @@ pub enum Prepared {
     Table(TablePrepared),
     /// Of a side.
     Rows(SideRows),
+    /// Of `_idle`: how many rows, and what they say at their offsets.
+    Idle(u64, Vec<(Offset, Idle)>),
 }
 
 /// Rows of one side.
@@ -165,7 +171,7 @@ impl JoinProgram {
     pub fn right(&self) -> &StreamName {
         match &self.right {
             Right::Table(table, _) => table.table(),
-            Right::Within { side, .. } | Right::AsOf { side, .. } => &side.schema.name,
+            Right::Within(side, _) | Right::AsOf { side, .. } => &side.schema.name,
         }
     }
 
@@ -180,17 +186,25 @@ impl JoinProgram {
                 ),
                 "one look-up a row; a second copy of the table's states".to_owned(),
             ),
-            Right::Within { before, after, grace, .. } => (
-                format!(
+            Right::Within(_, reach) => {
+                let mut how = format!(
                     "rows of {right} from {} before to {} after; both sides are kept by key and time",
-                    show_duration(*before),
-                    show_duration(*after)
-                ),
-                format!(
-                    "up to three look-ups and one change a row; rows are kept for {}, later ones go to _late_events",
-                    show_duration(2 * before.max(after) + grace)
-                ),
-            ),
+                    show_duration(reach.before),
+                    show_duration(reach.after)
+                );
+                if self.outer {
+                    let leaves = show_duration(reach.leaves_after());
+                    how.push_str(&format!(
+                        "; a row of {left} without a match comes out, with nulls, when {right} has gone on {leaves} beyond it: windows over {} need a GRACE PERIOD as long",
+                        self.schema.name.public()
+                    ));
+                }
+                let kept = show_duration(2 * reach.longest() + reach.grace);
+                let cost = format!(
+                    "up to three look-ups and one change a row; rows are kept for {kept}, later ones go to _late_events"
+                );
+                (how, cost)
+            }
             Right::AsOf { .. } => (
                 format!(
                     "the newest row of {right} up to the time of the row of {left}, as known at its commit"
@@ -219,8 +233,7 @@ impl JoinProgram {
     pub fn settles_after(&self) -> Option<i64> {
         match &self.right {
             Right::Table(table, _) => table.settles_after(),
-            // What is kept goes by whole buckets, each as long as the reach.
-            Right::Within { before, after, grace, .. } => Some(3 * before.max(after) + grace),
+            Right::Within(_, reach) => Some(reach.settles_after()),
             Right::AsOf { .. } => None,
         }
     }
@@ -228,7 +241,7 @@ impl JoinProgram {
     fn side(&self, left: bool) -> Option<&Side> {
         match &self.right {
             _ if left => Some(&self.left),
-            Right::Within { side, .. } | Right::AsOf { side, .. } => Some(side),
+            Right::Within(side, _) | Right::AsOf { side, .. } => Some(side),
             Right::Table(..) => None,
         }
     }
@@ -323,7 +336,6 @@ impl JoinProgram {
         folded: &mut Folded<Pending>,
         states: &mut dyn States<GroupState>,
     ) -> Result<(), StoreError> {
-        let mark = marks.entry(lane).or_default();
         let mut pairs = Vec::new();
         for row in 0..ready.offsets.len() {
             let offset = ready.offsets.value(row) as Offset;
@@ -347,24 +359,32 @@ impl JoinProgram {
                 recorded_at: ready.recorded_at.value(row),
                 lane,
                 offset,
+                matched: false,
+                gone: false,
                 row: ready.rows.row(row).as_ref().into(),
             };
             let key = ready.keys.row(row);
             match &self.right {
-                Right::Within { before, after, grace, .. } => {
-                    let reach = *before.max(after);
-                    if kept.time.saturating_add(reach).saturating_add(*grace) <= mark.event_time_high {
-                        let high = time::show_micros(mark.event_time_high);
+                Right::Within(_, reach) => {
+                    let mark = marks.entry(lane).or_default();
+                    let (time, high) = (kept.time, mark.event_time_high);
+                    if reach.is_late(time, high) {
+                        let (time, high) = (time::show_micros(time), time::show_micros(high));
                         let detail = format!(
-                            "event time {} is older than {high} by more than the window and the grace period",
-                            time::show_micros(kept.time)
+                            "event time {time} is older than {high} by more than the window and the grace period"
                         );
                         folded.late.push(refuse("late", detail));
                         continue;
                     }
-                    mark.event_time_high = mark.event_time_high.max(kept.time);
-                    let range = if rows.left { (*before, *after) } else { (*after, *before) };
-                    if !match_within(kept, key.as_ref(), range, reach, states, &mut pairs)? {
+                    mark.event_time_high = high.max(time);
+                    let low = if reach.outer { within::low_of_right(marks) } else { i64::MIN };
+                    let mut matching = Matching { reach: *reach, states: &mut *states, pairs };
+                    let taken = matching.take(kept, key.as_ref(), low)?;
+                    if reach.outer && !rows.left && time > high {
+                        matching.release(low, offset)?;
+                    }
+                    pairs = matching.pairs;
+                    if !taken {
                         let detail = format!("it has more than {MAX_MATCHES} matches");
                         folded.dead.push(refuse("too_many_matches", detail));
                         continue;
@@ -386,6 +406,25 @@ impl JoinProgram {
             folded.pending = Some(Pending::Pairs(pairs));
         }
         Ok(())
+    }
+
+    /// Lets event time go on where nothing comes, and rows leave that wait in vain.
+    fn carry_on(
+        &self,
+        rows: u64,
+        said: &[(Offset, Idle)],
+        marks: &mut LaneMarks,
+        states: &mut dyn States<GroupState>,
+    ) -> Result<Folded<Pending>, StoreError> {
+        let Right::Within(_, reach) = &self.right else { return Ok(Folded::default()) };
+        let mut folded = Folded::default();
+        let mut matching = Matching { reach: *reach, states, pairs: Vec::new() };
+        for (offset, idle) in said {
+            folded.folded += u64::from(matching.idle(idle, *offset, &self.sources, marks)?);
+        }
+        folded.filtered = rows - folded.folded;
+        folded.pending = Some(matching.pairs).filter(|pairs| !pairs.is_empty()).map(Pending::Pairs);
+        Ok(folded)
     }
 
     /// Joined columns, event time and offset.
@@ -484,53 +523,6 @@ fn kept_rows(state: Option<&GroupState>) -> &[KeptRow] {
     }
 }
 
-/// Pairs a row with the kept rows of the other side from `range.0` before to `range.1` after it, in the
-/// order in which the log took them, and keeps it. False when there are too many; then nothing has changed.
-fn match_within(
-    row: KeptRow,
-    key: &[u8],
-    range: (i64, i64),
-    reach: i64,
-    states: &mut dyn States<GroupState>,
-    pairs: &mut Vec<Pair>,
-) -> Result<bool, StoreError> {
-    let width = reach.max(1);
-    let bucket = |time: i64| time.div_euclid(width).saturating_mul(width);
-    let keyed = |bucket: i64| [&pane_prefix(bucket)[..], key].concat();
-    let (mut from, to) = (row.time.saturating_sub(range.0), row.time.saturating_add(range.1));
-    if planted::bug("one_bucket") {
-        from = from.max(bucket(row.time));
-    }
-    let mut found: Vec<KeptRow> = Vec::new();
-    let mut at = bucket(from);
-    while at <= to {
-        let others = kept_rows(states.peek(&keyed(at))?).iter();
-        let matching =
-            others.filter(|other| other.side != row.side && other.time >= from && other.time <= to);
-        found.extend(matching.take(MAX_MATCHES + 1).cloned());
-        if found.len() > MAX_MATCHES {
-            return Ok(false);
-        }
-        match at.checked_add(width) {
-            Some(next) => at = next,
-            None => break,
-        }
-    }
-    found.sort_unstable_by_key(|other| (other.recorded_at, other.lane, other.offset));
-    for other in found {
-        let time = other.time.max(row.time);
-        let (left, right) =
-            if row.side == 0 { (row.row.clone(), other.row) } else { (other.row, row.row.clone()) };
-        pairs.push(Pair { left, right: Some(right), time, offset: row.offset });
-    }
-    let state = states.state(&keyed(bucket(row.time)), &no_rows)?;
-    state.last_updated_at = row.recorded_at;
-    if let Some(Partial::Rows(rows)) = state.partials.first_mut() {
-        rows.push(row);
-    }
-    Ok(true)
-}
-
 /// Keeps a version; of two with one time the later in the log holds.
 fn keep_version(state: &mut GroupState, row: KeptRow) {
     state.last_updated_at = row.recorded_at;
@@ -577,12 +569,16 @@ impl Program for JoinProgram {
 
     fn rows_at_once(&self) -> usize {
         match self.right {
-            Right::Within { .. } => ROWS_AT_ONCE,
+            Right::Within(..) => ROWS_AT_ONCE,
             _ => 64 * 1024,
         }
     }
 
     async fn prepare(&self, at: &StreamPartition, batches: &[LogBatch]) -> Result<Prepared, ViewError> {
+        if at.stream.as_str() == idle::IDLE {
+            let rows = batches.iter().map(|batch| batch.rows.num_rows() as u64).sum();
+            return Ok(Prepared::Idle(rows, batches.iter().flat_map(idle::waiting).collect()));
+        }
         let left = at.stream == self.sources[LEFT];
         match (self.side(left), &self.right) {
             (Some(side), _) => self.prepare_side(side, left, at, batches).await.map(Prepared::Rows),
@@ -605,6 +601,7 @@ impl Program for JoinProgram {
                 return Ok(Folded { folded, filtered, late, dead, pending: None });
             }
             (Prepared::Table(_), _) => return Ok(Folded::default()),
+            (Prepared::Idle(rows, said), _) => return self.carry_on(rows, &said, marks, states),
             (Prepared::Rows(rows), _) => rows,
         };
         let taken = rows.source.taken();
@@ -627,13 +624,11 @@ impl Program for JoinProgram {
     }
 
     fn expired(&self, marks: &LaneMarks) -> Option<Vec<u8>> {
-        let Right::Within { before, after, grace, .. } = &self.right else { return None };
+        let Right::Within(_, reach) = &self.right else { return None };
         // A side without rows may still bring any.
-        let both = [0, 1].iter().all(|source| marks.keys().any(|lane| lane >> 16 == *source));
-        let low = marks.values().map(|mark| mark.event_time_high).min().filter(|_| both)?;
-        let reach = *before.max(after);
-        let before = low.checked_sub(2 * reach)?.checked_sub(*grace)?;
-        let width = reach.max(1);
-        Some(pane_prefix(before.div_euclid(width).saturating_mul(width)).to_vec())
+        let sides = marks.iter().filter(|(lane, _)| (**lane >> 16) as usize <= LEFT);
+        let both = [0, 1].iter().all(|source| sides.clone().any(|(lane, _)| lane >> 16 == *source));
+        let low = sides.map(|(_, mark)| mark.event_time_high).min().filter(|_| both)?;
+        Some(pane_prefix(reach.floor(low)?).to_vec())
     }
 }
