@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::Client;
 use super::read::{objects, parse};
-use super::send::Progress;
+use super::send::{Progress, Unit};
 use super::{ApplyArgs, Failure, output};
 use crate::node::Script;
 
@@ -171,7 +171,8 @@ fn wait(client: &Client, building: &BTreeSet<String>) -> Result<(), Failure> {
         }
         let behind: u64 = views.iter().filter_map(|view| view["lag"].as_u64()).sum();
         let names = building.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let (bar, most) = progress.get_or_insert_with(|| (Progress::new(Some(behind), &names), behind));
+        let (bar, most) =
+            progress.get_or_insert_with(|| (Progress::new(Some(behind), &names, Unit::Events), behind));
         bar.advance(most.saturating_sub(behind));
         *most = (*most).min(behind);
         if under_way.is_empty() {

@@ -162,7 +162,24 @@ impl Client {
             .agent
             .get(format!("{}{path}", self.url))
             .header("authorization", format!("Bearer {}", self.token));
-        match request.call() {
+        self.opened(request.call())
+    }
+
+    /// The same for a call that brings JSON.
+    pub fn open_post(&self, path: &str, body: &Value) -> Result<impl std::io::Read + 'static, Failure> {
+        let request = self
+            .agent
+            .post(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", "application/json");
+        self.opened(request.send(body.to_string()))
+    }
+
+    fn opened(
+        &self,
+        response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<impl std::io::Read + 'static, Failure> {
+        match response {
             Ok(response) if response.status().is_success() => Ok(response.into_body().into_reader()),
             other => Err(self.answer(other).err().unwrap_or_else(|| Failure::new("bad_answer", "no answer"))),
         }

@@ -11,6 +11,7 @@ mod generate;
 mod operate;
 mod output;
 mod read;
+mod replay;
 mod send;
 mod serve;
 
@@ -49,6 +50,8 @@ enum Command {
     Tail(TailArgs),
     /// Send events from files or standard input.
     Send(SendArgs),
+    /// Append old events of a stream again, linked to their originals.
+    Replay(ReplayArgs),
     /// Derive a view again from the log, and wait for it.
     Rebuild(RebuildArgs),
     /// The lake: what is in it, its versions, what changed between two.
@@ -307,6 +310,44 @@ struct SendArgs {
 }
 
 #[derive(Debug, Args)]
+struct ReplayArgs {
+    /// The stream whose events are read.
+    stream: String,
+    /// A stream that takes events; by default the stream itself.
+    #[arg(long)]
+    into: Option<String>,
+    /// Goes behind the id of each event; the same name again appends nothing twice.
+    #[arg(long)]
+    name: Option<String>,
+    /// A condition in SQL, such as "status = 'failed'".
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
+    /// First event time (RFC 3339, a date, or epoch).
+    #[arg(long)]
+    from: Option<String>,
+    /// End of event time; an event at it is left out.
+    #[arg(long)]
+    until: Option<String>,
+    /// One partition only.
+    #[arg(long)]
+    partition: Option<u32>,
+    /// First offset.
+    #[arg(long)]
+    from_offset: Option<u64>,
+    /// End of offsets; the event at it is left out.
+    #[arg(long)]
+    until_offset: Option<u64>,
+    /// Let the events happen now instead of when they did.
+    #[arg(long)]
+    now: bool,
+    /// Only count them.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Args)]
 struct RebuildArgs {
     /// The view, such as table:total_by_type.
     view: String,
@@ -454,6 +495,7 @@ pub fn main() -> ExitCode {
         Command::Tail(arguments) => read::tail(arguments),
         Command::Subscribe(arguments) => follow::subscribe(arguments),
         Command::Send(arguments) => send::send(arguments),
+        Command::Replay(arguments) => replay::replay(arguments),
         Command::Rebuild(arguments) => operate::rebuild(arguments),
         Command::Lake(command) => operate::lake(command),
         Command::Backup(arguments) => operate::backup(&arguments.folder, &arguments.target),

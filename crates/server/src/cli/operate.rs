@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::client::Client;
 use super::config::Settings;
 use super::read::{encode, objects, parse, print_json};
-use super::send::Progress;
+use super::send::{Progress, Unit};
 use super::{Cli, DoctorArgs, Failure, LakeCommand, RebuildArgs, Target, output};
 
 /// `highwater rebuild`: derives a view again and waits until it has caught up.
@@ -28,8 +28,8 @@ pub fn rebuild(arguments: RebuildArgs) -> Result<ExitCode, Failure> {
         let view = parse(&client.get(&format!("/api/v1/views/{name}"))?)?;
         let lag = view["lag"].as_u64().unwrap_or(0);
         let taken = view["applied"]["taken"].as_u64().unwrap_or(0);
-        let (bar, seen) =
-            progress.get_or_insert_with(|| (Progress::new(Some(lag + taken), &arguments.view), 0));
+        let (bar, seen) = progress
+            .get_or_insert_with(|| (Progress::new(Some(lag + taken), &arguments.view, Unit::Events), 0));
         bar.advance(taken.saturating_sub(*seen));
         *seen = (*seen).max(taken);
         if view["state"] == "failed" {

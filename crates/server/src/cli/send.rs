@@ -31,7 +31,7 @@ pub fn send(arguments: SendArgs) -> Result<ExitCode, Failure> {
             let length = opened.metadata()?.len();
             (Box::new(opened), Some(length))
         };
-        let progress = Progress::new(length, &file.display().to_string());
+        let progress = Progress::new(length, &file.display().to_string(), Unit::Bytes);
         let mut watched = Watched { reader, progress: &progress };
         let path = format!("/api/v1/streams/{}/events", super::read::encode(&arguments.stream));
         let encoding =
@@ -74,6 +74,15 @@ fn by_name(file: &Path) -> Option<EventFormat> {
     }
 }
 
+/// What long work is counted in.
+#[derive(Clone, Copy)]
+pub enum Unit {
+    /// Bytes of a body.
+    Bytes,
+    /// Events or rows.
+    Events,
+}
+
 /// Shows how far long work has come: a bar on a terminal, else a line every ten seconds.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -83,11 +92,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For work of `total` bytes or rows, when that is known.
-    pub fn new(total: Option<u64>, name: &str) -> Self {
+    /// For work of `total` bytes or events, when that is known.
+    pub fn new(total: Option<u64>, name: &str, unit: Unit) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-            let template = "{msg} {bar:30} {percent:>3} %  {binary_bytes_per_sec}  {eta} left";
+            let template = match unit {
+                Unit::Bytes => "{msg} {bar:30} {percent:>3} %  {binary_bytes_per_sec}  {eta} left",
+                Unit::Events => "{msg} {bar:30} {percent:>3} %  {per_sec}  {eta} left",
+            };
             if total.is_some()
                 && let Ok(style) = ProgressStyle::with_template(template)
             {

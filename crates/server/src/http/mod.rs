@@ -16,6 +16,7 @@ mod openapi;
 mod operate;
 mod pages;
 mod problem;
+mod replay;
 mod router;
 mod socket;
 mod sql;

@@ -14,7 +14,9 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{RefOr, Required, Schema};
 
-use super::{datalake, events, health, live, metrics, operate, socket, sql, statements, streams, views};
+use super::{
+    datalake, events, health, live, metrics, operate, replay, socket, sql, statements, streams, views,
+};
 use crate::node::Node;
 
 #[derive(OpenApi)]
@@ -27,6 +29,7 @@ use crate::node::Node;
     paths(
         events::stream_events,
         socket::stream_socket,
+        replay::replay,
         events::ingest,
         events::batch,
         sql::query,

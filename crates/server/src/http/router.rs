@@ -18,7 +18,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use super::problem::{Problem, ProblemBody};
 use super::{
-    auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, socket, sql,
+    auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, replay, socket, sql,
     statements, streams, unread, views,
 };
 use crate::node::Node;
@@ -63,6 +63,7 @@ pub fn app(node: Arc<Node>) -> Router {
                 .map_request(|request: Request<_>| request.map(Body::new)),
         )
         .route("/api/v1/streams/{stream}/socket", get(socket::stream_socket))
+        .route("/api/v1/streams/{stream}/replay", post(replay::replay))
         .route("/api/v1/sql", post(sql::query))
         .route("/api/v1/subscribe", get(live::subscribe))
         .route("/api/v1/statements", post(statements::declare).get(statements::list))

@@ -1,0 +1,510 @@
+//! Replay: old events are appended again, each with a link to its original.
+//!
+//! Events are read as any question reads them, from lake and log at once and through the same policy, and
+//! handed to the door like any others. What makes it safe to repeat is their ids: in a stream of its own an
+//! event keeps its id; in the stream that it came from it gets the replay's name behind it. So a replay that
+//! was cut short is begun again under its name, and what had arrived is a duplicate.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Int32Type, Int64Type};
+use arrow::record_batch::RecordBatch;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use datafusion::common::ScalarValue;
+use highwater_event::canonical::push_json_string;
+use highwater_event::{Principal, StreamSchema, columns, time};
+use highwater_ingest::{Format, Outcome, Submission};
+use highwater_sql::SqlError;
+use highwater_sql::adhoc::{self, QueryResult, value_as_json};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::problem::{Answer, Problem};
+use super::{bulk, events, streams};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS};
+
+/// The member that links an event to its original.
+const ORIGINAL: &str = "_replay_of";
+/// Offsets that are read at a time, at first; more where few events pass the condition.
+const SPAN: u64 = 20_000;
+const WIDEST_SPAN: u64 = 20_000_000;
+/// About how many bytes are handed to the door at a time.
+const PART: usize = 2 << 20;
+
+/// Which events are appended again, and where.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplayRequest {
+    /// A stream that takes events; without it the stream itself.
+    into: Option<String>,
+    /// Goes behind the id of each event; the same name again appends nothing twice. Without it events keep
+    /// their ids in another stream, and get a name of now in the stream itself.
+    name: Option<String>,
+    /// A condition on columns of the stream, in SQL.
+    #[serde(rename = "where")]
+    condition: Option<String>,
+    /// First event time (RFC 3339, a date, or epoch).
+    from: Option<String>,
+    /// End of event time; an event at it is left out.
+    until: Option<String>,
+    /// One partition only.
+    partition: Option<u32>,
+    /// First offset.
+    from_offset: Option<u64>,
+    /// End of offsets; the event at it is left out.
+    until_offset: Option<u64>,
+    /// Events happen now instead of when they did.
+    now: bool,
+    /// Only count.
+    dry_run: bool,
+}
+
+/// Appends old events again, linked to their originals.
+///
+/// Events come from lake and log, whatever their age. Each gets a member `_replay_of` {stream, partition,
+/// offset}, which is found in `_extra`. The answer comes while it goes on: a line for each part with what was
+/// done so far, and a last line with `finished`, or with `error`. A caller that goes away ends it.
+#[utoipa::path(post, path = "/api/v1/streams/{stream}/replay", tag = "ingest",
+    params(("stream" = String, Path, description = "name of a stream")), request_body = ReplayRequest,
+    responses((status = 200, description = "application/x-ndjson of {events, of, accepted, duplicates, conflicts, rejected}; the last line has finished: true, name and into"),
+        (status = 400, description = "the condition, a time or the name is wrong"), (status = 404, description = "no such stream"), (status = 409, description = "the stream is derived; name another with `into`")))]
+pub async fn replay(
+    State(node): State<Arc<Node>>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+    body: Result<Json<ReplayRequest>, JsonRejection>,
+) -> Answer {
+    let Json(request) = body.map_err(|rejection| {
+        Problem::from(rejection).hint("send {} as application/json, or {\"where\": \"…\", \"into\": \"…\"}")
+    })?;
+    let dry_run = request.dry_run;
+    let replay = Replay::plan(node, principal, &name, request).await?;
+    if dry_run {
+        return Ok(lines(format!("{}\n", replay.summary())));
+    }
+    tracing::info!(stream = name, into = %replay.target.name, events = replay.of, "a replay begins");
+    let steps = futures::stream::unfold(Some(replay), |replay| async {
+        let mut replay = replay?;
+        let (line, next) = match replay.step().await {
+            Ok(true) => (replay.done(), Some(replay)),
+            Ok(false) => {
+                tracing::info!(into = %replay.target.name, events = replay.totals.events, "a replay has finished");
+                (replay.summary(), None)
+            }
+            Err(problem) => (with(replay.done(), "error", problem.summary()), None),
+        };
+        Some((Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))), next))
+    });
+    Ok(lines(Body::from_stream(steps)))
+}
+
+fn lines(body: impl Into<Body>) -> Response {
+    let mut response = body.into().into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    // Proxies that buffer would hold lines back.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+fn with(mut line: Value, name: &str, value: Value) -> Value {
+    line[name] = value;
+    line
+}
+
+/// Offsets of one partition that are still to be read.
+struct Part {
+    partition: i32,
+    next: u64,
+    end: u64,
+}
+
+/// A replay on its way.
+struct Replay {
+    node: Arc<Node>,
+    principal: Principal,
+    source: StreamSchema,
+    target: StreamSchema,
+    /// What goes behind the id, and the column that it stands in.
+    name: Option<(String, String)>,
+    now: bool,
+    condition: String,
+    parameters: Vec<(String, ScalarValue)>,
+    parts: VecDeque<Part>,
+    span: u64,
+    /// Events in all.
+    of: u64,
+    totals: Totals,
+}
+
+/// What became of the events so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    events: u64,
+    accepted: u64,
+    duplicates: u64,
+    conflicts: u64,
+    rejected: u64,
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, more: Self) {
+        self.events += more.events;
+        self.accepted += more.accepted;
+        self.duplicates += more.duplicates;
+        self.conflicts += more.conflicts;
+        self.rejected += more.rejected;
+    }
+}
+
+impl Replay {
+    async fn plan(
+        node: Arc<Node>,
+        principal: Principal,
+        stream: &str,
+        request: ReplayRequest,
+    ) -> Result<Self, Problem> {
+        let source = streams::find(&node, stream)?.schema.clone();
+        let into = request.into.as_deref().unwrap_or(stream);
+        let target = events::find(&node, into).map_err(|problem| match request.into {
+            Some(_) => problem,
+            None => problem.hint("name a stream that takes events with `into`"),
+        })?;
+        let target = streams::find(&node, target.public())?.schema.clone();
+        let name = id_suffix(&node, &source, &target, request.name)?;
+        let (condition, parameters) = condition(
+            &request.condition,
+            (&request.from, &request.until),
+            request.partition,
+            (request.from_offset, request.until_offset),
+        )?;
+        let mut replay = Self {
+            principal,
+            name,
+            now: request.now,
+            condition,
+            parameters,
+            parts: VecDeque::new(),
+            span: SPAN,
+            of: 0,
+            totals: Totals::default(),
+            source: source.as_ref().clone(),
+            target: target.as_ref().clone(),
+            node,
+        };
+        // Where it ends is known before it begins: a stream that is replayed into itself grows.
+        let found = replay
+            .ask(format!(
+                "SELECT _partition, CAST(min(_offset) AS BIGINT), CAST(max(_offset) AS BIGINT), count(*) FROM {} WHERE {} GROUP BY _partition ORDER BY _partition",
+                quoted(replay.source.name.as_str()),
+                replay.condition
+            ))
+            .await?;
+        for batch in &found.batches {
+            let int = |at: usize| batch.column(at).as_primitive::<Int64Type>();
+            for row in 0..batch.num_rows() {
+                replay.parts.push_back(Part {
+                    partition: batch.column(0).as_primitive::<Int32Type>().value(row),
+                    next: int(1).value(row) as u64,
+                    end: int(2).value(row) as u64 + 1,
+                });
+                replay.of += int(3).value(row) as u64;
+            }
+        }
+        Ok(replay)
+    }
+
+    async fn ask(&self, sql: String) -> Result<QueryResult, SqlError> {
+        let (node, parameters) = (self.node.clone(), self.parameters.clone());
+        let relations = Arc::new(NodeRelations(self.node.clone()));
+        let question =
+            async move { adhoc::query(&node.engine, relations, &sql, parameters, QUERY_LIMITS).await };
+        self.node.ask(question).await
+    }
+
+    /// Appends the next events; false when there are none.
+    async fn step(&mut self) -> Result<bool, Problem> {
+        while let Some(part) = self.parts.front() {
+            let (partition, next, end) = (part.partition, part.next, part.end);
+            if next >= end {
+                self.parts.pop_front();
+                continue;
+            }
+            let upto = next.saturating_add(self.span).min(end);
+            let result = match self.ask(self.question(partition, next, upto)).await {
+                Ok(result) if !result.truncated => result,
+                // Too much at a time.
+                Ok(_) => {
+                    self.span = (self.span / 2).max(1);
+                    continue;
+                }
+                Err(error) if error.code == "result_too_large" && self.span > 1 => {
+                    self.span /= 2;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let rows = result.row_count() as u64;
+            for batch in &result.batches {
+                let totals = self.append(batch).await?;
+                self.totals += totals;
+            }
+            if let Some(part) = self.parts.front_mut() {
+                part.next = upto;
+            }
+            if rows < SPAN / 4 {
+                self.span = (self.span * 2).min(WIDEST_SPAN);
+            }
+            if rows > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn question(&self, partition: i32, from: u64, upto: u64) -> String {
+        // What is derived has no members besides its columns.
+        let extra = if self.source.raw { columns::EXTRA } else { "CAST(NULL AS TEXT)" };
+        let columns: Vec<String> = self.source.columns.iter().map(|column| quoted(&column.name)).collect();
+        format!(
+            "SELECT {}, {extra} AS __extra, CAST(_offset AS BIGINT) AS __offset FROM {} WHERE _partition = {partition} AND _offset >= {from} AND _offset < {upto} AND {} ORDER BY _offset",
+            columns.join(", "),
+            quoted(self.source.name.as_str()),
+            self.condition,
+        )
+    }
+
+    /// Hands events to the door, and counts what became of them.
+    async fn append(&self, batch: &RecordBatch) -> Result<Totals, Problem> {
+        let rows = Rows::of(self, batch)?;
+        let (mut row, mut totals) = (0, Totals::default());
+        while row < batch.num_rows() {
+            let mut body = String::new();
+            while row < batch.num_rows() && body.len() < PART {
+                rows.write(row, &mut body);
+                row += 1;
+            }
+            let submission = Submission {
+                stream: self.target.name.clone(),
+                body: body.into(),
+                format: Format::NdJson,
+                principal: self.principal.clone(),
+            };
+            for verdict in bulk::submit(&self.node, submission).await? {
+                totals.events += 1;
+                *match verdict.outcome {
+                    Outcome::Accepted { .. } => &mut totals.accepted,
+                    Outcome::Duplicate { .. } => &mut totals.duplicates,
+                    // Under the same name it is the same event, at another now.
+                    Outcome::Conflict { .. } if self.now && self.name.is_some() => &mut totals.duplicates,
+                    Outcome::Conflict { .. } => &mut totals.conflicts,
+                    Outcome::Rejected(_) => &mut totals.rejected,
+                } += 1;
+            }
+        }
+        Ok(totals)
+    }
+
+    fn done(&self) -> Value {
+        let Totals { events, accepted, duplicates, conflicts, rejected } = self.totals;
+        json!({"events": events, "of": self.of, "accepted": accepted, "duplicates": duplicates, "conflicts": conflicts, "rejected": rejected})
+    }
+
+    fn summary(&self) -> Value {
+        let mut line = with(self.done(), "finished", true.into());
+        line["into"] = self.target.name.public().into();
+        line["name"] = self.name.as_ref().map_or(Value::Null, |(name, _)| name.as_str().into());
+        line
+    }
+}
+
+/// What goes behind ids, and the column of the target that it stands in.
+fn id_suffix(
+    node: &Node,
+    source: &StreamSchema,
+    target: &StreamSchema,
+    name: Option<String>,
+) -> Result<Option<(String, String)>, Problem> {
+    let itself = source.name == target.name;
+    let plain = |name: &String| {
+        !name.is_empty()
+            && name.len() <= 64
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if name.as_ref().is_some_and(|name| !plain(name)) {
+        return Err(Problem::bad_request(
+            "invalid_name",
+            "the name of a replay is up to 64 letters, digits, dots, dashes and underscores",
+        ));
+    }
+    if target.options.event_id.is_empty() || (name.is_none() && !itself) {
+        return Ok(None);
+    }
+    let text = |id: &&String| target.column(id).is_some_and(|column| column.data_type == DataType::Utf8);
+    let Some(column) = target.options.event_id.iter().find(text) else {
+        let detail = format!(
+            "no column of the event id of \"{}\" is a TEXT, so a name can't go behind it",
+            target.name.public()
+        );
+        return Err(
+            Problem::bad_request("no_text_id", detail).hint("replay into another stream, without a name")
+        );
+    };
+    let name = name.unwrap_or_else(|| {
+        let now = time::show_micros(node.clock.now_micros());
+        let digits: String = now.chars().filter(char::is_ascii_digit).take(14).collect();
+        format!("replay-{digits}")
+    });
+    Ok(Some((name, column.clone())))
+}
+
+/// The condition of all questions, and its parameters.
+fn condition(
+    given: &Option<String>,
+    (from, until): (&Option<String>, &Option<String>),
+    partition: Option<u32>,
+    (first, end): (Option<u64>, Option<u64>),
+) -> Result<(String, Vec<(String, ScalarValue)>), Problem> {
+    let (mut conditions, mut parameters) = (Vec::new(), Vec::new());
+    for (name, value, comparison) in [("replay_from", from, ">="), ("replay_until", until, "<")] {
+        let Some(text) = value else { continue };
+        let micros = time::parse_micros(text)
+            .or_else(|| text.parse().ok().and_then(time::epoch_micros))
+            .ok_or_else(|| {
+                Problem::bad_request("bad_time", format!("\"{text}\" is not a time"))
+                    .hint("write RFC 3339, a date, or epoch seconds or milliseconds")
+            })?;
+        conditions.push(format!("{} {comparison} ${name}", columns::EVENT_TIME));
+        parameters
+            .push((name.to_owned(), ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into()))));
+    }
+    conditions.extend(partition.map(|partition| format!("_partition = {partition}")));
+    conditions.extend(first.map(|offset| format!("_offset >= {offset}")));
+    conditions.extend(end.map(|offset| format!("_offset < {offset}")));
+    // A line break ends a comment that the condition may end with.
+    conditions.extend(given.as_ref().map(|given| format!("({given}\n)")));
+    if conditions.is_empty() {
+        conditions.push("TRUE".into());
+    }
+    Ok((conditions.join(" AND "), parameters))
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Rows that are written as events.
+struct Rows<'a> {
+    replay: &'a Replay,
+    columns: Vec<(&'a highwater_event::Column, ArrayRef)>,
+    extra: ArrayRef,
+    offsets: ArrayRef,
+    partition: i32,
+    now: String,
+}
+
+impl<'a> Rows<'a> {
+    fn of(replay: &'a Replay, batch: &RecordBatch) -> Result<Self, Problem> {
+        let failed = |error: arrow::error::ArrowError| {
+            Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
+        };
+        let declared = replay.source.columns.len();
+        let columns = replay.source.columns.iter().zip(batch.columns()).map(|(column, array)| {
+            let array = if column.data_type == DataType::Utf8 {
+                cast(array, &DataType::Utf8)?
+            } else {
+                array.clone()
+            };
+            Ok((column, array))
+        });
+        Ok(Self {
+            replay,
+            columns: columns.collect::<Result<_, _>>().map_err(failed)?,
+            extra: cast(batch.column(declared), &DataType::Utf8).map_err(failed)?,
+            offsets: batch.column(declared + 1).clone(),
+            partition: replay.parts.front().map_or(0, |part| part.partition),
+            now: time::show_micros(replay.node.clock.now_micros()),
+        })
+    }
+
+    /// Appends a row as one line.
+    fn write(&self, row: usize, out: &mut String) {
+        let offset = self.offsets.as_primitive::<Int64Type>().value(row);
+        let original = json!({"stream": self.replay.source.name.public(), "partition": self.partition, "offset": offset});
+        out.push_str(&format!("{{\"{ORIGINAL}\":{original}"));
+        let target = &self.replay.target.options;
+        for (column, array) in &self.columns {
+            let happens = self.replay.now && target.event_time.as_ref() == Some(&column.name);
+            if array.is_null(row) && !happens {
+                continue;
+            }
+            out.push(',');
+            push_json_string(&column.name, out);
+            out.push(':');
+            match &self.replay.name {
+                _ if happens => push_json_string(&self.now, out),
+                Some((name, id)) if *id == column.name => {
+                    let id = array.as_string::<i32>().value(row);
+                    push_json_string(&format!("{id}~{name}"), out);
+                }
+                _ if column.json => out.push_str(array.as_string::<i32>().value(row)),
+                _ => value_as_json(array, row, out),
+            }
+        }
+        if self.extra.is_valid(row) {
+            write_members(self.extra.as_string::<i32>().value(row), out);
+        }
+        out.push_str("}\n");
+    }
+}
+
+/// Appends the members of an object, each after a comma. The link of an earlier replay gives way to the new one.
+fn write_members(object: &str, out: &mut String) {
+    if !object.contains(ORIGINAL) {
+        let inside = object.trim().trim_start_matches('{').trim_end();
+        let inside = inside.strip_suffix('}').unwrap_or(inside);
+        if !inside.trim().is_empty() {
+            out.push(',');
+            out.push_str(inside);
+        }
+        return;
+    }
+    let members: std::collections::BTreeMap<String, &RawValue> =
+        serde_json::from_str(object).unwrap_or_default();
+    for (name, value) in members.into_iter().filter(|(name, _)| name != ORIGINAL) {
+        out.push(',');
+        push_json_string(&name, out);
+        out.push(':');
+        out.push_str(value.get());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_kept_as_they_came_but_for_an_earlier_link() {
+        let written = |object: &str| {
+            let mut out = String::new();
+            write_members(object, &mut out);
+            out
+        };
+        assert_eq!(written(r#"{"a":1.50,"b":{"c":[]}}"#), r#","a":1.50,"b":{"c":[]}"#);
+        assert_eq!(written("{}"), "");
+        assert_eq!(
+            written(r#"{"_replay_of":{"offset":1},"a":12345678901234567890.5}"#),
+            r#","a":12345678901234567890.5"#
+        );
+    }
+}
