@@ -1,43 +1,46 @@
 //! Replay: old events are appended again, each with a link to its original.
 //!
-//! Events are read as any question reads them, from lake and log at once and through the same policy, and
-//! handed to the door like any others. What makes it safe to repeat is their ids: in a stream of its own an
-//! event keeps its id; in the stream that it came from it gets the replay's name behind it. So a replay that
-//! was cut short is begun again under its name, and what had arrived is a duplicate.
+//! Which events it is about is a question like any other, over rows as readers see them: no condition can
+//! tell what a mask hides. The events themselves go from the log, or its cold tier, to the door as they
+//! were, without being shown; so what is SENSITIVE in one stream must be it in the other, too.
+//!
+//! What makes it safe to repeat is their ids: in a stream of its own an event keeps its id; in the stream
+//! that it came from it gets the replay's name behind it. So a replay that was cut short is begun again
+//! under its name, and what had arrived is a duplicate.
+
+mod rows;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::compute::cast;
+use arrow::array::AsArray;
 use arrow::datatypes::{DataType, Int32Type, Int64Type};
-use arrow::record_batch::RecordBatch;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
-use highwater_event::canonical::push_json_string;
-use highwater_event::{Principal, StreamSchema, columns, time};
+use highwater_event::{Offset, Partition, Principal, StreamPartition, StreamSchema, columns, time};
 use highwater_ingest::{Format, Outcome, Submission};
+use highwater_log::{LogBatch, ReadError};
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{self, QueryResult, value_as_json};
+use highwater_sql::adhoc::{self, QueryResult};
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use self::rows::Rows;
 use super::problem::{Answer, Problem};
 use super::{bulk, events, streams};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS};
 
-/// The member that links an event to its original.
-const ORIGINAL: &str = "_replay_of";
 /// Offsets that are read at a time, at first; more where few events pass the condition.
 const SPAN: u64 = 20_000;
 const WIDEST_SPAN: u64 = 20_000_000;
+/// Rows of the log that are read at a time.
+const READ_ROWS: usize = 8192;
 /// About how many bytes are handed to the door at a time.
 const PART: usize = 2 << 20;
 
@@ -77,7 +80,7 @@ pub struct ReplayRequest {
 #[utoipa::path(post, path = "/api/v1/streams/{stream}/replay", tag = "ingest",
     params(("stream" = String, Path, description = "name of a stream")), request_body = ReplayRequest,
     responses((status = 200, description = "application/x-ndjson of {events, of, accepted, duplicates, conflicts, rejected}; the last line has finished: true, name and into"),
-        (status = 400, description = "the condition, a time or the name is wrong"), (status = 404, description = "no such stream"), (status = 409, description = "the stream is derived; name another with `into`")))]
+        (status = 400, description = "the condition, a time or the name is wrong"), (status = 404, description = "no such stream"), (status = 409, description = "the stream is derived: name another with `into`; or that one would show what is SENSITIVE")))]
 pub async fn replay(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
@@ -124,9 +127,22 @@ fn with(mut line: Value, name: &str, value: Value) -> Value {
 
 /// Offsets of one partition that are still to be read.
 struct Part {
-    partition: i32,
-    next: u64,
-    end: u64,
+    partition: Partition,
+    next: Offset,
+    end: Offset,
+}
+
+fn offsets(result: &QueryResult) -> Vec<Offset> {
+    let batches = result.batches.iter();
+    batches
+        .flat_map(|batch| {
+            batch.column(0).as_primitive::<Int64Type>().values().iter().map(|offset| *offset as Offset)
+        })
+        .collect()
+}
+
+fn failed(error: impl std::fmt::Display) -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
 }
 
 /// A replay on its way.
@@ -181,13 +197,21 @@ impl Replay {
             None => problem.hint("name a stream that takes events with `into`"),
         })?;
         let target = streams::find(&node, target.public())?.schema.clone();
+        stays_hidden(&source, &target)?;
         let name = id_suffix(&node, &source, &target, request.name)?;
-        let (condition, parameters) = condition(
+        let (mut condition, parameters) = condition(
             &request.condition,
             (&request.from, &request.until),
             request.partition,
             (request.from_offset, request.until_offset),
         )?;
+        if let Some((name, id)) =
+            name.as_ref().filter(|(_, id)| source.name == target.name && !source.is_sensitive(id))
+        {
+            // Not what it has brought itself; of ids that are masked that is seen row by row.
+            let suffix = format!("~{name}");
+            condition.push_str(&format!(" AND right({}, {}) <> '{suffix}'", quoted(id), suffix.len()));
+        }
         let mut replay = Self {
             principal,
             name,
@@ -214,9 +238,9 @@ impl Replay {
             let int = |at: usize| batch.column(at).as_primitive::<Int64Type>();
             for row in 0..batch.num_rows() {
                 replay.parts.push_back(Part {
-                    partition: batch.column(0).as_primitive::<Int32Type>().value(row),
-                    next: int(1).value(row) as u64,
-                    end: int(2).value(row) as u64 + 1,
+                    partition: batch.column(0).as_primitive::<Int32Type>().value(row) as Partition,
+                    next: int(1).value(row) as Offset,
+                    end: int(2).value(row) as Offset + 1,
                 });
                 replay.of += int(3).value(row) as u64;
             }
@@ -241,58 +265,80 @@ impl Replay {
                 continue;
             }
             let upto = next.saturating_add(self.span).min(end);
-            let result = match self.ask(self.question(partition, next, upto)).await {
-                Ok(result) if !result.truncated => result,
+            let wanted = match self.ask(self.question(partition, next, upto)).await {
+                Ok(result) if !result.truncated => offsets(&result),
                 // Too much at a time.
                 Ok(_) => {
                     self.span = (self.span / 2).max(1);
                     continue;
                 }
-                Err(error) if error.code == "result_too_large" && self.span > 1 => {
-                    self.span /= 2;
-                    continue;
-                }
                 Err(error) => return Err(error.into()),
             };
-            let rows = result.row_count() as u64;
-            for batch in &result.batches {
-                let totals = self.append(batch).await?;
-                self.totals += totals;
-            }
+            let totals = self.append(partition, &wanted).await?;
+            self.totals += totals;
             if let Some(part) = self.parts.front_mut() {
                 part.next = upto;
             }
-            if rows < SPAN / 4 {
+            if (wanted.len() as u64) < SPAN / 4 {
                 self.span = (self.span * 2).min(WIDEST_SPAN);
             }
-            if rows > 0 {
+            if totals.events > 0 {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn question(&self, partition: i32, from: u64, upto: u64) -> String {
-        // What is derived has no members besides its columns.
-        let extra = if self.source.raw { columns::EXTRA } else { "CAST(NULL AS TEXT)" };
-        let columns: Vec<String> = self.source.columns.iter().map(|column| quoted(&column.name)).collect();
+    fn question(&self, partition: Partition, from: Offset, upto: Offset) -> String {
         format!(
-            "SELECT {}, {extra} AS __extra, CAST(_offset AS BIGINT) AS __offset FROM {} WHERE _partition = {partition} AND _offset >= {from} AND _offset < {upto} AND {} ORDER BY _offset",
-            columns.join(", "),
+            "SELECT CAST(_offset AS BIGINT) AS wanted FROM {} WHERE _partition = {partition} AND _offset >= {from} AND _offset < {upto} AND {} ORDER BY wanted",
             quoted(self.source.name.as_str()),
             self.condition,
         )
     }
 
-    /// Hands events to the door, and counts what became of them.
-    async fn append(&self, batch: &RecordBatch) -> Result<Totals, Problem> {
-        let rows = Rows::of(self, batch)?;
-        let (mut row, mut totals) = (0, Totals::default());
-        while row < batch.num_rows() {
+    /// Hands the events at some offsets to the door, and counts what became of them.
+    async fn append(&self, partition: Partition, wanted: &[Offset]) -> Result<Totals, Problem> {
+        let mut totals = Totals::default();
+        let at = StreamPartition::new(self.source.name.clone(), partition);
+        let mut left = wanted;
+        while let Some(first) = left.first().copied() {
+            let (log, from) = (self.node.log().clone(), at.clone());
+            let read = tokio::task::spawn_blocking(move || log.read(&from, first, READ_ROWS)).await;
+            let batches = match read.map_err(failed)? {
+                Ok(batches) => batches,
+                // Their retention ended while it went on.
+                Err(ReadError::Retired { start, .. }) if start > first => {
+                    left = &left[left.partition_point(|offset| *offset < start)..];
+                    continue;
+                }
+                Err(error) => return Err(Problem::from(SqlError::new("damaged_log", error.to_string()))),
+            };
+            let Some(end) = batches.last().map(LogBatch::end).filter(|end| *end > first) else { break };
+            let (here, beyond) = left.split_at(left.partition_point(|offset| *offset < end));
+            left = beyond;
+            for batch in &batches {
+                let of_batch = &here[here.partition_point(|offset| *offset < batch.base)
+                    ..here.partition_point(|offset| *offset < batch.end())];
+                let rows = Rows::of(self, partition, batch).map_err(failed)?;
+                totals += self.hand_over(&rows, of_batch).await?;
+            }
+        }
+        Ok(totals)
+    }
+
+    async fn hand_over(&self, rows: &Rows<'_>, mut offsets: &[Offset]) -> Result<Totals, Problem> {
+        let mut totals = Totals::default();
+        while !offsets.is_empty() {
             let mut body = String::new();
-            while row < batch.num_rows() && body.len() < PART {
-                rows.write(row, &mut body);
-                row += 1;
+            while let [offset, rest @ ..] = offsets
+                && body.len() < PART
+            {
+                rows.write(*offset, &mut body);
+                offsets = rest;
+            }
+            if body.is_empty() {
+                break;
             }
             let submission = Submission {
                 stream: self.target.name.clone(),
@@ -326,6 +372,24 @@ impl Replay {
         line["name"] = self.name.as_ref().map_or(Value::Null, |(name, _)| name.as_str().into());
         line
     }
+}
+
+/// Refuses a target that would show what the source hides.
+fn stays_hidden(source: &StreamSchema, target: &StreamSchema) -> Result<(), Problem> {
+    let whole = source.columns.iter().filter(|column| column.sensitive).map(|column| column.name.clone());
+    let shown =
+        whole.chain(source.options.sensitive.iter().cloned()).find(|path| match path.split_once('.') {
+            Some((column, member)) => !target.is_sensitive_member(column, member),
+            None => !target.column(path).is_some_and(|column| column.sensitive),
+        });
+    let Some(path) = shown else { return Ok(()) };
+    let detail = format!(
+        "{path} of \"{}\" is SENSITIVE; in \"{}\" everybody would see it",
+        source.name.public(),
+        target.name.public()
+    );
+    Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail)
+        .hint("declare it SENSITIVE there, too, or replay a derived stream that masks it"))
 }
 
 /// What goes behind ids, and the column of the target that it stands in.
@@ -401,110 +465,4 @@ fn condition(
 
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Rows that are written as events.
-struct Rows<'a> {
-    replay: &'a Replay,
-    columns: Vec<(&'a highwater_event::Column, ArrayRef)>,
-    extra: ArrayRef,
-    offsets: ArrayRef,
-    partition: i32,
-    now: String,
-}
-
-impl<'a> Rows<'a> {
-    fn of(replay: &'a Replay, batch: &RecordBatch) -> Result<Self, Problem> {
-        let failed = |error: arrow::error::ArrowError| {
-            Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
-        };
-        let declared = replay.source.columns.len();
-        let columns = replay.source.columns.iter().zip(batch.columns()).map(|(column, array)| {
-            let array = if column.data_type == DataType::Utf8 {
-                cast(array, &DataType::Utf8)?
-            } else {
-                array.clone()
-            };
-            Ok((column, array))
-        });
-        Ok(Self {
-            replay,
-            columns: columns.collect::<Result<_, _>>().map_err(failed)?,
-            extra: cast(batch.column(declared), &DataType::Utf8).map_err(failed)?,
-            offsets: batch.column(declared + 1).clone(),
-            partition: replay.parts.front().map_or(0, |part| part.partition),
-            now: time::show_micros(replay.node.clock.now_micros()),
-        })
-    }
-
-    /// Appends a row as one line.
-    fn write(&self, row: usize, out: &mut String) {
-        let offset = self.offsets.as_primitive::<Int64Type>().value(row);
-        let original = json!({"stream": self.replay.source.name.public(), "partition": self.partition, "offset": offset});
-        out.push_str(&format!("{{\"{ORIGINAL}\":{original}"));
-        let target = &self.replay.target.options;
-        for (column, array) in &self.columns {
-            let happens = self.replay.now && target.event_time.as_ref() == Some(&column.name);
-            if array.is_null(row) && !happens {
-                continue;
-            }
-            out.push(',');
-            push_json_string(&column.name, out);
-            out.push(':');
-            match &self.replay.name {
-                _ if happens => push_json_string(&self.now, out),
-                Some((name, id)) if *id == column.name => {
-                    let id = array.as_string::<i32>().value(row);
-                    push_json_string(&format!("{id}~{name}"), out);
-                }
-                _ if column.json => out.push_str(array.as_string::<i32>().value(row)),
-                _ => value_as_json(array, row, out),
-            }
-        }
-        if self.extra.is_valid(row) {
-            write_members(self.extra.as_string::<i32>().value(row), out);
-        }
-        out.push_str("}\n");
-    }
-}
-
-/// Appends the members of an object, each after a comma. The link of an earlier replay gives way to the new one.
-fn write_members(object: &str, out: &mut String) {
-    if !object.contains(ORIGINAL) {
-        let inside = object.trim().trim_start_matches('{').trim_end();
-        let inside = inside.strip_suffix('}').unwrap_or(inside);
-        if !inside.trim().is_empty() {
-            out.push(',');
-            out.push_str(inside);
-        }
-        return;
-    }
-    let members: std::collections::BTreeMap<String, &RawValue> =
-        serde_json::from_str(object).unwrap_or_default();
-    for (name, value) in members.into_iter().filter(|(name, _)| name != ORIGINAL) {
-        out.push(',');
-        push_json_string(&name, out);
-        out.push(':');
-        out.push_str(value.get());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn members_are_kept_as_they_came_but_for_an_earlier_link() {
-        let written = |object: &str| {
-            let mut out = String::new();
-            write_members(object, &mut out);
-            out
-        };
-        assert_eq!(written(r#"{"a":1.50,"b":{"c":[]}}"#), r#","a":1.50,"b":{"c":[]}"#);
-        assert_eq!(written("{}"), "");
-        assert_eq!(
-            written(r#"{"_replay_of":{"offset":1},"a":12345678901234567890.5}"#),
-            r#","a":12345678901234567890.5"#
-        );
-    }
 }
