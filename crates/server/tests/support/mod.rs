@@ -91,6 +91,11 @@ impl Node {
     }
 
     /// True until the process has ended.
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }

@@ -51,7 +51,7 @@ impl LiveQuery {
         if aggregates(&planned) {
             return Ok(None);
         }
-        let physical = state.create_physical_plan(&state.optimize(&planned)?).await?;
+        let physical = super::physical(&state, &planned).await?;
         Ok(Some(Self { plan: feed.runner(physical, state.task_ctx()) }))
     }
 

@@ -5,6 +5,7 @@
 //! masked inside the plan, so no projection, filter or sort can tell what a mask hides.
 
 mod branches;
+mod budget;
 mod endpoint;
 mod json;
 mod live;
@@ -21,9 +22,9 @@ use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, ScalarValue};
-use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SQLOptions, SessionContext};
 use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
@@ -170,7 +171,7 @@ async fn run(
 ) -> Result<QueryResult, SqlError> {
     let answer = async {
         let plan = plan(context, statement, parameters).await?;
-        let physical = context.state().create_physical_plan(&plan).await?;
+        let physical = physical(&context.state(), &plan).await?;
         let schema = plain_schema(&physical.schema());
         let mut stream = execute_stream(physical, context.task_ctx())?;
         let mut batches = Vec::new();
@@ -202,6 +203,12 @@ async fn run(
         )
         .hint("read fewer rows, for example by a condition on _event_time")),
     }
+}
+
+/// Plans what is executed, with what its functions make on an account.
+async fn physical(state: &SessionState, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>, SqlError> {
+    let metered = budget::metered(state.optimize(plan)?, &Arc::default())?;
+    Ok(state.query_planner().create_physical_plan(&metered, state).await?)
 }
 
 /// Columns of an answer: texts are [`DataType::Utf8`], whatever they are inside the plan.

@@ -131,6 +131,7 @@ impl From<DataFusionError> for SqlError {
             .trim_start_matches("Arrow error: ")
             .trim_start_matches("Schema error: ")
             .trim_start_matches("This feature is not implemented: ")
+            .trim_start_matches("Resources exhausted: ")
             .to_owned();
         let hint = message.is_some().then(|| text.clone()).filter(|text| text.contains("Did you mean"));
         Self { code, message: message.unwrap_or(text), hint, at }

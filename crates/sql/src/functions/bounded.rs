@@ -14,12 +14,20 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
 };
 
+use super::weight;
+
 /// Bytes that one call may answer for a batch of rows.
 const MOST_BYTES: u128 = 32 << 20;
 /// The same where the most that is thinkable is far from what is likely.
 const MOST_THINKABLE: u128 = 512 << 20;
 /// A character takes at most so many bytes.
 const CHARACTER: u128 = 4;
+/// A number takes at most so many bytes as a text.
+const NUMBER: u128 = 48;
+/// One letter of a format stands for at most so many.
+const FORMATTED: u128 = 20;
+/// Steps of a comparison that take as long as a byte of an answer may: 32 MiB of them are some seconds.
+const STEPS: u128 = 128;
 
 /// How large the answer is, from the arguments of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,9 +46,19 @@ enum Growth {
     Resize,
     /// `range(from, to, step)`, `generate_series`
     Range,
+    /// `array_to_string(list, between[, null])`
+    Join,
+    /// `array_replace(list, what, with)`, `array_replace_n`, `array_replace_all`
+    ReplaceValue,
+    /// `concat_ws(between, text, …)`
+    JoinTexts,
+    /// `to_char(time, format)`
+    Format,
+    /// `levenshtein(text, text)`: what grows is the time that it takes.
+    Distance,
 }
 
-const FUNCTIONS: [(&str, Growth); 9] = [
+const FUNCTIONS: [(&str, Growth); 16] = [
     ("repeat", Growth::Repeat),
     ("lpad", Growth::Pad),
     ("rpad", Growth::Pad),
@@ -50,6 +68,13 @@ const FUNCTIONS: [(&str, Growth); 9] = [
     ("array_resize", Growth::Resize),
     ("range", Growth::Range),
     ("generate_series", Growth::Range),
+    ("array_to_string", Growth::Join),
+    ("array_replace", Growth::ReplaceValue),
+    ("array_replace_n", Growth::ReplaceValue),
+    ("array_replace_all", Growth::ReplaceValue),
+    ("concat_ws", Growth::JoinTexts),
+    ("to_char", Growth::Format),
+    ("levenshtein", Growth::Distance),
 ];
 
 /// The functions that are there, with a bound on what they answer.
@@ -111,6 +136,9 @@ impl ScalarUDFImpl for Bounded {
             Growth::Replace | Growth::ReplacePattern => MOST_THINKABLE,
             _ => MOST_BYTES,
         };
+        if bytes > most && self.growth == Growth::Distance {
+            return exec_err!("{}() would take too long for texts of this length", self.name());
+        }
         if bytes > most {
             return exec_err!(
                 "{}() would answer up to {} MiB for {rows} rows at once; at most {} MiB can be held",
@@ -164,7 +192,8 @@ impl Given {
     fn size(&self, row: usize) -> u128 {
         match self.values.data_type() {
             data_type if data_type.is_nested() => {
-                (self.values.get_array_memory_size() / self.values.len().max(1)) as u128
+                let row = if self.values.len() == 1 { 0 } else { row };
+                weight(self.values.slice(row, 1).as_ref()) as u128
             }
             data_type => data_type.primitive_width().map_or_else(|| self.length(row), |width| width as u128),
         }
@@ -189,6 +218,14 @@ impl Growth {
             Self::RepeatValue => number(1) * size(0).max(1),
             Self::Resize => number(1) * size(2).max(8),
             Self::Range => steps(given, row)? * 8,
+            Self::Join => size(0) + length(0) * (length(1) + length(2).max(NUMBER)),
+            Self::ReplaceValue => size(0) + length(0) * size(2).max(1),
+            Self::JoinTexts => {
+                let texts = (1..given.len()).map(|at| length(at).max(NUMBER) + length(0));
+                texts.sum()
+            }
+            Self::Format => length(1) * FORMATTED,
+            Self::Distance => length(0) * length(1) / STEPS,
         })
     }
 }

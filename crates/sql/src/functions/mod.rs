@@ -7,6 +7,7 @@ mod lookup;
 mod mask;
 mod money;
 mod tokenize;
+mod weight;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use aggregate::{
 pub use arithmetic::CheckedArithmetic;
 pub use bounded::bounded;
 pub use mask::mask_text;
+pub use weight::weight;
 
 /// Functions that hide what they are given, so that their result is no longer sensitive.
 pub const HIDING: [&str; 6] =

@@ -1,0 +1,118 @@
+//! No question ends the node: what would take too much memory is refused, and the next question is answered.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::Node;
+
+const EVENTS: usize = 60_000;
+/// What the node may take at most: a GiB is for questions, and a text that grows may be there twice on each core.
+const MOST_MIB: u64 = 4_500;
+
+const REFUSED: [&str; 5] =
+    ["query_memory", "result_too_large", "evaluation_failed", "unsupported_sql", "query_timeout"];
+
+/// Questions that would take from gigabytes to terabytes.
+fn greedy() -> Vec<String> {
+    let times = |text: &str, count: usize| vec![text; count].join(", ");
+    let columns: Vec<String> = (0..60).map(|at| format!("repeat('{at:02}', 100000) AS c{at}")).collect();
+    let doubled = "SELECT t || t || t || t || t || t || t || t || t || t AS t";
+    vec![
+        format!("SELECT {} FROM big", columns.join(", ")),
+        format!("SELECT count(DISTINCT c7) FROM (SELECT {} FROM big)", columns.join(", ")),
+        format!("SELECT max(length(concat({}))) AS n FROM (SELECT repeat(id, 300) AS c FROM big)", times("c", 200)),
+        format!("WITH a AS (SELECT repeat(id, 100) AS t FROM big), b AS ({doubled} FROM a), c AS ({doubled} FROM b), d AS ({doubled} FROM c) SELECT max(length(t)) AS n FROM d"),
+        format!("SELECT max(length(concat_ws(repeat('-', 10000), {}))) AS n FROM big", times("id", 100)),
+        "SELECT length(string_agg(repeat(id, 300), repeat('-', 30000))) AS n FROM big".into(),
+        "SELECT sum(length(array_to_string(range(0, 500), repeat('x', 100000)))) AS n FROM big".into(),
+        "SELECT max(length(array_to_string(array_repeat(id, 400), repeat('x', 10000)))) AS n FROM big".into(),
+        "SELECT max(length(encode(encode(encode(encode(repeat(id, 400), 'hex'), 'hex'), 'hex'), 'hex'))) AS n FROM big".into(),
+        "SELECT max(cardinality(array_repeat(array_repeat(array_repeat(id, 300), 300), 300))) AS n FROM big".into(),
+        "SELECT max(length(CASE WHEN id > 'e3' THEN repeat('x', 3000000) ELSE repeat('y', 3000000) END)) AS n FROM big".into(),
+        "SELECT count(DISTINCT CASE WHEN id > 'e3' THEN repeat('x', 3000000) ELSE repeat('y', 3000000) END) AS n FROM big".into(),
+        "SELECT max(repeat('z', 30000000)) AS m, min(repeat('z', 30000000)) AS n FROM big".into(),
+        "SELECT length(array_to_string(array_agg(repeat(id, 1000)), '')) AS n FROM big".into(),
+        "SELECT max(length(to_char(at, repeat('%Y-%m', 10000)))) AS n FROM big".into(),
+        "SELECT levenshtein(repeat('a', 1000000), repeat('b', 1000000)) AS n".into(),
+        "SELECT max(length(t)) AS n FROM (SELECT string_agg(id, ',') OVER (ORDER BY id) AS t FROM big)".into(),
+        "SELECT max(cardinality(t)) AS n FROM (SELECT array_agg(id) OVER (ORDER BY id) AS t FROM big)".into(),
+        "SELECT max(cardinality(array_replace_all(range(0, 500), 7, n))) AS n FROM big, (SELECT 8 AS k)".into(),
+        "SELECT max(length(replace(repeat(id, 400), 'e', repeat('f', 10000)))) AS n FROM big".into(),
+    ]
+}
+
+fn peak_mib(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+#[test]
+fn what_would_take_too_much_memory_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let mut node = Node::start(&data);
+    let sql = "CREATE STREAM big (id TEXT, n BIGINT, at TIMESTAMP) WITH (event_id = 'id', event_time = 'at')";
+    assert_eq!(node.client.post("/api/v1/statements", &json!({"sql": sql})).0, 200);
+    for part in 0..EVENTS / 1000 {
+        let events: Vec<Value> = (part * 1000..(part + 1) * 1000)
+            .map(|n| json!({"id": format!("e{n:06}"), "n": n, "at": "2026-05-01T10:00:00Z"}))
+            .collect();
+        assert_eq!(node.client.post("/api/v1/streams/big/events", &Value::from(events)).0, 202);
+    }
+    for question in greedy() {
+        let (status, answer) = node.client.post("/api/v1/sql", &json!({"query": question}));
+        let peak = peak_mib(&node);
+        println!(
+            "{status} {peak} MiB  {}  {}",
+            &question[..question.len().min(70)],
+            answer["detail"].as_str().unwrap_or_default()
+        );
+        assert!(node.is_running(), "{question} ended the node");
+        assert!(peak < MOST_MIB, "{question} took {peak} MiB");
+        let code = answer["code"].as_str().unwrap_or_default();
+        assert!(status == 200 || REFUSED.contains(&code), "{question}: {answer}");
+        let alive = node.client.number("SELECT count(*) FROM big");
+        assert_eq!(alive, EVENTS as i64);
+    }
+    // What is modest is answered, and means what it meant.
+    for (question, expected) in modest() {
+        let (status, answer) = node.client.post("/api/v1/sql", &json!({"query": question}));
+        assert_eq!((status, &answer["rows"]), (200, &expected), "{question}: {answer}");
+    }
+    node.kill();
+}
+
+fn modest() -> Vec<(&'static str, Value)> {
+    vec![
+        (
+            "SELECT id || '-' || n AS t, id || NULL AS u, 'a' || 'b' AS v FROM big WHERE n = 7",
+            json!([{"t": "e000007-7", "u": null, "v": "ab"}]),
+        ),
+        ("SELECT max(length(repeat('x', 5000) || id)) AS n FROM big WHERE n < 1000", json!([{"n": 5007}])),
+        (
+            "SELECT length(max(CASE WHEN n % 2 = 0 THEN repeat('a', 3000) ELSE repeat('b', 3000) END)) AS n FROM big",
+            json!([{"n": 3000}]),
+        ),
+        (
+            "SELECT count(*) AS n FROM big WHERE id || 'x' = 'e000009x' OR id IN ('e000001', 'e000002')",
+            json!([{"n": 3}]),
+        ),
+        (
+            "SELECT array_to_string(array_agg(id) OVER (ORDER BY n ROWS BETWEEN 1 PRECEDING AND CURRENT ROW), ',') AS t FROM big ORDER BY n DESC LIMIT 1",
+            json!([{"t": "e059998,e059999"}]),
+        ),
+        ("SELECT length(string_agg(id, ',')) AS n FROM big", json!([{"n": 479_999}])),
+        (
+            "SELECT concat_ws('/', upper(id), n) AS t, array_to_string(make_array(n, n + 1), '+') AS s, to_char(at, '%Y') AS y FROM big WHERE n = 3",
+            json!([{"t": "E000003/3", "s": "3+4", "y": "2026"}]),
+        ),
+        (
+            "SELECT length(repeat('y', 100000)) AS n, levenshtein('kitten', 'sitting') AS d",
+            json!([{"n": 100_000, "d": 3}]),
+        ),
+    ]
+}
