@@ -100,7 +100,8 @@ fn session(
     for name in ["approx_percentile_cont", "approx_percentile_cont_with_weight"] {
         state.deregister_udaf(name)?;
     }
-    for function in functions::aggregate_functions() {
+    let known = state.aggregate_functions().clone();
+    for function in functions::aggregate_functions(|name| known.get(name).cloned()) {
         state.register_udaf(function)?;
     }
     state.register_function_rewrite(Arc::new(functions::CheckedArithmetic::default()))?;
