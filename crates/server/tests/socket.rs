@@ -42,6 +42,27 @@ fn start() -> (tempfile::TempDir, Node) {
     (folder, node)
 }
 
+fn files_that_may_be_open() -> u64 {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// As many as there may be, and then one more; whoever goes makes room.
+fn fill_up(client: &Client) {
+    let mut open: Vec<_> = (0..1024).map(|_| connect(client, "readings").unwrap()).collect();
+    assert!(connect(client, "readings").unwrap_err().contains("503"));
+    let mut last = open.pop().unwrap();
+    last.close(None).unwrap();
+    while last.read().is_ok() {}
+    let again = (0..100).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        connect(client, "readings").ok()
+    });
+    assert!(again.is_some(), "there is room again");
+    drop(open);
+}
+
 #[test]
 fn every_message_has_its_answer() {
     let (_folder, node) = start();
@@ -100,6 +121,24 @@ fn every_message_has_its_answer() {
     socket.close(None).unwrap();
     assert!(matches!(socket.read(), Ok(Message::Close(_))));
     assert_eq!(node.client.number("SELECT count(*) FROM readings"), 604);
+
+    // A message that is too long: those before it are answered, and the end says why.
+    let mut socket = connect(&node.client, "readings").unwrap();
+    socket.write(Message::text(r#"{"id":"k","n":1}"#)).unwrap();
+    socket.flush().unwrap();
+    assert_eq!(answer(&mut socket).unwrap()["status"], "accepted");
+    socket.write(Message::text(format!(r#"{{"id":"l","note":"{}"}}"#, "x".repeat(1 << 20)))).unwrap();
+    socket.flush().ok();
+    match socket.read() {
+        Ok(Message::Close(Some(frame))) => assert_eq!(u16::from(frame.code), 1009, "{frame:?}"),
+        other => panic!("{other:?}"),
+    }
+
+    if files_that_may_be_open() > 3000 {
+        fill_up(&node.client);
+    } else {
+        println!("not run: as many sockets as there may be, for want of open files (ulimit -n 4096)");
+    }
 
     // Ways to get it wrong.
     assert!(connect(&node.client, "nope").unwrap_err().contains("404"));

@@ -552,6 +552,13 @@ impl Catalog {
 
     fn plan_pause(&self, name: &StreamName, pause: bool) -> Result<Planned, SqlError> {
         let derived = self.streams.get(name).is_some_and(|entry| entry.derivation.is_some());
+        if !derived && self.streams.contains_key(name) {
+            return Err(SqlError::unsupported(format!(
+                "\"{}\" takes events; only what is derived can be paused",
+                name.public()
+            ))
+            .hint("pause what reads it, or let its senders wait"));
+        }
         if !derived && !self.tables.contains_key(name) {
             let names = self.streams.keys().chain(self.tables.keys()).map(StreamName::as_str);
             let error = SqlError::new("not_found", format!("no derived stream or table \"{name}\""));

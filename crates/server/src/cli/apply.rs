@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::client::Client;
 use super::read::{objects, parse};
 use super::send::{Progress, Unit};
-use super::{ApplyArgs, Failure, output};
+use super::{ApplyArgs, Failure, Format, output};
 use crate::node::Script;
 
 /// A pack as it was read.
@@ -105,23 +105,46 @@ pub fn apply(arguments: ApplyArgs) -> Result<ExitCode, Failure> {
         .flatten()
         .filter_map(|row| row.as_object().cloned())
         .collect();
-    output::print(arguments.output.output, &["kind".into(), "name".into(), "outcome".into()], &rows)?;
-    if arguments.dry_run {
-        eprintln!("checked only, nothing was declared");
-        return Ok(ExitCode::SUCCESS);
-    }
+    let format = arguments.output.output;
+    let columns = ["kind", "name", "outcome"].map(str::to_owned).to_vec();
     let building = rows.iter().filter(|row| row["outcome"] == "building");
     let building: BTreeSet<String> =
         building.filter_map(|row| row["name"].as_str().map(str::to_owned)).collect();
-    if building.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+    let waits = !arguments.dry_run && !building.is_empty() && !arguments.no_wait;
+    // What programs read is one document; people see at once what was declared.
+    if format == Format::Table || !waits {
+        output::print(format, &columns, &rows)?;
     }
-    if arguments.no_wait {
+    if arguments.dry_run {
+        eprintln!("checked only, nothing was declared");
+    } else if !building.is_empty() && arguments.no_wait {
         eprintln!("built beside what is there; `highwater view list` tells how far they are");
+    }
+    if !waits {
         return Ok(ExitCode::SUCCESS);
     }
-    wait(&client, &building)?;
-    let compared = compared(&client, last, &building)?;
+    let outcome = wait(&client, &building).and_then(|()| compared(&client, last, &building));
+    if format == Format::Table {
+        let compared = outcome?;
+        output::print(format, &compared_columns(&compared), &compared)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut document = rows.clone();
+    let mut all_columns = columns;
+    if let Ok(compared) = &outcome {
+        all_columns.extend(compared_columns(compared).into_iter().filter(|column| column != "name"));
+        document.extend(compared.iter().cloned().map(|mut row| {
+            row.insert("kind".into(), "version".into());
+            row.insert("outcome".into(), "swapped".into());
+            row
+        }));
+    }
+    output::print(format, &all_columns, &document)?;
+    outcome.map(|_| ExitCode::SUCCESS)
+}
+
+/// What there is to say about rows of a comparison.
+fn compared_columns(compared: &[Map<String, Value>]) -> Vec<String> {
     let columns = ["name", "rows_before", "rows_after", "rows_only_before", "rows_only_after"];
     let mut columns = columns.map(str::to_owned).to_vec();
     for more in ["columns_added", "columns_removed", "not_compared"] {
@@ -130,8 +153,7 @@ pub fn apply(arguments: ApplyArgs) -> Result<ExitCode, Failure> {
             columns.push(more.to_owned());
         }
     }
-    output::print(arguments.output.output, &columns, &compared)?;
-    Ok(ExitCode::SUCCESS)
+    columns
 }
 
 /// Rows of a question.

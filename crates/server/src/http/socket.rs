@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use futures::{FutureExt, SinkExt, StreamExt};
 use highwater_event::{Principal, StreamName};
 use highwater_ingest::{Format, Submission};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::events::{self, Tally};
 use super::problem::{Answer, Problem};
@@ -22,6 +23,7 @@ use crate::node::Node;
 
 /// The longest message; longer events can be sent over HTTP.
 const LONGEST: usize = 1 << 20;
+const TOO_LONG: &str = "a message may have 1 MiB; send longer events over HTTP";
 /// Most messages, and about how many bytes, that go through the door together.
 const TOGETHER: usize = 1000;
 const TOGETHER_BYTES: usize = 512 << 10;
@@ -29,6 +31,8 @@ const TOGETHER_BYTES: usize = 512 << 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of answers that wait for a sender.
 const UNSENT: usize = 4 << 20;
+/// Connections at one time: each may hold a message and answers.
+static ROOM: Semaphore = Semaphore::const_new(1024);
 
 /// Takes events for a stream over a WebSocket.
 ///
@@ -36,11 +40,12 @@ const UNSENT: usize = 4 << 20;
 /// `{index, event_id, status, offset}` in the order of the messages; `index` counts them from 0. The status is
 /// `accepted` or `duplicate` when the event is durable, `conflict` or `rejected` when it is not what the
 /// stream takes, and `failed` when it should be sent again. Events of one connection stand in the stream in the order
-/// of their messages. Read all answers before you close: none is sent after that.
+/// of their messages. Read all answers before you close: none is sent after that. A message that is too long ends
+/// the connection with 1009.
 #[utoipa::path(get, path = "/api/v1/streams/{stream}/socket", tag = "ingest",
     params(("stream" = String, Path, description = "name of a declared stream")),
     responses((status = 101, description = "a WebSocket; one answer a message"), (status = 404, description = "no such stream"),
-        (status = 426, description = "the call does not ask for a WebSocket")))]
+        (status = 426, description = "the call does not ask for a WebSocket"), (status = 503, description = "as many are open as there may be")))]
 pub async fn stream_socket(
     State(node): State<Arc<Node>>,
     Extension(principal): Extension<Principal>,
@@ -52,7 +57,11 @@ pub async fn stream_socket(
         Problem::new(StatusCode::UPGRADE_REQUIRED, "websocket_expected", rejection.body_text())
             .hint("open a WebSocket here, or POST events to …/events")
     })?;
-    let session = Session { node, stream, principal };
+    let Ok(room) = ROOM.try_acquire() else {
+        let detail = "as many WebSockets are open as there may be";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail));
+    };
+    let session = Session { node, stream, principal, _room: room };
     let upgrade = upgrade.max_message_size(LONGEST).max_frame_size(LONGEST).max_write_buffer_size(UNSENT);
     Ok(upgrade.on_upgrade(move |socket| session.run(socket)))
 }
@@ -61,6 +70,7 @@ struct Session {
     node: Arc<Node>,
     stream: StreamName,
     principal: Principal,
+    _room: SemaphorePermit<'static>,
 }
 
 /// Messages that go through the door together, and the number of the first.
@@ -91,7 +101,10 @@ impl Session {
                 }
             }
         }
-        let frame = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
+        let frame = match groups.too_long {
+            true => CloseFrame { code: close_code::SIZE, reason: Utf8Bytes::from_static(TOO_LONG) },
+            false => CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() },
+        };
         let closed = async {
             // A peer that closed first has its answer in the buffer.
             socket.send(Message::Close(Some(frame))).await.ok();
@@ -173,6 +186,8 @@ struct Groups {
     count: usize,
     /// It will say no more.
     ended: bool,
+    /// It has said more at once than is taken.
+    too_long: bool,
 }
 
 impl Groups {
@@ -207,7 +222,13 @@ impl Groups {
                 }
                 // Pings are answered by the protocol.
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => {
+                Some(Err(error)) => {
+                    // The protocol's own type is not at hand; this is how it says that a limit is exceeded.
+                    self.too_long = error.to_string().contains("too long");
+                    self.ended = true;
+                    return groups;
+                }
+                Some(Ok(Message::Close(_))) | None => {
                     self.ended = true;
                     return groups;
                 }

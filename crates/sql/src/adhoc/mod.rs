@@ -29,7 +29,7 @@ use datafusion::prelude::{SQLOptions, SessionContext};
 use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
-use crate::dialect::{SqlError, check_statement, parse_query};
+use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
 use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET};
 use crate::plan::as_statement;
 use crate::session::Engine;
@@ -106,6 +106,10 @@ pub async fn query(
             as_statement(parse_query(sql)?)
         } else {
             check_statement(sql)?;
+            // What is no statement at all, of ours or of SQL, is said to be that.
+            if parse_script(sql).is_err() {
+                context.state().sql_to_statement(sql, &datafusion::config::Dialect::Generic)?;
+            }
             return Err(read_only());
         };
     run(&context, statement, parameters, limits).await.map_err(|error| with_nearest(error, &names))
