@@ -106,16 +106,22 @@ const STOPS: [&str; 13] = [
     "lake:committed",
 ];
 
-/// Ends the node at every named point, `HIGHWATER_CYCLES` times each. The node has to be built with the
+/// Events of one body. Few: tables are written to the lake as a whole every two seconds, and hundreds of rounds
+/// are not to become slower and slower.
+const AT_ONCE: u64 = 4;
+
+/// Ends the node at every named point, `HIGHWATER_CYCLES` times each, with the seed `HIGHWATER_SEED`. The node has to be built with the
 /// feature `planted` of `highwater-event`: `tests/planted.sh` does.
 #[test]
 #[ignore = "needs a node with stops: tests/planted.sh"]
 fn stopped_at_every_named_point() {
-    let cycles: u64 = std::env::var("HIGHWATER_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    let number =
+        |name: &str, usual| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
+    let cycles: u64 = number("HIGHWATER_CYCLES", 10);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     std::fs::create_dir(&data).unwrap();
-    let chance = SeededRandomness::new(11);
+    let chance = SeededRandomness::new(number("HIGHWATER_SEED", 11));
     let mut next = 0u64;
     let mut stopped = BTreeMap::new();
     for cycle in 0..cycles {
@@ -131,12 +137,11 @@ fn stopped_at_every_named_point() {
             };
             let deadline = std::time::Instant::now() + patience;
             while std::time::Instant::now() < deadline && node.is_running() {
-                let body = Value::from((next..next + 20).map(event).collect::<Vec<_>>()).to_string();
+                let body = Value::from((next..next + AT_ONCE).map(event).collect::<Vec<_>>()).to_string();
                 let path = "/api/v1/streams/transaction_log/events";
                 if let Some((202, _)) = node.client.try_post(path, "application/json", &body) {
-                    next += 20;
+                    next += AT_ONCE;
                 }
-                // Hundreds of rounds are to end with a log that can be compared in one question.
                 std::thread::sleep(Duration::from_millis(20));
             }
             if !node.is_running() {
@@ -153,12 +158,12 @@ fn stopped_at_every_named_point() {
     let mut node = Node::start(&data);
     let client = &node.client;
     // What was sent last may be there without an ack; it is sent until it is.
-    let body = Value::from((next..next + 20).map(event).collect::<Vec<_>>()).to_string();
+    let body = Value::from((next..next + AT_ONCE).map(event).collect::<Vec<_>>()).to_string();
     let (status, _) =
         client.try_post("/api/v1/streams/transaction_log/events", "application/json", &body).unwrap();
     assert_eq!(status, 202);
     client.settle();
-    check(&node, &(0..next + 20).collect::<Vec<_>>());
+    check(&node, &(0..next + AT_ONCE).collect::<Vec<_>>());
     node.kill();
 }
 

@@ -12,7 +12,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -484,6 +484,26 @@ fn ordered(left: &[LogBatch], right: &[LogBatch]) -> Vec<(StreamPartition, LogBa
         .collect()
 }
 
+/// The same rows, dealt out to some partitions of their streams; those of one batch stay one commit.
+fn dealt_out(batches: Vec<(StreamPartition, LogBatch)>, partitions: u32) -> Vec<(StreamPartition, LogBatch)> {
+    let mut ends: BTreeMap<StreamPartition, u64> = BTreeMap::new();
+    let mut dealt = Vec::new();
+    for (at, batch) in batches {
+        for partition in 0..partitions {
+            let to = StreamPartition::new(at.stream.clone(), partition);
+            let end = ends.entry(to.clone()).or_default();
+            let mine = |row: usize| (batch.base + row as u64) % u64::from(partitions) == u64::from(partition);
+            let rows = rows_where(&batch.rows, mine);
+            if rows.num_rows() > 0 {
+                let base = *end;
+                *end += rows.num_rows() as u64;
+                dealt.push((to, LogBatch { base, rows, ..batch.clone() }));
+            }
+        }
+    }
+    dealt
+}
+
 /// Batches of one partition that follow each other are taken together or not, at random.
 fn cut_runs(batches: &[(StreamPartition, LogBatch)], chance: &SeededRandomness) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
@@ -503,6 +523,7 @@ fn with_idleness(
 ) -> Vec<(StreamPartition, LogBatch)> {
     let mut ends: BTreeMap<StreamPartition, u64> = BTreeMap::new();
     let mut waited: BTreeMap<StreamPartition, i64> = BTreeMap::new();
+    let sides: BTreeSet<StreamPartition> = batches.iter().map(|(at, _)| at.clone()).collect();
     let mut said = 0;
     let mut all = Vec::new();
     let mut say = |all: &mut Vec<_>, at: &StreamPartition, offset: u64, micros: i64, recorded_at: i64| {
@@ -517,16 +538,16 @@ fn with_idleness(
         ends.insert(at.clone(), batch.end());
         waited.remove(&at);
         all.push((at, batch));
-        for side in ["l", "r"].map(first_partition) {
+        for side in &sides {
             while chance.chance(0.1) {
                 let micros = waited.entry(side.clone()).or_default();
                 *micros += chance.below(8 * MINUTE as u64) as i64;
-                say(&mut all, &side, ends.get(&side).copied().unwrap_or(0), *micros, recorded_at);
+                say(&mut all, side, ends.get(side).copied().unwrap_or(0), *micros, recorded_at);
             }
         }
     }
-    for side in ["l", "r"].map(first_partition) {
-        say(&mut all, &side, ends.get(&side).copied().unwrap_or(0), 100_000 * MINUTE, i64::MAX / 2);
+    for side in &sides {
+        say(&mut all, side, ends.get(side).copied().unwrap_or(0), 100_000 * MINUTE, i64::MAX / 2);
     }
     all
 }
@@ -609,9 +630,7 @@ fn windowed_joins_equal_the_batch_answer() {
                     .map(|row| {
                         let time = times.value(row);
                         let kept = keys.is_valid(row) && time + 13 * MINUTE > newest;
-                        if kept {
-                            newest = newest.max(time);
-                        }
+                        newest = newest.max(time);
                         kept
                     })
                     .collect();
@@ -634,36 +653,32 @@ fn in_time(
     batches: &[(StreamPartition, LogBatch)],
     keep_null_keys: bool,
 ) -> RecordBatch {
-    let at = first_partition(source.name.as_str());
-    let (mut high, mut waited) = (i64::MIN, (0, 0));
+    // Per partition: the newest event, carried on; the offset that it waits for, and how long already.
+    let mut known: BTreeMap<StreamPartition, (i64, u64, i64)> = BTreeMap::new();
     let mut kept = vec![RowReader::new(source).read_all(0, &[]).unwrap()];
     for (of, batch) in batches {
         if of.stream.as_str() == idle::IDLE {
             for (_, idle) in idle::waiting(batch) {
-                if idle.at == at && high > i64::MIN {
-                    let before = if waited.0 == idle.offset { waited.1 } else { 0 };
-                    high += (idle.micros - before).max(0);
-                    waited = (idle.offset, idle.micros.max(before));
+                if let Some((high, offset, waited)) = known.get_mut(&idle.at) {
+                    let before = if *offset == idle.offset { *waited } else { 0 };
+                    *high += (idle.micros - before).max(0);
+                    (*offset, *waited) = (idle.offset, idle.micros.max(before));
                 }
             }
         }
-        if *of != at {
+        if of.stream != source.name {
             continue;
         }
+        let (high, ..) = known.entry(of.clone()).or_insert((i64::MIN, u64::MAX, 0));
         let rows = RowReader::new(source).read_all(0, std::slice::from_ref(batch)).unwrap();
         let times = rows.column_by_name(columns::EVENT_TIME).unwrap();
         let times = times.as_primitive::<TimestampMicrosecondType>();
         let keys = rows.column_by_name("k").unwrap();
         let keep: Vec<bool> = (0..rows.num_rows())
             .map(|row| {
-                if keys.is_null(row) {
-                    return keep_null_keys;
-                }
-                let kept = times.value(row) + 13 * MINUTE > high;
-                if kept {
-                    high = high.max(times.value(row));
-                }
-                kept
+                let late = times.value(row) + 13 * MINUTE <= *high;
+                *high = (*high).max(times.value(row));
+                if keys.is_null(row) { keep_null_keys } else { !late }
             })
             .collect();
         kept.push(rows_where(&rows, |row| keep[row]));
@@ -677,17 +692,19 @@ fn windowed_left_joins_equal_the_batch_answer() {
         let engine = Engine::new([7; 32], 1 << 30).unwrap();
         let select =
             "SELECT l.k AS lk, l.n AS ln, r.big AS rb, coalesce(r.d, 0) + l.d AS dd FROM l LEFT JOIN r";
-        let script = format!(
-            "{BOTH} CREATE STREAM j AS {select} WITHIN (3 MINUTES, 1 MINUTE) GRACE PERIOD 10 MINUTES ON l.k = r.k WHERE l.big > -400;"
-        );
-        let catalog = declare(&engine, &script).await;
-        let program = join_of(&catalog, "j");
-        let (of_left, of_right) = (stream(&catalog, "l"), stream(&catalog, "r"));
         let (mut rows, mut without) = (0, 0);
         for seed in seeds(40) {
             let chance = SeededRandomness::new(seed);
+            let partitions = 1 + (seed % 3) as u32;
+            let both = BOTH.replace("lake = false", &format!("lake = false, partitions = {partitions}"));
+            let script = format!(
+                "{both} CREATE STREAM j AS {select} WITHIN (3 MINUTES, 1 MINUTE) GRACE PERIOD 10 MINUTES ON l.k = r.k WHERE l.big > -400;"
+            );
+            let catalog = declare(&engine, &script).await;
+            let program = join_of(&catalog, "j");
+            let (of_left, of_right) = (stream(&catalog, "l"), stream(&catalog, "r"));
             let (left, right) = (data(&of_left, &chance, 150), data(&of_right, &chance, 120));
-            let batches = with_idleness(ordered(&left, &right), &chance);
+            let batches = with_idleness(dealt_out(ordered(&left, &right), partitions), &chance);
             let found = joined(program.clone(), &batches, 4, &chance).await;
             let sql = format!(
                 "{select} ON l.k = r.k AND r._event_time >= l._event_time - INTERVAL '3 minutes' AND r._event_time <= l._event_time + INTERVAL '1 minute' WHERE l.big > -400"

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use highwater_event::{Offset, StreamName, StreamPartition};
-use highwater_log::fold::{Program, partition_of};
+use highwater_log::fold::{Lane, Program, partition_of};
 use highwater_log::idle::{self, Idle};
 use highwater_log::view::ViewState;
 use highwater_log::{AppendError, ReadError};
@@ -33,6 +33,8 @@ const HELD_UP: i64 = 5_000_000;
 struct Timed {
     view: Arc<str>,
     sources: Vec<StreamName>,
+    /// It reads `_idle` itself, after its other sources.
+    reads_idle: bool,
     /// How long after its last row it can still change, microseconds.
     settles_after: i64,
 }
@@ -166,13 +168,30 @@ impl Node {
             self.keyed.read().unwrap_or_else(PoisonError::into_inner).get(view.view.as_ref()).cloned();
         let Some(keyed) = keyed else { return Ok(false) };
         let mut folded = keyed.states.marks();
+        if view.reads_idle {
+            let (lane, said) = ((view.sources.len() as Lane) << 16, StreamName::system(idle::IDLE));
+            let heard = folded.remove(&lane).map_or(0, |mark| mark.offset);
+            if heard != self.log.end(&StreamPartition::new(said, 0)) {
+                return Ok(false);
+            }
+        }
         // Where no row has passed the conditions there is no time to go on from.
         folded.retain(|_, mark| mark.event_time_high != i64::MIN);
         let behind = folded.iter().any(|(lane, mark)| {
             partition_of(&view.sources, *lane).is_some_and(|at| mark.offset != self.log.end(&at))
         });
-        let newest = folded.values().map(|mark| mark.event_time_high).max();
-        let carried = self.idle.carry_on(&view.sources, folded)?;
+        let (newest, carried) = if view.reads_idle {
+            // Its marks have gone on with what it has read; its newest row has not.
+            let mut newest = None;
+            for (lane, mark) in &folded {
+                let Some(at) = partition_of(&view.sources, *lane) else { continue };
+                newest = newest.max(Some(mark.event_time_high - self.idle.before(&at, mark.offset)?));
+            }
+            (newest, folded)
+        } else {
+            let newest = folded.values().map(|mark| mark.event_time_high).max();
+            (newest, self.idle.carry_on(&view.sources, folded)?)
+        };
         let least = carried.values().map(|mark| mark.event_time_high).min();
         Ok(!behind
             && match (least, newest) {
@@ -185,9 +204,10 @@ impl Node {
 fn timed(catalog: &Catalog) -> Vec<Timed> {
     let timed = |view: &Arc<str>, sources: &[StreamName], settles_after: Option<i64>| {
         // Of what is written down here nothing is written down.
+        let reads_idle = idle::is_read_by(sources);
         let sources = sources.iter().filter(|source| source.as_str() != idle::IDLE).cloned().collect();
         let view = view.clone();
-        settles_after.map(|settles_after| Timed { view, sources, settles_after })
+        settles_after.map(|settles_after| Timed { view, sources, reads_idle, settles_after })
     };
     let tables = catalog.tables.values().map(|entry| &entry.program);
     let joins = catalog.streams.values().filter_map(|entry| match &entry.derivation {

@@ -139,7 +139,8 @@ pub async fn plan_join(
         (JoinTarget::Stream(stream), Some(side)) => {
             let kept = match (within, &conditions.times) {
                 (Some(Within { before, after, grace }), _) => {
-                    Right::Within(side, Reach { before, after, grace, outer: shape.outer })
+                    let partitions = [stream.options.partitions.max(1), left.options.partitions.max(1)];
+                    Right::Within(side, Reach { before, after, grace, outer: shape.outer, partitions })
                 }
                 (None, Some((_, _, inclusive))) => Right::AsOf { side, inclusive: *inclusive },
                 (None, None) => return Err(SqlError::new("internal", "a join of streams without times")),

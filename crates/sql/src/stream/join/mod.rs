@@ -43,7 +43,8 @@ use super::table::{Group, MAX_KEY, Prepared as TablePrepared, Step, TableProgram
 const MAX_MATCHES: usize = 10_000;
 /// Rows that are matched at a time: each may bring many.
 const ROWS_AT_ONCE: usize = 1024;
-/// Number of the left source in the list of sources; at one commit the right side comes first.
+/// Numbers of the sources in their list; at one commit the right side comes first.
+const RIGHT: usize = 0;
 const LEFT: usize = 1;
 
 /// A side of a join that is read row by row.
@@ -341,6 +342,14 @@ impl JoinProgram {
             let offset = ready.offsets.value(row) as Offset;
             let refuse = |code, detail| rows.source.refuse(offset, code, detail);
             let event_time = ready.event_times.value(row);
+            let usable = ready.keyed[row] && ready.keys.row(row).as_ref().len() <= MAX_KEY;
+            if let Right::Within(..) = &self.right
+                && !usable
+            {
+                // It matches nothing, but time has come as far.
+                let mark = marks.entry(lane).or_default();
+                mark.event_time_high = mark.event_time_high.max(ready.times.value(row));
+            }
             if !ready.keyed[row] {
                 if rows.left && self.outer {
                     let left = ready.rows.row(row).as_ref().into();
@@ -349,7 +358,7 @@ impl JoinProgram {
                 }
                 continue;
             }
-            if ready.keys.row(row).as_ref().len() > MAX_KEY {
+            if !usable {
                 folded.dead.push(refuse("key_too_long", format!("a key of a join may take {MAX_KEY} bytes")));
                 continue;
             }
@@ -377,7 +386,7 @@ impl JoinProgram {
                         continue;
                     }
                     mark.event_time_high = high.max(time);
-                    let low = if reach.outer { within::low_of_right(marks) } else { i64::MIN };
+                    let low = if reach.outer { reach.low(marks, RIGHT, Some((lane, offset))) } else { None };
                     let mut matching = Matching { reach: *reach, states: &mut *states, pairs };
                     let taken = matching.take(kept, key.as_ref(), low)?;
                     if reach.outer && !rows.left && time > high {
@@ -625,10 +634,7 @@ impl Program for JoinProgram {
 
     fn expired(&self, marks: &LaneMarks) -> Option<Vec<u8>> {
         let Right::Within(_, reach) = &self.right else { return None };
-        // A side without rows may still bring any.
-        let sides = marks.iter().filter(|(lane, _)| (**lane >> 16) as usize <= LEFT);
-        let both = [0, 1].iter().all(|source| sides.clone().any(|(lane, _)| lane >> 16 == *source));
-        let low = sides.map(|(_, mark)| mark.event_time_high).min().filter(|_| both)?;
+        let low = reach.low(marks, RIGHT, None)?.min(reach.low(marks, LEFT, None)?);
         Some(pane_prefix(reach.floor(low)?).to_vec())
     }
 }

@@ -9,18 +9,24 @@
 //! time of the right far enough, so that every run lets it leave at the same place. While nothing comes, rows
 //! of `_idle` move it, which such a join reads as a source of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_event::{Offset, StreamName, planted};
 use highwater_log::fold::{Lane, LaneMarks, States, lane};
 use highwater_log::idle::Idle;
 use highwater_log::keyed::StoreError;
 
-use super::{MAX_MATCHES, Pair, kept_rows, no_rows};
+use super::{MAX_MATCHES, Pair, RIGHT, kept_rows, no_rows};
 use crate::stream::state::{GroupState, KeptRow, Partial, Value, pane_prefix};
 
+/// Offsets of a partition whose rows wait in one state: so much is written anew when one of them comes.
+const BLOCK: Offset = 1024;
 /// Slots of those that wait, to one reach of the join: by so much a row may leave later than it could.
 const SLOTS: i64 = 64;
+
+/// A partition that has brought nothing holds the others up until they have brought so many rows: then its keys
+/// are taken for ones that do not occur.
+const MANY: Offset = 1_000_000;
 
 /// How far rows of both sides may lie apart, microseconds.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +39,8 @@ pub(crate) struct Reach {
     pub(crate) grace: i64,
     /// Rows of the left without a match are kept, with nulls.
     pub(crate) outer: bool,
+    /// Partitions of the right and of the left.
+    pub(crate) partitions: [u32; 2],
 }
 
 impl Reach {
@@ -65,6 +73,20 @@ impl Reach {
         Some(if self.outer { bucket.saturating_sub(self.width()) } else { bucket })
     }
 
+    /// How far every partition of a source has come; `None` while one may still bring rows of any time. `at`
+    /// is the row that is being folded: the marks know the lane of it up to some row before.
+    pub(crate) fn low(self, marks: &LaneMarks, source: usize, at: Option<(Lane, Offset)>) -> Option<i64> {
+        let (mut low, mut seen, mut rows) = (i64::MAX, 0, 0);
+        for (lane, mark) in marks.iter().filter(|(lane, _)| (**lane >> 16) as usize == source) {
+            rows += at.filter(|(own, _)| own == lane).map_or(mark.offset, |(_, offset)| offset + 1);
+            if mark.event_time_high != i64::MIN {
+                seen += 1;
+                low = low.min(mark.event_time_high);
+            }
+        }
+        (seen >= self.partitions[source] || (seen > 0 && rows >= MANY)).then_some(low)
+    }
+
     fn width(self) -> i64 {
         self.longest().max(1)
     }
@@ -92,9 +114,14 @@ fn keyed(start: i64, key: &[u8]) -> Vec<u8> {
     [&pane_prefix(start)[..], key].concat()
 }
 
-/// The key of a slot; keys of rows are never empty.
+/// The key of a slot, under which stand its blocks; keys of rows are never empty.
 fn slot_key(start: i64) -> Vec<u8> {
     keyed(start, &[])
+}
+
+/// The key of a block of those that wait in a slot; keys of rows never begin with nothing, which is zero.
+fn block_key(start: i64, lane: Lane, block: Offset) -> Vec<u8> {
+    keyed(start, &[&[0][..], &lane.to_be_bytes(), &block.to_be_bytes()].concat())
 }
 
 /// What stands behind all buckets and slots: the slots in which rows wait, and how long each partition has
@@ -110,12 +137,6 @@ fn no_directory() -> GroupState {
     }
 }
 
-/// How far every partition of the right has come that has brought a row.
-pub(crate) fn low_of_right(marks: &LaneMarks) -> i64 {
-    let right = marks.iter().filter(|(lane, _)| **lane >> 16 == 0);
-    right.map(|(_, mark)| mark.event_time_high).min().unwrap_or(i64::MIN)
-}
-
 /// A join's states, while some rows of one partition are folded into them.
 pub(crate) struct Matching<'a> {
     pub(crate) reach: Reach,
@@ -126,7 +147,12 @@ pub(crate) struct Matching<'a> {
 impl Matching<'_> {
     /// Pairs a row with the kept rows of the other side that are near enough, in the order in which the log
     /// took them, and keeps it. False when there are too many; then nothing has changed.
-    pub(crate) fn take(&mut self, mut row: KeptRow, key: &[u8], low: i64) -> Result<bool, StoreError> {
+    pub(crate) fn take(
+        &mut self,
+        mut row: KeptRow,
+        key: &[u8],
+        low: Option<i64>,
+    ) -> Result<bool, StoreError> {
         let Reach { before, after, outer, .. } = self.reach;
         let (back, ahead) = if row.side == 0 { (before, after) } else { (after, before) };
         let (mut from, to) = (row.time.saturating_sub(back), row.time.saturating_add(ahead));
@@ -175,7 +201,7 @@ impl Matching<'_> {
             self.pairs.push(Pair { left, right: Some(right), time, offset: row.offset });
         }
         if outer && row.side == 0 && !row.matched {
-            row.gone = self.reach.leaves_at(row.time) <= low;
+            row.gone = low.is_some_and(|low| self.reach.leaves_at(row.time) <= low);
             if row.gone {
                 self.pairs.push(Pair {
                     left: row.row.clone(),
@@ -196,10 +222,15 @@ impl Matching<'_> {
     /// Notes that a row of the left waits for its match.
     fn wait(&mut self, row: &KeptRow, key: &[u8]) -> Result<(), StoreError> {
         let start = start_of(row.time, self.reach.slot());
-        let slot = self.states.state(&slot_key(start), &no_rows)?;
-        let rows = rows_of(slot)?;
-        rows.push(KeptRow { row: key.into(), ..row.clone() });
-        if rows.len() == 1 {
+        let block = row.offset / BLOCK;
+        let waiting = rows_of(self.states.state(&block_key(start, row.lane, block), &no_rows)?)?;
+        waiting.push(KeptRow { row: key.into(), ..row.clone() });
+        if waiting.len() > 1 {
+            return Ok(());
+        }
+        let blocks = rows_of(self.states.state(&slot_key(start), &no_rows)?)?;
+        blocks.push(KeptRow { offset: block, row: Box::default(), ..row.clone() });
+        if blocks.len() == 1 {
             let directory = self.states.state(&directory_key(), &no_directory)?;
             if let Some(Partial::Set(slots)) = directory.partials.first_mut() {
                 slots.insert(Value::Int(start));
@@ -209,7 +240,8 @@ impl Matching<'_> {
     }
 
     /// Lets those leave, with the row of the log at `offset`, that wait in vain when the right stands at `low`.
-    pub(crate) fn release(&mut self, low: i64, offset: Offset) -> Result<(), StoreError> {
+    pub(crate) fn release(&mut self, low: Option<i64>, offset: Offset) -> Result<(), StoreError> {
+        let Some(low) = low else { return Ok(()) };
         let directory = directory_key();
         loop {
             let slots = match self.states.peek(&directory)?.map(|state| &state.partials[..]) {
@@ -220,35 +252,46 @@ impl Matching<'_> {
                 Some(Value::Int(start)) if start.saturating_add(self.reach.leaves_after()) <= low => *start,
                 _ => return Ok(()),
             };
-            let slot = self.states.state(&slot_key(start), &no_rows)?;
-            let mut waiting = std::mem::take(rows_of(slot)?);
-            if let Some(Partial::Set(slots)) =
-                self.states.state(&directory, &no_directory)?.partials.first_mut()
-            {
+            let state = self.states.state(&directory, &no_directory)?;
+            if let Some(Partial::Set(slots)) = state.partials.first_mut() {
                 slots.remove(&Value::Int(start));
             }
-            waiting.sort_unstable_by_key(|row| (row.time, row.recorded_at, row.lane, row.offset));
-            for waiter in waiting {
-                self.leave(&waiter, offset)?;
-            }
+            self.leave(start, offset)?;
         }
     }
 
-    /// Lets one leave, unless it has found a match.
-    fn leave(&mut self, waiter: &KeptRow, offset: Offset) -> Result<(), StoreError> {
-        let bucket = keyed(self.reach.bucket(waiter.time), &waiter.row);
-        let is_it = |row: &KeptRow| {
-            row.side == 0 && (row.lane, row.offset) == (waiter.lane, waiter.offset) && !row.matched
-        };
-        if !kept_rows(self.states.peek(&bucket)?).iter().any(is_it) {
-            return Ok(());
+    /// Lets all of a slot leave that have found no match, in the order of their times.
+    fn leave(&mut self, start: i64, offset: Offset) -> Result<(), StoreError> {
+        let blocks = std::mem::take(rows_of(self.states.state(&slot_key(start), &no_rows)?)?);
+        let mut waiting: BTreeMap<Vec<u8>, BTreeSet<(Lane, Offset)>> = BTreeMap::new();
+        for block in blocks {
+            let key = block_key(start, block.lane, block.offset);
+            for waiter in std::mem::take(rows_of(self.states.state(&key, &no_rows)?)?) {
+                let bucket = keyed(self.reach.bucket(waiter.time), &waiter.row);
+                waiting.entry(bucket).or_default().insert((waiter.lane, waiter.offset));
+            }
         }
-        let state = self.states.state(&bucket, &no_rows)?;
-        if let Some(row) = rows_of(state)?.iter_mut().find(|row| is_it(row)) {
-            // A partition of the right that brings its first row late must not match it once more.
-            row.gone = true;
-            self.pairs.push(Pair { left: row.row.clone(), right: None, time: row.time, offset });
+        let mut leaving = Vec::new();
+        for (bucket, waiters) in waiting {
+            let waits = |row: &KeptRow| {
+                row.side == 0 && !row.matched && !row.gone && waiters.contains(&(row.lane, row.offset))
+            };
+            if !kept_rows(self.states.peek(&bucket)?).iter().any(waits) {
+                continue;
+            }
+            for row in rows_of(self.states.state(&bucket, &no_rows)?)?.iter_mut().filter(|row| waits(row)) {
+                // A partition of the right that brings its first row late must not match it once more.
+                row.gone = true;
+                leaving.push(row.clone());
+            }
         }
+        leaving.sort_unstable_by_key(|row| (row.time, row.recorded_at, row.lane, row.offset));
+        self.pairs.extend(leaving.into_iter().map(|row| Pair {
+            left: row.row,
+            right: None,
+            time: row.time,
+            offset,
+        }));
         Ok(())
     }
 
@@ -267,7 +310,7 @@ impl Matching<'_> {
         };
         let state = self.states.state(&directory_key(), &no_directory)?;
         mark.wait(longer(state, lane, idle));
-        self.release(low_of_right(marks), offset)?;
+        self.release(self.reach.low(marks, RIGHT, None), offset)?;
         Ok(true)
     }
 }
