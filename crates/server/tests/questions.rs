@@ -38,6 +38,8 @@ fn greedy() -> Vec<String> {
         "SELECT levenshtein(repeat('a', 1000000), repeat('b', 1000000)) AS n".into(),
         "SELECT max(length(t)) AS n FROM (SELECT string_agg(id, ',') OVER (ORDER BY id) AS t FROM big)".into(),
         "SELECT max(cardinality(t)) AS n FROM (SELECT array_agg(id) OVER (ORDER BY id) AS t FROM big)".into(),
+        "SELECT max(cardinality(t)) AS n FROM (SELECT array_agg(id) OVER (ORDER BY id ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS t FROM big)".into(),
+        "SELECT max(cardinality(t)) AS n FROM (SELECT array_agg(id) OVER (ORDER BY n RANGE BETWEEN 30000 PRECEDING AND CURRENT ROW) AS t FROM big)".into(),
         "SELECT max(cardinality(array_replace_all(range(0, 500), 7, n))) AS n FROM big, (SELECT 8 AS k)".into(),
         "SELECT max(length(replace(repeat(id, 400), 'e', repeat('f', 10000)))) AS n FROM big".into(),
     ]

@@ -28,7 +28,9 @@ pub fn replay(arguments: ReplayArgs) -> Result<ExitCode, Failure> {
             bar.finish();
             let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
             let failure = Failure::new(&text("code"), format!("{} after {seen} events", text("detail")));
-            return Err(failure.hint("what was appended stays; begin again under the same name to go on"));
+            return Err(failure.hint(
+                "what was appended stays; where events have ids, begin again under the same name to go on",
+            ));
         }
         if line["finished"] == true {
             bar.finish();
@@ -36,7 +38,7 @@ pub fn replay(arguments: ReplayArgs) -> Result<ExitCode, Failure> {
         }
     }
     Err(Failure::new("cut_off", "the node ended before the replay did")
-        .hint("what was appended stays; begin again under the same name to go on"))
+        .hint("what was appended stays; where events have ids, begin again under the same name to go on"))
 }
 
 fn request(arguments: &ReplayArgs) -> Value {
@@ -81,5 +83,9 @@ fn finished(arguments: &ReplayArgs, line: &Value) -> ExitCode {
     if let Some(name) = line["name"].as_str() {
         eprintln!("their ids end in ~{name}; `--name {name}` again appends nothing twice");
     }
-    if number("conflicts") + number("rejected") > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS }
+    if number("gone") > 0 {
+        eprintln!("{} events were gone before they were read: their retention ended", number("gone"));
+    }
+    let missing = number("conflicts") + number("rejected") + number("gone");
+    if missing > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS }
 }

@@ -131,10 +131,16 @@ impl Parts {
         if self.format != Format::Csv {
             let window = self.buffer.len().min(2 * PART);
             let end = self.buffer[..window].iter().rposition(|byte| *byte == b'\n');
-            return end.map(|at| at + 1).or_else(|| last.then_some(self.buffer.len()));
+            // A line that is longer than what is looked at first.
+            let beyond =
+                || self.buffer[window..].iter().position(|byte| *byte == b'\n').map(|at| window + at);
+            return end.or_else(beyond).map(|at| at + 1).or_else(|| last.then_some(self.buffer.len()));
         }
         let (mut end, mut quoted) = (None, false);
-        for (at, byte) in self.buffer.iter().enumerate().take(2 * PART) {
+        for (at, byte) in self.buffer.iter().enumerate() {
+            if at >= 2 * PART && end.is_some() {
+                break;
+            }
             match byte {
                 b'"' => quoted = !quoted,
                 b'\n' if !quoted => end = Some(at + 1),
@@ -162,6 +168,19 @@ mod tests {
             found.push(String::from_utf8(part.unwrap().to_vec()).unwrap());
         }
         found
+    }
+
+    #[test]
+    fn a_long_line_is_taken_with_many_behind_it() {
+        let long = format!("{{\"n\":\"{}\"}}\n", "x".repeat(5 << 20));
+        let text = format!("{long}{}", "{\"n\":1}\n".repeat(2_500_000));
+        let parts = cut(Format::NdJson, &text, 65_536);
+        assert_eq!(parts.concat().len(), text.len());
+        assert!(parts.iter().all(|part| part.ends_with('\n')) && parts[0].len() >= long.len());
+        let rows = format!("\"{}\"\n{}", "y\n".repeat(3 << 20), "1\n".repeat(8_000_000));
+        let parts = cut(Format::Csv, &format!("a\n{rows}"), 65_536);
+        let bare: usize = parts.iter().map(|part| part.strip_prefix("a\n").unwrap().len()).sum();
+        assert_eq!(bare, rows.len());
     }
 
     #[test]

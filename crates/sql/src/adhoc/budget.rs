@@ -21,7 +21,7 @@ use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
 use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
 use datafusion::logical_expr::{
     BinaryExpr, ColumnarValue, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, Volatility, WindowFrameBound, WindowFunctionDefinition,
+    ScalarUDFImpl, Signature, Volatility, WindowFrameBound, WindowFrameUnits, WindowFunctionDefinition,
 };
 
 use crate::functions::{COLLECT_LIST, COLLECT_SET, weight};
@@ -38,6 +38,9 @@ const LONG: usize = 256;
 
 /// Aggregates that keep what they are given.
 const GATHERING: [&str; 4] = ["string_agg", "array_agg", COLLECT_LIST, COLLECT_SET];
+
+/// Rows before or after another one that they may gather.
+const LONGEST_FRAME: u64 = 1000;
 
 /// The account of one question.
 #[derive(Debug, Default)]
@@ -126,10 +129,18 @@ pub fn metered(plan: LogicalPlan, budget: &Arc<Budget>) -> Result<LogicalPlan> {
 fn check_window(expression: &Expr) -> Result<()> {
     let Expr::WindowFunction(call) = expression.clone().unalias() else { return Ok(()) };
     let WindowFunctionDefinition::AggregateUDF(function) = &call.fun else { return Ok(()) };
-    let WindowFrameBound::Preceding(start) = &call.params.window_frame.start_bound else { return Ok(()) };
-    if start.is_null() && GATHERING.contains(&function.name()) {
+    let frame = &call.params.window_frame;
+    let is_short = |bound: &WindowFrameBound| match bound {
+        WindowFrameBound::CurrentRow => true,
+        WindowFrameBound::Preceding(rows) | WindowFrameBound::Following(rows) => {
+            matches!(rows, ScalarValue::UInt64(Some(rows)) if *rows <= LONGEST_FRAME)
+        }
+    };
+    let short =
+        frame.units == WindowFrameUnits::Rows && is_short(&frame.start_bound) && is_short(&frame.end_bound);
+    if !short && GATHERING.contains(&function.name()) {
         return not_impl_err!(
-            "{}() over a window that begins with the first row would gather all rows in every row; array_agg() over a frame such as ROWS BETWEEN 100 PRECEDING AND CURRENT ROW does not",
+            "{}() over a long window would gather as many rows in every row; array_agg() takes frames such as ROWS BETWEEN 100 PRECEDING AND CURRENT ROW, up to {LONGEST_FRAME}",
             function.name()
         );
     }
@@ -167,7 +178,7 @@ fn hold_constants(
         Expr::Alias(_) | Expr::Cast(_) | Expr::TryCast(_) => {
             expression.map_children(|child| hold_constants(child, repeated, meter))
         }
-        Expr::Case(_) | Expr::WindowFunction(_) | Expr::GroupingSet(_) | Expr::Unnest(_) => {
+        Expr::Case(_) | Expr::WindowFunction(_) | Expr::Unnest(_) => {
             expression.map_children(|child| hold_constants(child, true, meter))
         }
         other => other.map_children(|child| hold_constants(child, false, meter)),
@@ -336,6 +347,11 @@ struct Concat {
 impl ScalarUDFImpl for Concat {
     fn name(&self) -> &str {
         "||"
+    }
+
+    fn schema_name(&self, arguments: &[Expr]) -> Result<String> {
+        // As the operator has it, so that columns keep their names.
+        Ok(format!("{} || {}", arguments[0].schema_name(), arguments[1].schema_name()))
     }
 
     fn signature(&self) -> &Signature {

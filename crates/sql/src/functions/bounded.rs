@@ -199,6 +199,15 @@ impl Given {
         }
     }
 
+    /// A list of texts, which are counted with its size.
+    fn holds_texts(&self) -> bool {
+        let element = match self.values.data_type() {
+            DataType::List(element) | DataType::LargeList(element) => element.data_type(),
+            _ => return false,
+        };
+        matches!(element, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+    }
+
     /// Where a range stands or ends, in units of its own type.
     fn position(&self, row: usize) -> Option<i128> {
         Self::at(&self.numbers, row).map(i128::from)
@@ -218,7 +227,10 @@ impl Growth {
             Self::RepeatValue => number(1) * size(0).max(1),
             Self::Resize => number(1) * size(2).max(8),
             Self::Range => steps(given, row)? * 8,
-            Self::Join => size(0) + length(0) * (length(1) + length(2).max(NUMBER)),
+            Self::Join => {
+                let texts = given.first().is_some_and(|list| list.holds_texts());
+                size(0) + length(0) * (length(1) + length(2).max(if texts { 0 } else { NUMBER }))
+            }
             Self::ReplaceValue => size(0) + length(0) * size(2).max(1),
             Self::JoinTexts => {
                 let texts = (1..given.len()).map(|at| length(at).max(NUMBER) + length(0));

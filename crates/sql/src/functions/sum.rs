@@ -4,6 +4,8 @@
 //! Sums are kept with 128 bits, so what does not fit on the way may fit in the end, and only the end counts:
 //! in whatever order rows come, the answer or the error is the same.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Int64Array};
@@ -28,10 +30,6 @@ struct Sum {
     sum: Arc<AggregateUDF>,
 }
 
-fn is_whole(returns: &DataType, distinct: bool) -> bool {
-    *returns == DataType::Int64 && !distinct
-}
-
 fn fits(sum: i128) -> Result<i64> {
     i64::try_from(sum).map_err(|_| {
         exec_datafusion_err!("the sum {sum} does not fit BIGINT; write sum(CAST(… AS DECIMAL(38,0)))")
@@ -52,24 +50,26 @@ impl AggregateUDFImpl for Sum {
     }
 
     fn state_fields(&self, arguments: StateFieldsArgs) -> Result<Vec<FieldRef>> {
-        if is_whole(arguments.return_type(), arguments.is_distinct) {
+        if *arguments.return_type() == DataType::Int64 && !arguments.is_distinct {
             return Ok(vec![Arc::new(Field::new(format_state_name(arguments.name, "sum"), STATE, true))]);
         }
         self.sum.state_fields(arguments)
     }
 
     fn accumulator(&self, arguments: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        if is_whole(arguments.return_field.data_type(), arguments.is_distinct) {
-            return Ok(Box::new(Total::default()));
+        match (arguments.return_field.data_type(), arguments.is_distinct) {
+            (DataType::Int64, false) => Ok(Box::new(Total::default())),
+            (DataType::Int64, true) => Ok(Box::new(Different::default())),
+            _ => self.sum.accumulator(arguments),
         }
-        self.sum.accumulator(arguments)
     }
 
     fn create_sliding_accumulator(&self, arguments: AccumulatorArgs) -> Result<Box<dyn Accumulator>> {
-        if is_whole(arguments.return_field.data_type(), arguments.is_distinct) {
-            return Ok(Box::new(Total::default()));
+        match (arguments.return_field.data_type(), arguments.is_distinct) {
+            (DataType::Int64, false) => Ok(Box::new(Total::default())),
+            (DataType::Int64, true) => Ok(Box::new(Different::default())),
+            _ => self.sum.inner().create_sliding_accumulator(arguments),
         }
-        self.sum.inner().create_sliding_accumulator(arguments)
     }
 
     fn groups_accumulator_supported(&self, arguments: AccumulatorArgs) -> bool {
@@ -77,7 +77,7 @@ impl AggregateUDFImpl for Sum {
     }
 
     fn create_groups_accumulator(&self, arguments: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
-        if is_whole(arguments.return_field.data_type(), arguments.is_distinct) {
+        if *arguments.return_field.data_type() == DataType::Int64 {
             return Ok(Box::new(Totals::default()));
         }
         self.sum.create_groups_accumulator(arguments)
@@ -141,6 +141,64 @@ impl Accumulator for Total {
 
     fn size(&self) -> usize {
         size_of_val(self)
+    }
+}
+
+/// SUM(DISTINCT …): how often each value is there, which a frame that moves on has to know.
+#[derive(Debug, Default)]
+struct Different {
+    values: HashMap<i64, u64>,
+}
+
+impl Different {
+    fn add(&mut self, values: &dyn Array) {
+        for value in values.as_primitive::<Int64Type>().iter().flatten() {
+            *self.values.entry(value).or_default() += 1;
+        }
+    }
+}
+
+impl Accumulator for Different {
+    fn update_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        self.add(values[0].as_ref());
+        Ok(())
+    }
+
+    fn retract_batch(&mut self, values: &[ArrayRef]) -> Result<()> {
+        for value in values[0].as_primitive::<Int64Type>().iter().flatten() {
+            if let Entry::Occupied(mut entry) = self.values.entry(value) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn supports_retract_batch(&self) -> bool {
+        true
+    }
+
+    fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
+        states[0].as_list::<i32>().iter().flatten().for_each(|values| self.add(values.as_ref()));
+        Ok(())
+    }
+
+    fn state(&mut self) -> Result<Vec<ScalarValue>> {
+        let values: Vec<ScalarValue> =
+            self.values.keys().map(|value| ScalarValue::Int64(Some(*value))).collect();
+        Ok(vec![ScalarValue::List(ScalarValue::new_list_nullable(&values, &DataType::Int64))])
+    }
+
+    fn evaluate(&mut self) -> Result<ScalarValue> {
+        let sum: i128 = self.values.keys().copied().map(i128::from).sum();
+        let sum = if self.values.is_empty() { None } else { Some(fits(sum)?) };
+        Ok(ScalarValue::Int64(sum))
+    }
+
+    fn size(&self) -> usize {
+        size_of_val(self) + self.values.capacity() * 24
     }
 }
 

@@ -23,7 +23,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
-use highwater_event::{Offset, Partition, Principal, StreamPartition, StreamSchema, columns, time};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::Token;
+use highwater_event::{Column, Offset, Partition, Principal, StreamPartition, StreamSchema, columns, time};
 use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::{LogBatch, ReadError};
 use highwater_sql::SqlError;
@@ -39,6 +42,8 @@ use crate::node::{Node, NodeRelations, QUERY_LIMITS};
 /// Offsets that are read at a time, at first; more where few events pass the condition.
 const SPAN: u64 = 20_000;
 const WIDEST_SPAN: u64 = 20_000_000;
+/// Errors of a question that asks for too much at a time.
+const TOO_MUCH: [&str; 3] = ["query_timeout", "query_memory", "result_too_large"];
 /// Rows of the log that are read at a time.
 const READ_ROWS: usize = 8192;
 /// About how many bytes are handed to the door at a time.
@@ -171,6 +176,8 @@ struct Totals {
     duplicates: u64,
     conflicts: u64,
     rejected: u64,
+    /// Not there any more: their retention ended, or their stream was dropped.
+    gone: u64,
 }
 
 impl std::ops::AddAssign for Totals {
@@ -180,6 +187,7 @@ impl std::ops::AddAssign for Totals {
         self.duplicates += more.duplicates;
         self.conflicts += more.conflicts;
         self.rejected += more.rejected;
+        self.gone += more.gone;
     }
 }
 
@@ -230,7 +238,7 @@ impl Replay {
         let found = replay
             .ask(format!(
                 "SELECT _partition, CAST(min(_offset) AS BIGINT), CAST(max(_offset) AS BIGINT), count(*) FROM {} WHERE {} GROUP BY _partition ORDER BY _partition",
-                quoted(replay.source.name.as_str()),
+                quoted(replay.source.name.public()),
                 replay.condition
             ))
             .await?;
@@ -264,12 +272,17 @@ impl Replay {
                 self.parts.pop_front();
                 continue;
             }
+            self.check_versions()?;
             let upto = next.saturating_add(self.span).min(end);
             let wanted = match self.ask(self.question(partition, next, upto)).await {
                 Ok(result) if !result.truncated => offsets(&result),
                 // Too much at a time.
                 Ok(_) => {
                     self.span = (self.span / 2).max(1);
+                    continue;
+                }
+                Err(error) if TOO_MUCH.contains(&error.code) && self.span > 1 => {
+                    self.span /= 2;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -289,10 +302,23 @@ impl Replay {
         Ok(false)
     }
 
+    /// Refuses to go on when one of the streams is another one by now.
+    fn check_versions(&self) -> Result<(), Problem> {
+        for stream in [&self.source, &self.target] {
+            let now = streams::find(&self.node, stream.name.public())?;
+            if *now.schema != *stream {
+                let detail = format!("\"{}\" was changed meanwhile", stream.name.public());
+                return Err(Problem::new(StatusCode::CONFLICT, "stream_changed", detail)
+                    .hint("begin again under the same name"));
+            }
+        }
+        Ok(())
+    }
+
     fn question(&self, partition: Partition, from: Offset, upto: Offset) -> String {
         format!(
             "SELECT CAST(_offset AS BIGINT) AS wanted FROM {} WHERE _partition = {partition} AND _offset >= {from} AND _offset < {upto} AND {} ORDER BY wanted",
-            quoted(self.source.name.as_str()),
+            quoted(self.source.name.public()),
             self.condition,
         )
     }
@@ -309,12 +335,17 @@ impl Replay {
                 Ok(batches) => batches,
                 // Their retention ended while it went on.
                 Err(ReadError::Retired { start, .. }) if start > first => {
-                    left = &left[left.partition_point(|offset| *offset < start)..];
+                    let (gone, there) = left.split_at(left.partition_point(|offset| *offset < start));
+                    totals.gone += gone.len() as u64;
+                    left = there;
                     continue;
                 }
                 Err(error) => return Err(Problem::from(SqlError::new("damaged_log", error.to_string()))),
             };
-            let Some(end) = batches.last().map(LogBatch::end).filter(|end| *end > first) else { break };
+            let Some(end) = batches.last().map(LogBatch::end).filter(|end| *end > first) else {
+                totals.gone += left.len() as u64;
+                break;
+            };
             let (here, beyond) = left.split_at(left.partition_point(|offset| *offset < end));
             left = beyond;
             for batch in &batches {
@@ -362,13 +393,14 @@ impl Replay {
     }
 
     fn done(&self) -> Value {
-        let Totals { events, accepted, duplicates, conflicts, rejected } = self.totals;
-        json!({"events": events, "of": self.of, "accepted": accepted, "duplicates": duplicates, "conflicts": conflicts, "rejected": rejected})
+        let Totals { events, accepted, duplicates, conflicts, rejected, gone } = self.totals;
+        json!({"events": events, "of": self.of, "accepted": accepted, "duplicates": duplicates, "conflicts": conflicts, "rejected": rejected, "gone": gone})
     }
 
     fn summary(&self) -> Value {
         let mut line = with(self.done(), "finished", true.into());
         line["into"] = self.target.name.public().into();
+        line["repeatable"] = (!self.target.options.event_id.is_empty()).into();
         line["name"] = self.name.as_ref().map_or(Value::Null, |(name, _)| name.as_str().into());
         line
     }
@@ -382,6 +414,20 @@ fn stays_hidden(source: &StreamSchema, target: &StreamSchema) -> Result<(), Prob
             Some((column, member)) => !target.is_sensitive_member(column, member),
             None => !target.column(path).is_some_and(|column| column.sensitive),
         });
+    // Members that the source does not declare are hidden with the rest.
+    let named = |column: &&Column| source.column(&column.name).is_none() && !column.sensitive;
+    let extra = target.columns.iter().find(named).filter(|_| source.has_sensitive() && source.raw);
+    let learns = source.has_sensitive() && target.options.inferred && source.name != target.name;
+    if extra.is_some() || learns {
+        let what = extra.map_or_else(|| "what it learns".to_owned(), |column| format!("\"{}\"", column.name));
+        let detail = format!(
+            "\"{}\" hides members that it does not declare; in \"{}\" {what} would show them",
+            source.name.public(),
+            target.name.public()
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail)
+            .hint("replay into a stream with the same columns"));
+    }
     let Some(path) = shown else { return Ok(()) };
     let detail = format!(
         "{path} of \"{}\" is SENSITIVE; in \"{}\" everybody would see it",
@@ -411,13 +457,25 @@ fn id_suffix(
             "the name of a replay is up to 64 letters, digits, dots, dashes and underscores",
         ));
     }
-    if target.options.event_id.is_empty() || (name.is_none() && !itself) {
+    if target.options.event_id.is_empty() && (itself || name.is_some()) {
+        let detail = format!(
+            "events of \"{}\" have no ids, so a replay could not be told from them",
+            target.name.public()
+        );
+        return Err(
+            Problem::bad_request("no_text_id", detail).hint("replay into another stream, without a name")
+        );
+    }
+    if name.is_none() && !itself {
         return Ok(None);
     }
-    let text = |id: &&String| target.column(id).is_some_and(|column| column.data_type == DataType::Utf8);
+    let is_text = |stream: &StreamSchema, id: &str| {
+        stream.column(id).is_some_and(|column| column.data_type == DataType::Utf8)
+    };
+    let text = |id: &&String| is_text(source, id) && is_text(target, id);
     let Some(column) = target.options.event_id.iter().find(text) else {
         let detail = format!(
-            "no column of the event id of \"{}\" is a TEXT, so a name can't go behind it",
+            "no column of the event id of \"{}\" is a TEXT in both streams, so a name can't go behind it",
             target.name.public()
         );
         return Err(
@@ -455,12 +513,27 @@ fn condition(
     conditions.extend(partition.map(|partition| format!("_partition = {partition}")));
     conditions.extend(first.map(|offset| format!("_offset >= {offset}")));
     conditions.extend(end.map(|offset| format!("_offset < {offset}")));
-    // A line break ends a comment that the condition may end with.
-    conditions.extend(given.as_ref().map(|given| format!("({given}\n)")));
+    if let Some(given) = given {
+        conditions.push(format!("({})", parsed(given)?));
+    }
     if conditions.is_empty() {
         conditions.push("TRUE".into());
     }
     Ok((conditions.join(" AND "), parameters))
+}
+
+/// A condition that is one, and nothing behind it.
+fn parsed(condition: &str) -> Result<String, Problem> {
+    let wrong = |detail: String| {
+        Problem::bad_request("invalid_sql", detail).hint("write a condition, such as status = 'failed'")
+    };
+    let parser = Parser::new(&GenericDialect {}).try_with_sql(condition);
+    let mut parser = parser.map_err(|error| wrong(error.to_string()))?;
+    let expression = parser.parse_expr().map_err(|error| wrong(error.to_string()))?;
+    match parser.peek_token().token {
+        Token::EOF => Ok(expression.to_string()),
+        other => Err(wrong(format!("`where` goes on behind its condition, with {other}"))),
+    }
 }
 
 fn quoted(name: &str) -> String {

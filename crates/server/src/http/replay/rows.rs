@@ -25,6 +25,8 @@ pub(super) struct Rows<'a> {
     columns: Vec<(&'a Column, ArrayRef)>,
     /// Members that the source does not declare; a derived stream has none.
     extra: Option<ArrayRef>,
+    /// When each happened, be it that its columns don't say so.
+    event_times: Option<ArrayRef>,
     now: String,
 }
 
@@ -39,6 +41,7 @@ impl<'a> Rows<'a> {
             base: batch.base,
             columns: declared.collect(),
             extra: rows.column_by_name(columns::EXTRA).cloned(),
+            event_times: rows.column_by_name(columns::EVENT_TIME).cloned(),
             now: time::show_micros(replay.node.clock.now_micros()),
         })
     }
@@ -68,15 +71,41 @@ impl<'a> Rows<'a> {
                     }
                     push_json_string(&[text(array, row), &suffix].concat(), out);
                 }
-                _ if column.json => out.push_str(text(array, row)),
+                _ if column.json => push_line(text(array, row), out),
                 _ => value_as_json(array, row, out),
             }
         }
-        if let Some(extra) = self.extra.as_ref().filter(|extra| extra.is_valid(row)) {
-            write_members(text(extra, row), out);
+        let extra = self.extra.as_ref().filter(|extra| extra.is_valid(row)).map(|extra| text(extra, row));
+        self.write_time(row, extra.unwrap_or_default(), out);
+        if let Some(extra) = extra {
+            write_members(extra, out);
         }
         out.push_str("}\n");
     }
+
+    /// When it happened, where the target asks for that and nothing in the event says it.
+    fn write_time(&self, row: usize, extra: &str, out: &mut String) {
+        let Some(wanted) = &self.replay.target.options.event_time else { return };
+        let said = self
+            .columns
+            .iter()
+            .any(|(column, array)| column.name == *wanted && (array.is_valid(row) || self.replay.now));
+        let said = said || extra.to_ascii_lowercase().contains(&format!("\"{wanted}\":"));
+        let times = self.event_times.as_ref().filter(|times| !said && times.is_valid(row));
+        let Some(times) = times else { return };
+        out.push(',');
+        push_json_string(wanted, out);
+        out.push(':');
+        match self.replay.now {
+            true => push_json_string(&self.now, out),
+            false => value_as_json(times, row, out),
+        }
+    }
+}
+
+/// Appends JSON on one line: outside of its strings, which have no line breaks, white space means nothing.
+fn push_line(json: &str, out: &mut String) {
+    out.extend(json.chars().map(|c| if matches!(c, '\n' | '\r') { ' ' } else { c }));
 }
 
 fn text(array: &ArrayRef, row: usize) -> &str {
@@ -90,7 +119,7 @@ fn write_members(object: &str, out: &mut String) {
         let inside = inside.strip_suffix('}').unwrap_or(inside);
         if !inside.trim().is_empty() {
             out.push(',');
-            out.push_str(inside);
+            push_line(inside, out);
         }
         return;
     }
@@ -99,7 +128,7 @@ fn write_members(object: &str, out: &mut String) {
         out.push(',');
         push_json_string(&name, out);
         out.push(':');
-        out.push_str(value.get());
+        push_line(value.get(), out);
     }
 }
 
