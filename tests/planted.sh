@@ -34,6 +34,7 @@ deaf_to_idle              kills     states_and_stream
 lateness_per_batch        oracle    tables_equal
 early_expiry              oracle    retention
 one_bucket                oracle    windowed_joins
+forgets_matches           oracle    windowed_left_joins
 lost_mask                 scenarios statements
 BUGS
 
