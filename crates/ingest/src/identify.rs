@@ -39,10 +39,10 @@ pub(crate) struct Statement {
 }
 
 impl Statement {
-    fn of(&mut self, row_cells: &[Cell], members: &[Member], text: &str, undeclared: &Undeclared) {
+    fn fill(&mut self, cells: &[Cell], members: &[Member], text: &str, undeclared: &Undeclared) {
         self.text.clear();
         self.ends.clear();
-        for (cell, member) in row_cells.iter().zip(members).filter(|(cell, _)| !cell.is_missing()) {
+        for (cell, member) in cells.iter().zip(members).filter(|(cell, _)| !cell.is_missing()) {
             push_json_string(&member.name, &mut self.text);
             self.text.push(':');
             write_cell(cell, &member.kind, text, &mut self.text);
@@ -129,7 +129,7 @@ impl Decoder {
     ) -> Result<RowIdentity, RowError> {
         let event_time = self.event_time(row, now)?;
         let Row { cells, undeclared, text, statement, .. } = row;
-        statement.of(cells, &self.members, text, undeclared);
+        statement.fill(cells, &self.members, text, undeclared);
         let payload = statement.checksum();
         let mut identity = RowIdentity {
             key: None,

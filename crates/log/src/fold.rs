@@ -54,9 +54,14 @@ pub fn lane(sources: &[StreamName], at: &StreamPartition) -> Option<Lane> {
     Some((source as u32) << 16 | (at.partition & 0xffff))
 }
 
+/// The number of the source that a lane belongs to.
+pub fn source_of(lane: Lane) -> usize {
+    (lane >> 16) as usize
+}
+
 /// The partition that a lane stands for; `None` when it is none of these sources.
 pub fn partition_of(sources: &[StreamName], lane: Lane) -> Option<StreamPartition> {
-    let source = sources.get((lane >> 16) as usize)?;
+    let source = sources.get(source_of(lane))?;
     Some(StreamPartition::new(source.clone(), lane & 0xffff))
 }
 

@@ -13,6 +13,7 @@ use highwater_event::name::nearest;
 use highwater_event::{StreamSchema, columns, time};
 use highwater_lake::Moment;
 use highwater_sql::adhoc::{self, Day};
+use highwater_sql::dialect::quoted;
 use serde_json::{Value, json};
 
 use super::problem::{Answer, Problem};
@@ -144,10 +145,6 @@ fn page(given: &BTreeMap<String, String>) -> Result<usize, Problem> {
             _ => Err(invalid("page", format!("\"{text}\" is not a page number (1, 2, …)"))),
         },
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// The SQL for a column as callers name it: in either case, by an alias, or `a.b` inside a struct.

@@ -26,10 +26,6 @@ fn lake_of(node: &Node, name: &str) -> Result<Arc<LakeStream>, Problem> {
     })
 }
 
-fn failed(error: impl std::fmt::Display) -> Problem {
-    Problem::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
-}
-
 /// How many versions.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -49,7 +45,8 @@ pub async fn versions(
 ) -> Answer {
     let Query(query) = query?;
     let lake = lake_of(&node, &name)?;
-    let versions = lake.versions(query.limit.unwrap_or(20).clamp(1, 1000)).await.map_err(failed)?;
+    let versions =
+        lake.versions(query.limit.unwrap_or(20).clamp(1, 1000)).await.map_err(Problem::internal)?;
     let versions: Vec<Value> = versions
         .into_iter()
         .map(|version| {
@@ -118,7 +115,7 @@ fn only_number(result: &adhoc::QueryResult) -> i64 {
 /// One round of housekeeping, now: compaction, retention, vacuum, old segments of the log.
 #[utoipa::path(post, path = "/api/v1/maintenance", tag = "operate", responses((status = 200, description = "what was done")))]
 pub async fn maintain(State(node): State<Arc<Node>>) -> Answer {
-    let kept = node.keep_house(true).await.map_err(|error| failed(format!("{error:#}")))?;
+    let kept = node.keep_house(true).await.map_err(|error| Problem::internal(format!("{error:#}")))?;
     Ok(Json(kept).into_response())
 }
 

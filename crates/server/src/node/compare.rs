@@ -13,6 +13,7 @@ use highwater_log::fold::Program;
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::{self, table_relation};
 use highwater_sql::catalog::{Building, Catalog, Planned, StreamEntry, TableEntry};
+use highwater_sql::dialect::quoted;
 use highwater_sql::stream::TableRows;
 use highwater_sql::stream::table::Extent;
 use serde::Serialize;
@@ -112,10 +113,7 @@ impl Node {
             columns_removed: only(&known, &wanted),
             ..Compared::default()
         };
-        let common: Vec<String> = known
-            .intersection(&wanted)
-            .map(|column| format!("\"{}\"", column.replace('"', "\"\"")))
-            .collect();
+        let common: Vec<String> = known.intersection(&wanted).map(|column| quoted(column)).collect();
         let relations =
             Arc::new(Fixed::several([("before".to_owned(), before.rows), ("after".to_owned(), after.rows)]));
         let count = "SELECT (SELECT count(*) FROM before) AS b, (SELECT count(*) FROM after) AS a";

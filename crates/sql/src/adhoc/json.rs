@@ -8,6 +8,7 @@ use arrow::datatypes::{
     DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, TimestampMicrosecondType,
 };
 use arrow::util::display::{ArrayFormatter, FormatOptions};
+use highwater_event::canonical::push_json_string;
 
 /// Appends each row as a JSON object, calling `between` before all but the first. `names` gives the keys.
 pub fn rows_as_json(batch: &RecordBatch, names: &[String], first: bool, between: &str, out: &mut String) {
@@ -20,17 +21,12 @@ pub fn rows_as_json(batch: &RecordBatch, names: &[String], first: bool, between:
             if at > 0 {
                 out.push(',');
             }
-            write_text(name, out);
+            push_json_string(name, out);
             out.push(':');
             value_as_json(column, row, out);
         }
         out.push('}');
     }
-}
-
-fn write_text(text: &str, out: &mut String) {
-    // Strings always serialise.
-    out.push_str(&serde_json::to_string(text).unwrap_or_default());
 }
 
 fn write_display(value: impl std::fmt::Display, out: &mut String) {
@@ -47,9 +43,9 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
     match array.data_type() {
         DataType::Null => out.push_str("null"),
         DataType::Boolean => write_display(array.as_boolean().value(row), out),
-        DataType::Utf8 => write_text(array.as_string::<i32>().value(row), out),
-        DataType::LargeUtf8 => write_text(array.as_string::<i64>().value(row), out),
-        DataType::Utf8View => write_text(array.as_string_view().value(row), out),
+        DataType::Utf8 => push_json_string(array.as_string::<i32>().value(row), out),
+        DataType::LargeUtf8 => push_json_string(array.as_string::<i64>().value(row), out),
+        DataType::Utf8View => push_json_string(array.as_string_view().value(row), out),
         DataType::Float64 => write_float(array.as_primitive::<Float64Type>().value(row), out),
         DataType::Float32 => write_float(f64::from(array.as_primitive::<Float32Type>().value(row)), out),
         DataType::Decimal128(_, scale) => {
@@ -59,13 +55,13 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
             match arrow::compute::cast(&array.slice(row, 1), &highwater_event::columns::timestamp_type()) {
                 Ok(micros) => {
                     let micros = micros.as_primitive::<TimestampMicrosecondType>().value(0);
-                    write_text(&highwater_event::time::show_micros(micros), out);
+                    push_json_string(&highwater_event::time::show_micros(micros), out);
                 }
                 Err(_) => out.push_str("null"),
             }
         }
         DataType::Date32 => {
-            write_text(&crate::reference::show_date(array.as_primitive::<Date32Type>().value(row)), out)
+            push_json_string(&crate::reference::show_date(array.as_primitive::<Date32Type>().value(row)), out)
         }
         DataType::Binary => write_bytes(array.as_binary::<i32>().value(row), out),
         DataType::BinaryView => write_bytes(array.as_binary_view().value(row), out),
@@ -75,7 +71,7 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
                 if at > 0 {
                     out.push(',');
                 }
-                write_text(field.name(), out);
+                push_json_string(field.name(), out);
                 out.push(':');
                 value_as_json(column, row, out);
             }
@@ -106,7 +102,7 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
                 if key.starts_with('"') {
                     out.push_str(&key)
                 } else {
-                    write_text(&key, out)
+                    push_json_string(&key, out)
                 }
                 out.push(':');
                 value_as_json(entries.column(1), at, out);
@@ -118,7 +114,7 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
             Err(_) => out.push_str("null"),
         },
         _ => match ArrayFormatter::try_new(array, &FormatOptions::default()) {
-            Ok(formatter) => write_text(&formatter.value(row).to_string(), out),
+            Ok(formatter) => push_json_string(&formatter.value(row).to_string(), out),
             Err(_) => out.push_str("null"),
         },
     }
@@ -148,12 +144,12 @@ fn write_decimal(value: i128, scale: i8, out: &mut String) {
 
 fn write_bytes(bytes: &[u8], out: &mut String) {
     match std::str::from_utf8(bytes) {
-        Ok(text) => write_text(text, out),
+        Ok(text) => push_json_string(text, out),
         Err(_) => {
             let mut hexadecimal = String::with_capacity(2 + bytes.len() * 2);
             hexadecimal.push_str("\\x");
             bytes.iter().for_each(|byte| write_display(format_args!("{byte:02x}"), &mut hexadecimal));
-            write_text(&hexadecimal, out);
+            push_json_string(&hexadecimal, out);
         }
     }
 }

@@ -13,6 +13,6 @@ mod types;
 
 pub use clauses::{Emit, parse_duration};
 pub use error::{Place, SqlError};
-pub use parser::{check_statement, parse_live_query, parse_query, parse_script};
+pub use parser::{check_statement, parse_live_query, parse_query, parse_script, quoted};
 pub use statement::{Alteration, Declared, EndpointParameter, Kind, Statement, Window, WindowKind, Within};
 pub use types::{arrow_type, sql_type, stored_type};

@@ -67,6 +67,11 @@ fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>, SqlError> {
     })
 }
 
+/// A name as an identifier in SQL, whatever is in it.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// Parses a script: statements with semicolons between them.
 pub fn parse_script(text: &str) -> Result<Vec<Declared>, SqlError> {
     let tokens = tokenize(text)?;

@@ -31,6 +31,7 @@ use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::{LogBatch, ReadError};
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::{self, QueryResult};
+use highwater_sql::dialect::quoted;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -131,6 +132,7 @@ fn with(mut line: Value, name: &str, value: Value) -> Value {
 }
 
 /// Offsets of one partition that are still to be read.
+#[derive(Clone, Copy)]
 struct Part {
     partition: Partition,
     next: Offset,
@@ -146,16 +148,12 @@ fn offsets(result: &QueryResult) -> Vec<Offset> {
         .collect()
 }
 
-fn failed(error: impl std::fmt::Display) -> Problem {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
-}
-
 /// A replay on its way.
 struct Replay {
     node: Arc<Node>,
     principal: Principal,
-    source: StreamSchema,
-    target: StreamSchema,
+    source: Arc<StreamSchema>,
+    target: Arc<StreamSchema>,
     /// What goes behind the id, and the column that it stands in.
     name: Option<(String, String)>,
     now: bool,
@@ -230,8 +228,8 @@ impl Replay {
             span: SPAN,
             of: 0,
             totals: Totals::default(),
-            source: source.as_ref().clone(),
-            target: target.as_ref().clone(),
+            source,
+            target,
             node,
         };
         // Where it ends is known before it begins: a stream that is replayed into itself grows.
@@ -266,13 +264,12 @@ impl Replay {
 
     /// Appends the next events; false when there are none.
     async fn step(&mut self) -> Result<bool, Problem> {
-        while let Some(part) = self.parts.front() {
-            let (partition, next, end) = (part.partition, part.next, part.end);
+        while let Some(Part { partition, next, end }) = self.parts.front().copied() {
             if next >= end {
                 self.parts.pop_front();
                 continue;
             }
-            self.check_versions()?;
+            self.keep_up()?;
             let upto = next.saturating_add(self.span).min(end);
             let wanted = match self.ask(self.question(partition, next, upto)).await {
                 Ok(result) if !result.truncated => offsets(&result),
@@ -302,16 +299,21 @@ impl Replay {
         Ok(false)
     }
 
-    /// Refuses to go on when one of the streams is another one by now.
-    fn check_versions(&self) -> Result<(), Problem> {
-        for stream in [&self.source, &self.target] {
-            let now = streams::find(&self.node, stream.name.public())?;
-            if *now.schema != *stream {
-                let detail = format!("\"{}\" was changed meanwhile", stream.name.public());
-                return Err(Problem::new(StatusCode::CONFLICT, "stream_changed", detail)
-                    .hint("begin again under the same name"));
+    /// Goes on with the streams as they are by now: they may have got columns, but not become other ones.
+    fn keep_up(&mut self) -> Result<(), Problem> {
+        let now = |then: &StreamSchema| {
+            let now = streams::find(&self.node, then.name.public())?.schema.clone();
+            let same = now.name == then.name && now.options == then.options;
+            if same && now.columns.starts_with(&then.columns) {
+                return Ok(now);
             }
-        }
+            let detail = format!("\"{}\" was changed meanwhile", then.name.public());
+            Err(Problem::new(StatusCode::CONFLICT, "stream_changed", detail)
+                .hint("begin again under the same name"))
+        };
+        let (source, target) = (now(&self.source)?, now(&self.target)?);
+        stays_hidden(&source, &target)?;
+        (self.source, self.target) = (source, target);
         Ok(())
     }
 
@@ -331,7 +333,7 @@ impl Replay {
         while let Some(first) = left.first().copied() {
             let (log, from) = (self.node.log().clone(), at.clone());
             let read = tokio::task::spawn_blocking(move || log.read(&from, first, READ_ROWS)).await;
-            let batches = match read.map_err(failed)? {
+            let batches = match read.map_err(Problem::internal)? {
                 Ok(batches) => batches,
                 // Their retention ended while it went on.
                 Err(ReadError::Retired { start, .. }) if start > first => {
@@ -351,7 +353,7 @@ impl Replay {
             for batch in &batches {
                 let of_batch = &here[here.partition_point(|offset| *offset < batch.base)
                     ..here.partition_point(|offset| *offset < batch.end())];
-                let rows = Rows::of(self, partition, batch).map_err(failed)?;
+                let rows = Rows::of(self, partition, batch).map_err(Problem::internal)?;
                 totals += self.hand_over(&rows, of_batch).await?;
             }
         }
@@ -408,34 +410,34 @@ impl Replay {
 
 /// Refuses a target that would show what the source hides.
 fn stays_hidden(source: &StreamSchema, target: &StreamSchema) -> Result<(), Problem> {
-    let whole = source.columns.iter().filter(|column| column.sensitive).map(|column| column.name.clone());
-    let shown =
-        whole.chain(source.options.sensitive.iter().cloned()).find(|path| match path.split_once('.') {
-            Some((column, member)) => !target.is_sensitive_member(column, member),
-            None => !target.column(path).is_some_and(|column| column.sensitive),
-        });
-    // Members that the source does not declare are hidden with the rest.
-    let named = |column: &&Column| source.column(&column.name).is_none() && !column.sensitive;
-    let extra = target.columns.iter().find(named).filter(|_| source.has_sensitive() && source.raw);
-    let learns = source.has_sensitive() && target.options.inferred && source.name != target.name;
-    if extra.is_some() || learns {
-        let what = extra.map_or_else(|| "what it learns".to_owned(), |column| format!("\"{}\"", column.name));
-        let detail = format!(
-            "\"{}\" hides members that it does not declare; in \"{}\" {what} would show them",
-            source.name.public(),
-            target.name.public()
-        );
-        return Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail)
-            .hint("replay into a stream with the same columns"));
+    if !source.has_sensitive() || source.name == target.name {
+        return Ok(());
     }
-    let Some(path) = shown else { return Ok(()) };
-    let detail = format!(
-        "{path} of \"{}\" is SENSITIVE; in \"{}\" everybody would see it",
-        source.name.public(),
-        target.name.public()
-    );
-    Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail)
-        .hint("declare it SENSITIVE there, too, or replay a derived stream that masks it"))
+    let (from, to) = (source.name.public(), target.name.public());
+    let refuse = |detail: String, hint: &str| {
+        Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail).hint(hint))
+    };
+    // Members that the source does not declare are hidden with the rest.
+    let shows = |column: &&Column| source.raw && source.column(&column.name).is_none() && !column.sensitive;
+    let shown = target.columns.iter().find(shows).map(|column| format!("\"{}\"", column.name));
+    if let Some(what) = shown.or_else(|| target.options.inferred.then(|| "what it learns".to_owned())) {
+        return refuse(
+            format!("\"{from}\" hides members that it does not declare; in \"{to}\" {what} would show them"),
+            "replay into a stream with the same columns",
+        );
+    }
+    let whole = source.columns.iter().filter(|column| column.sensitive).map(|column| &column.name);
+    let shown = whole.chain(&source.options.sensitive).find(|path| match path.split_once('.') {
+        Some((column, member)) => !target.is_sensitive_member(column, member),
+        None => !target.column(path).is_some_and(|column| column.sensitive),
+    });
+    match shown {
+        Some(path) => refuse(
+            format!("{path} of \"{from}\" is SENSITIVE; in \"{to}\" everybody would see it"),
+            "declare it SENSITIVE there, too, or replay a derived stream that masks it",
+        ),
+        None => Ok(()),
+    }
 }
 
 /// What goes behind ids, and the column of the target that it stands in.
@@ -457,30 +459,24 @@ fn id_suffix(
             "the name of a replay is up to 64 letters, digits, dots, dashes and underscores",
         ));
     }
-    if target.options.event_id.is_empty() && (itself || name.is_some()) {
-        let detail = format!(
-            "events of \"{}\" have no ids, so a replay could not be told from them",
-            target.name.public()
-        );
-        return Err(
-            Problem::bad_request("no_text_id", detail).hint("replay into another stream, without a name")
-        );
-    }
     if name.is_none() && !itself {
         return Ok(None);
+    }
+    let into = target.name.public();
+    let refuse = |detail: String| {
+        Err(Problem::bad_request("no_text_id", detail).hint("replay into another stream, without a name"))
+    };
+    if target.options.event_id.is_empty() {
+        return refuse(format!("events of \"{into}\" have no ids, so a replay could not be told from them"));
     }
     let is_text = |stream: &StreamSchema, id: &str| {
         stream.column(id).is_some_and(|column| column.data_type == DataType::Utf8)
     };
     let text = |id: &&String| is_text(source, id) && is_text(target, id);
     let Some(column) = target.options.event_id.iter().find(text) else {
-        let detail = format!(
-            "no column of the event id of \"{}\" is a TEXT in both streams, so a name can't go behind it",
-            target.name.public()
-        );
-        return Err(
-            Problem::bad_request("no_text_id", detail).hint("replay into another stream, without a name")
-        );
+        return refuse(format!(
+            "no column of the event id of \"{into}\" is a TEXT in both streams, so a name can't go behind it"
+        ));
     };
     let name = name.unwrap_or_else(|| {
         let now = time::show_micros(node.clock.now_micros());
@@ -500,12 +496,10 @@ fn condition(
     let (mut conditions, mut parameters) = (Vec::new(), Vec::new());
     for (name, value, comparison) in [("replay_from", from, ">="), ("replay_until", until, "<")] {
         let Some(text) = value else { continue };
-        let micros = time::parse_micros(text)
-            .or_else(|| text.parse().ok().and_then(time::epoch_micros))
-            .ok_or_else(|| {
-                Problem::bad_request("bad_time", format!("\"{text}\" is not a time"))
-                    .hint("write RFC 3339, a date, or epoch seconds or milliseconds")
-            })?;
+        let micros = time::parse_micros(text).ok_or_else(|| {
+            Problem::bad_request("bad_time", format!("\"{text}\" is not a time"))
+                .hint("write RFC 3339, a date, or epoch seconds or milliseconds")
+        })?;
         conditions.push(format!("{} {comparison} ${name}", columns::EVENT_TIME));
         parameters
             .push((name.to_owned(), ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into()))));
@@ -534,8 +528,4 @@ fn parsed(condition: &str) -> Result<String, Problem> {
         Token::EOF => Ok(expression.to_string()),
         other => Err(wrong(format!("`where` goes on behind its condition, with {other}"))),
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

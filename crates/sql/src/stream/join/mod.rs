@@ -343,12 +343,13 @@ impl JoinProgram {
             let refuse = |code, detail| rows.source.refuse(offset, code, detail);
             let event_time = ready.event_times.value(row);
             let usable = ready.keyed[row] && ready.keys.row(row).as_ref().len() <= MAX_KEY;
-            if let Right::Within(..) = &self.right
+            if let Right::Within(_, reach) = &self.right
                 && !usable
             {
                 // It matches nothing, but time has come as far.
-                let mark = marks.entry(lane).or_default();
-                mark.event_time_high = mark.event_time_high.max(ready.times.value(row));
+                let mut matching = Matching { reach: *reach, states: &mut *states, pairs };
+                matching.pass(ready.times.value(row), (lane, offset), marks)?;
+                pairs = matching.pairs;
             }
             if !ready.keyed[row] {
                 if rows.left && self.outer {

@@ -4,15 +4,15 @@
 //! row that is in time can match them any more.
 //!
 //! In a LEFT JOIN a row of the left waits for its match until every row of the right that could be one would
-//! come too late. Then it leaves with nulls. Who waits is kept by slots of event time, and which slots there
-//! are under one key that stands behind all others. A row leaves with the row of the log that moves the event
-//! time of the right far enough, so that every run lets it leave at the same place. While nothing comes, rows
-//! of `_idle` move it, which such a join reads as a source of its own.
+//! come too late. Then it leaves with nulls. Who waits is kept by slots of event time and, in them, by blocks of
+//! offsets; which slots there are is kept under one key that stands behind all others. A row leaves with the row
+//! of the log that moves the event time of the right far enough, so that every run lets it leave at the same
+//! place. While nothing comes, rows of `_idle` move it, which such a join reads as a source of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_event::{Offset, StreamName, planted};
-use highwater_log::fold::{Lane, LaneMarks, States, lane};
+use highwater_log::fold::{Lane, LaneMarks, States, lane, source_of};
 use highwater_log::idle::Idle;
 use highwater_log::keyed::StoreError;
 
@@ -77,7 +77,7 @@ impl Reach {
     /// is the row that is being folded: the marks know the lane of it up to some row before.
     pub(crate) fn low(self, marks: &LaneMarks, source: usize, at: Option<(Lane, Offset)>) -> Option<i64> {
         let (mut low, mut seen, mut rows) = (i64::MAX, 0, 0);
-        for (lane, mark) in marks.iter().filter(|(lane, _)| (**lane >> 16) as usize == source) {
+        for (lane, mark) in marks.iter().filter(|(lane, _)| source_of(**lane) == source) {
             rows += at.filter(|(own, _)| own == lane).map_or(mark.offset, |(_, offset)| offset + 1);
             if mark.event_time_high != i64::MIN {
                 seen += 1;
@@ -217,6 +217,24 @@ impl Matching<'_> {
         state.last_updated_at = row.recorded_at;
         rows_of(state)?.push(row);
         Ok(true)
+    }
+
+    /// Lets event time go on with a row that matches nothing, and those leave who wait for that.
+    pub(crate) fn pass(
+        &mut self,
+        time: i64,
+        (lane, offset): (Lane, Offset),
+        marks: &mut LaneMarks,
+    ) -> Result<(), StoreError> {
+        let mark = marks.entry(lane).or_default();
+        if time <= mark.event_time_high {
+            return Ok(());
+        }
+        mark.event_time_high = time;
+        if !self.reach.outer || source_of(lane) != RIGHT {
+            return Ok(());
+        }
+        self.release(self.reach.low(marks, RIGHT, Some((lane, offset))), offset)
     }
 
     /// Notes that a row of the left waits for its match.
