@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::array::{Array, FixedSizeBinaryArray, Int64Array, RecordBatch};
 use highwater_event::{Digest128, Offset, Partition, StreamName, StreamPartition, columns, planted};
@@ -104,8 +104,8 @@ struct State {
     /// The table that `writing` is on its way to.
     destination: Arc<str>,
     marks: HashMap<Partition, Offset>,
-    /// When the first of the fresh keys came.
-    since: Option<Instant>,
+    /// When fresh keys were first seen waiting.
+    since: Option<Duration>,
     /// Oldest first, at least one; fresh keys belong to the newest.
     generations: Vec<Generation>,
 }
@@ -265,7 +265,6 @@ impl DedupeIndex {
         let mut state = self.state();
         for row in 0..batch.rows.num_rows() {
             if keys.is_valid(row) {
-                state.since.get_or_insert_with(Instant::now);
                 let mut key = [0; 16];
                 key.copy_from_slice(keys.value(row));
                 let known =
@@ -345,9 +344,13 @@ impl DedupeIndex {
         Ok(())
     }
 
-    /// Writes a run when one is due.
-    pub fn tick(&self) -> Result<(), StoreError> {
-        let waited = self.state().since.is_some_and(|since| since.elapsed() >= RUN_WAITS);
+    /// Writes a run when one is due; called from time to time, `now` by a clock that never goes back.
+    pub fn tick(&self, now: Duration) -> Result<(), StoreError> {
+        let waited = {
+            let mut state = self.state();
+            let waits = !state.fresh.is_empty();
+            waits && now.saturating_sub(*state.since.get_or_insert(now)) >= RUN_WAITS
+        };
         self.spill(if waited { 1 } else { self.run })
     }
 
@@ -404,7 +407,6 @@ impl DedupeIndex {
     /// Notes keys that became durable, and that the index has seen the log up to `marks` at least.
     pub fn insert(&self, keys: impl IntoIterator<Item = (Digest128, Known)>, marks: &[(Partition, Offset)]) {
         let mut state = self.state();
-        state.since.get_or_insert_with(Instant::now);
         for (key, known) in keys {
             state.note(key, known);
         }

@@ -18,7 +18,8 @@ use highwater_event::{
 };
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::keyed::StoreError;
-use highwater_log::{Append, AppendError, Commit, Log};
+use highwater_log::machine::Scheduler;
+use highwater_log::{Append, AppendError, Commit, Log, Machine};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::decode::{BodyError, Decoder, Format, Row, RowBatch, RowError, check_json};
@@ -157,6 +158,7 @@ pub struct Door {
     decoding: Semaphore,
     options: DoorOptions,
     clock: Arc<dyn Clock>,
+    scheduler: Arc<dyn Scheduler>,
 }
 
 /// Where the outcome of a request goes.
@@ -194,14 +196,15 @@ struct Decoded {
 
 impl Door {
     /// Opens the door. The owner's thread ends when the door is dropped.
-    pub fn open(log: Arc<dyn Log>, clock: Arc<dyn Clock>, options: DoorOptions) -> std::io::Result<Self> {
+    pub fn open(log: Arc<dyn Log>, machine: &Machine, options: DoorOptions) -> std::io::Result<Self> {
         let (queue, waiting) = mpsc::channel(4096);
+        let Machine { clock, scheduler, .. } = machine.clone();
         let owner = Owner { log, clock: clock.clone(), options, sequence: 0, row: Row::default() };
-        std::thread::Builder::new().name("door".into()).spawn(move || owner.run(waiting))?;
+        scheduler.start_owner("door", Box::pin(owner.run(waiting)))?;
         let room = Arc::new(Semaphore::new(options.waiting_bytes.min(Semaphore::MAX_PERMITS)));
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let decoding = Semaphore::new(cores);
-        Ok(Self { entrances: RwLock::default(), queue, room, decoding, options, clock })
+        Ok(Self { entrances: RwLock::default(), queue, room, decoding, options, clock, scheduler })
     }
 
     /// Lets events into a stream. `index` is its dedupe index, already at the head of the log.
@@ -232,8 +235,8 @@ impl Door {
     pub async fn room(&self, bytes: Option<usize>) -> Result<Room, DoorError> {
         let weight = bytes.unwrap_or(UNKNOWN_BODY).clamp(1, HEAVIEST_BODY.min(self.options.waiting_bytes));
         let room = self.room.clone().acquire_many_owned(weight as u32);
-        match tokio::time::timeout(self.options.patience, room).await {
-            Ok(Ok(room)) => Ok(Room(room)),
+        match self.scheduler.in_time(self.options.patience, room).await {
+            Some(Ok(room)) => Ok(Room(room)),
             _ => Err(DoorError::Busy),
         }
     }
@@ -259,7 +262,7 @@ impl Door {
             let _core = self.decoding.acquire().await.map_err(|_| DoorError::Busy)?;
             let (entrance, principal) = (entrance.clone(), submission.principal.clone());
             let (limit, now) = (self.options.rows_per_request, self.clock.now_micros());
-            let decoded = tokio::task::spawn_blocking(move || {
+            let decoded = self.scheduler.work(move || {
                 decode_large(&entrance.decoder, &submission.body, submission.format, &principal, limit, now)
             });
             Load::Large(decoded.await.map_err(|error| DoorError::Internal(error.to_string()))??)
@@ -360,8 +363,8 @@ struct Group {
 struct SmallRows(RowBatch);
 
 impl Owner {
-    fn run(mut self, mut queue: mpsc::Receiver<Waiting>) {
-        while let Some(first) = queue.blocking_recv() {
+    async fn run(mut self, mut queue: mpsc::Receiver<Waiting>) {
+        while let Some(first) = queue.recv().await {
             let mut rows = first.rows();
             let mut waiting = vec![first];
             while waiting.len() < GROUP_REQUESTS
@@ -371,11 +374,11 @@ impl Owner {
                 rows += next.rows();
                 waiting.push(next);
             }
-            self.serve(waiting);
+            self.serve(waiting).await;
         }
     }
 
-    fn serve(&mut self, waiting: Vec<Waiting>) {
+    async fn serve(&mut self, waiting: Vec<Waiting>) {
         let mut group = Group::default();
         for Waiting { entrance, principal, load, answer, room } in waiting {
             let drafts = match load {
@@ -403,7 +406,7 @@ impl Owner {
             let bases = vec![0; group.appends.len()];
             group.note(&bases);
         }
-        let outcome = self.commit(&mut group);
+        let outcome = self.commit(&mut group).await;
         match outcome {
             Ok(bases) => {
                 group.note(&bases);
@@ -508,7 +511,7 @@ impl Owner {
         Ok(drafts)
     }
 
-    fn commit(&mut self, group: &mut Group) -> Result<Vec<Offset>, DoorError> {
+    async fn commit(&mut self, group: &mut Group) -> Result<Vec<Offset>, DoorError> {
         for (append, _, rows) in std::mem::take(&mut group.small).into_values() {
             let SmallRows(mut batch) = rows;
             group.appends[append].rows = batch.finish()?;
@@ -521,28 +524,9 @@ impl Owner {
         }
         let commit = Commit { appends: std::mem::take(&mut group.appends), ..Commit::default() };
         planted::stop("door:before_append");
-        let receipt = futures_block_on(self.log.append(commit))?;
+        let receipt = self.log.append(commit).await?;
         planted::stop("door:appended");
         Ok(receipt.bases)
-    }
-}
-
-/// The owner is a thread of its own, so it may wait for the log in place.
-fn futures_block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    let mut context = std::task::Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            std::task::Poll::Ready(output) => return output,
-            std::task::Poll::Pending => std::thread::park(),
-        }
     }
 }
 

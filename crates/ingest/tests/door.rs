@@ -9,13 +9,13 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Int64Type};
 use highwater_event::{
-    Clock, Column, ManualClock, Principal, SeededRandomness, StreamName, StreamOptions, StreamPartition,
+    Column, ManualClock, Principal, SeededRandomness, StreamName, StreamOptions, StreamPartition,
     StreamSchema,
 };
 use highwater_ingest::decode::Decoder;
 use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
 use highwater_log::{AppendError, Journal, JournalOptions, Log};
-use highwater_sim::{Fault, SimDisk, SimStore};
+use highwater_sim::{Fault, SimDisk, SimStore, machine};
 
 fn schema() -> Arc<StreamSchema> {
     let column = |name: &str, data_type: DataType| Column::new(name, data_type, true);
@@ -31,15 +31,14 @@ struct Stand {
 }
 
 fn open(disk: &SimDisk, store: &SimStore, small_body: usize) -> Option<Stand> {
-    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1_000_000));
+    let machine = machine(disk, ManualClock::at(1_000_000));
     let options = JournalOptions { segment_bytes: 3000, tail_bytes: 0, ..JournalOptions::at("/log") };
-    let journal =
-        Journal::open(options, Arc::new(disk.clone()), clock.clone(), &SeededRandomness::new(1)).ok()?;
-    let log: Arc<dyn Log> = Arc::new(journal);
+    let log: Arc<dyn Log> = Arc::new(Journal::open(options, &machine).ok()?);
     // Small runs, so that a few events make generations.
     let index = DedupeIndex::open_with_runs_of(6, &schema().name, Arc::new(store.clone()), log.as_ref());
     let index = Arc::new(index.unwrap());
-    let door = Door::open(log.clone(), clock, DoorOptions { small_body, ..DoorOptions::default() }).unwrap();
+    let door =
+        Door::open(log.clone(), &machine, DoorOptions { small_body, ..DoorOptions::default() }).unwrap();
     door.admit(Decoder::new(schema()).unwrap(), Some(index.clone()));
     Some(Stand { log, door, index })
 }

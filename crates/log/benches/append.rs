@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use highwater_event::{StreamName, StreamPartition, SystemClock, SystemRandomness};
-use highwater_log::disk::RealDisk;
-use highwater_log::{Commit, Journal, JournalOptions, Log};
+use highwater_event::{StreamName, StreamPartition};
+use highwater_log::{Commit, Journal, JournalOptions, Log, Machine};
 
 const SECONDS: u64 = 3;
 
@@ -86,7 +85,7 @@ fn main() {
         fsync(folder.path(), bytes);
     }
     let options = JournalOptions::at(folder.path().join("log"));
-    let journal = Journal::open(options, Arc::new(RealDisk), Arc::new(SystemClock), &SystemRandomness);
+    let journal = Journal::open(options, &Machine::real());
     let journal = Arc::new(journal.unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     for (writers, count) in [(1, 1), (64, 1), (256, 1), (1, 1000), (8, 1000), (8, 10_000)] {

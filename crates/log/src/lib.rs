@@ -7,7 +7,7 @@
 //! * [`view`] holds the `View` trait and the driver that resumes, applies, retries, sets aside and
 //!   rebuilds views; [`fold`] and [`keyed`] are what keyed views are made of.
 //! * [`idle`] lets event time go on in partitions that nothing comes in.
-//! * [`disk`] is the file system behind a trait.
+//! * [`machine`] is what all this runs on, [`disk`] its file system: traits, so that a simulator can own them.
 //!
 //! The log never interprets the columns that it stores, never repairs damage silently, and never
 //! shows an event that is not fsynced.
@@ -22,6 +22,7 @@ pub mod format;
 pub mod idle;
 pub mod journal;
 pub mod keyed;
+pub mod machine;
 pub mod reader;
 mod recovery;
 mod segment;
@@ -35,6 +36,7 @@ use tokio::sync::watch;
 pub use commit::{Advance, Append, Commit, LogBatch, Receipt};
 pub use error::{AppendError, OpenError, ReadError};
 pub use journal::{Extent, Journal, JournalOptions, Retired};
+pub use machine::Machine;
 
 /// An append-only sequence of commits over partitioned streams.
 #[async_trait]

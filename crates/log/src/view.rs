@@ -7,19 +7,21 @@
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use highwater_event::{Clock, Offset, StreamName, StreamPartition, planted};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 use crate::Log;
 use crate::commit::LogBatch;
 use crate::error::{AppendError, ReadError};
 use crate::keyed::StoreError;
+use crate::machine::{self, Machine, Panicked, Scheduler};
 
 /// Why a view could not apply rows.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -186,14 +188,13 @@ struct Running {
     marks: SharedMarks,
     sources: Vec<StreamName>,
     control: mpsc::Sender<Control>,
-    task: tokio::task::JoinHandle<()>,
+    task: machine::Running,
 }
 
 /// Keeps views going.
 pub struct Driver {
     log: Arc<dyn Log>,
-    clock: Arc<dyn Clock>,
-    runtime: tokio::runtime::Handle,
+    machine: Machine,
     running: Mutex<BTreeMap<String, Running>>,
 }
 
@@ -202,9 +203,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Driver {
-    /// A driver that runs its views on `runtime`.
-    pub fn new(log: Arc<dyn Log>, clock: Arc<dyn Clock>, runtime: tokio::runtime::Handle) -> Self {
-        Self { log, clock, runtime, running: Mutex::new(BTreeMap::new()) }
+    /// A driver that runs its views on a machine.
+    pub fn new(log: Arc<dyn Log>, machine: Machine) -> Self {
+        Self { log, machine, running: Mutex::new(BTreeMap::new()) }
     }
 
     /// Starts a view. A running view of the same name is stopped first.
@@ -230,7 +231,8 @@ impl Driver {
             shown: marks.clone(),
             durable: self.log.durable(),
             log: self.log.clone(),
-            clock: self.clock.clone(),
+            clock: self.machine.clock.clone(),
+            scheduler: self.machine.scheduler.clone(),
             view,
             status: status.clone(),
             controls,
@@ -239,16 +241,15 @@ impl Driver {
             failures: 0,
         };
         let shown = status.clone();
-        let running = self.runtime.spawn(task.run());
-        let task = self.runtime.spawn(async move {
-            let _abort = AbortOnDrop(running.abort_handle());
-            if let Err(error) = running.await
-                && error.is_panic()
-            {
+        let task = self.machine.scheduler.spawn(async move {
+            if AssertUnwindSafe(task.run()).catch_unwind().await.is_err() {
                 let mut status = lock(&shown);
-                tracing::error!(view = status.name, %error, "a view ended in a panic and is set aside until the next start");
+                tracing::error!(
+                    view = status.name,
+                    "a view ended in a panic and is set aside until the next start"
+                );
                 status.state = ViewState::Failed;
-                status.last_error = Some("it ended in a panic; the log of the server says more".into());
+                status.last_error = Some(Panicked.to_string());
             }
         });
         let running = Running { status, marks, sources, control, task };
@@ -262,11 +263,7 @@ impl Driver {
     pub async fn remove(&self, name: &str) -> bool {
         let Some(running) = lock(&self.running).remove(name) else { return false };
         drop(running.control);
-        if let Err(error) = running.task.await
-            && !error.is_cancelled()
-        {
-            tracing::error!(%error, view = name, "a view ended in a panic");
-        }
+        running.task.ended().await;
         true
     }
 
@@ -354,21 +351,8 @@ impl Driver {
         let running = std::mem::take(&mut *lock(&self.running));
         for view in running.into_values() {
             drop(view.control);
-            if let Err(error) = view.task.await
-                && !error.is_cancelled()
-            {
-                tracing::error!(%error, "a view ended in a panic");
-            }
+            view.task.ended().await;
         }
-    }
-}
-
-/// Ends a task when the one that watches it is ended.
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -396,6 +380,7 @@ fn lag(log: &dyn Log, sources: &[StreamName], marks: &Marks) -> u64 {
 struct Task {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
+    scheduler: Arc<dyn Scheduler>,
     durable: tokio::sync::watch::Receiver<u64>,
     view: Box<dyn View>,
     status: Arc<Mutex<ViewStatus>>,
@@ -404,7 +389,8 @@ struct Task {
     marks: Marks,
     /// The marks as others see them.
     shown: SharedMarks,
-    waiting_since: Option<Instant>,
+    /// When the first of the rows came that are being gathered.
+    waiting_since: Option<Duration>,
     failures: u32,
 }
 
@@ -457,7 +443,7 @@ impl Task {
                 Ok(()) => Wake::Log,
                 Err(_) => Wake::Control(None),
             },
-            () = tokio::time::sleep(sleep) => Wake::Timer,
+            () = self.scheduler.sleep(sleep) => Wake::Timer,
         }
     }
 
@@ -481,8 +467,8 @@ impl Task {
             self.recovered();
             return Ok(IDLE_TICK);
         }
-        let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let waited = since.elapsed();
+        let now = self.scheduler.elapsed();
+        let waited = now.saturating_sub(*self.waiting_since.get_or_insert(now));
         if waiting < gather.rows as u64 && waited < gather.wait {
             return Ok((gather.wait - waited).min(IDLE_TICK));
         }
@@ -564,7 +550,7 @@ impl Task {
 
     async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<(), ViewError> {
         let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
-        let started = Instant::now();
+        let started = self.scheduler.elapsed();
         let outcome = self.view.apply(at, batches).await;
         if outcome.is_err() {
             // Whoever moved a mark (a second owner, a half-known commit) is believed, not us.
@@ -576,7 +562,8 @@ impl Task {
         let mut status = lock(&self.status);
         status.applied += applied;
         status.last_applied_at = Some(self.clock.now_micros());
-        let rate = applied.taken as f64 / started.elapsed().as_secs_f64().max(1e-6);
+        let took = self.scheduler.elapsed().saturating_sub(started);
+        let rate = applied.taken as f64 / took.as_secs_f64().max(1e-6);
         status.rate = if status.rate == 0.0 { rate } else { status.rate * 0.9 + rate * 0.1 };
         Ok(())
     }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use arrow::array::{AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
-use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
+use highwater_event::{ManualClock, StreamName, StreamPartition};
 use highwater_log::disk::{Disk, RealDisk};
-use highwater_log::{Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, ReadError};
+use highwater_log::{Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, Machine, ReadError};
 use highwater_sim::SimDisk;
 
 /// A log that can be closed and opened again.
@@ -22,8 +22,8 @@ struct Stand {
 fn journal(disk: Arc<dyn Disk>, dir: std::path::PathBuf) -> Box<dyn Fn() -> Journal> {
     Box::new(move || {
         let options = JournalOptions { segment_bytes: 4096, tail_bytes: 0, ..JournalOptions::at(&dir) };
-        Journal::open(options, disk.clone(), Arc::new(ManualClock::at(500)), &SeededRandomness::new(1))
-            .unwrap()
+        let clock = Arc::new(ManualClock::at(500));
+        Journal::open(options, &Machine { disk: disk.clone(), clock, ..Machine::real() }).unwrap()
     })
 }
 

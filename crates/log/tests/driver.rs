@@ -10,9 +10,10 @@ use std::time::Duration;
 use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
-use highwater_event::{Clock, ManualClock, SeededRandomness, StreamName, StreamPartition};
+use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
+use highwater_log::machine::Threads;
 use highwater_log::view::{Applied, Driver, Gather, View, ViewError};
-use highwater_log::{Append, Commit, Journal, JournalOptions, Log, LogBatch};
+use highwater_log::{Append, Commit, Journal, JournalOptions, Log, LogBatch, Machine};
 use highwater_sim::SimDisk;
 
 /// What a view was given: when it was recorded, which source, partition, offset.
@@ -77,17 +78,17 @@ fn several_sources_come_in_the_order_of_their_commits() {
     for seed in 1..6 {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1_000));
+        let machine = Machine {
+            scheduler: Arc::new(Threads::new(Some(runtime.handle().clone()))),
+            ..highwater_sim::machine(&SimDisk::new(), ManualClock::at(1_000))
+        };
         // A small tail, so that some reads come from segments.
         let options =
             JournalOptions { segment_bytes: 8_000, tail_bytes: 20_000, ..JournalOptions::at("/log") };
-        let journal =
-            Journal::open(options, Arc::new(SimDisk::new()), clock.clone(), &SeededRandomness::new(1))
-                .unwrap();
-        let log: Arc<dyn Log> = Arc::new(journal);
+        let log: Arc<dyn Log> = Arc::new(Journal::open(options, &machine).unwrap());
         let sources = vec![StreamName::new("right").unwrap(), StreamName::new("left").unwrap()];
         let seen = Seen::default();
-        let driver = Driver::new(log.clone(), clock, runtime.handle().clone());
+        let driver = Driver::new(log.clone(), machine);
         let chance = SeededRandomness::new(seed);
         let recorder =
             Recorder { sources: sources.clone(), seen: seen.clone(), marks: BTreeMap::new(), chance };

@@ -11,11 +11,11 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::disk::Disk;
 use highwater_log::{Commit, Journal, JournalOptions, Log, OpenError, ReadError};
-use highwater_sim::{SimDisk, mutate};
+use highwater_sim::{SimDisk, machine, mutate};
 
 fn open(disk: &SimDisk) -> Result<Journal, OpenError> {
     let options = JournalOptions { segment_bytes: 1500, tail_bytes: 0, ..JournalOptions::at("/log") };
-    Journal::open(options, Arc::new(disk.clone()), Arc::new(ManualClock::at(1)), &SeededRandomness::new(1))
+    Journal::open(options, &machine(disk, ManualClock::at(1)))
 }
 
 #[test]

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use arrow::array::{AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
-use highwater_log::disk::{Disk, RealDisk};
+use highwater_log::disk::Disk;
 use highwater_log::{
-    Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, OpenError, ReadError,
+    Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, Machine, OpenError, ReadError,
 };
-use highwater_sim::{Fault, SimDisk};
+use highwater_sim::{Fault, SimDisk, machine};
 
 const DIR: &str = "/log";
 
@@ -45,8 +45,7 @@ fn options(segment_bytes: u64) -> JournalOptions {
 }
 
 fn open_with(disk: &SimDisk, segment_bytes: u64) -> Result<Journal, OpenError> {
-    let random = SeededRandomness::new(1);
-    Journal::open(options(segment_bytes), Arc::new(disk.clone()), Arc::new(ManualClock::at(1_000)), &random)
+    Journal::open(options(segment_bytes), &machine(disk, ManualClock::at(1_000)))
 }
 
 fn open(disk: &SimDisk) -> Journal {
@@ -402,9 +401,8 @@ fn version_1_opens() {
         std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
     }
     let options = JournalOptions { segment_bytes: 2000, tail_bytes: 0, ..JournalOptions::at(copy.path()) };
-    let journal =
-        Journal::open(options, Arc::new(RealDisk), Arc::new(ManualClock::at(0)), &SeededRandomness::new(2))
-            .unwrap();
+    let clock = Arc::new(ManualClock::at(0));
+    let journal = Journal::open(options, &Machine { clock, ..Machine::real() }).unwrap();
     assert_eq!(read_all(&journal, "a").unwrap(), (0..120).collect::<Vec<_>>());
     assert_eq!(journal.advanced("view", &stream("a")), 120);
     assert!(journal.damage().is_empty());
@@ -413,13 +411,9 @@ fn version_1_opens() {
 
 fn write_fixture(dir: &Path) {
     let options = JournalOptions { segment_bytes: 2000, tail_bytes: 0, ..JournalOptions::at(dir) };
-    let journal = Journal::open(
-        options,
-        Arc::new(RealDisk),
-        Arc::new(ManualClock::at(1_700_000_000_000_000)),
-        &SeededRandomness::new(1),
-    )
-    .unwrap();
+    let randomness = Arc::new(SeededRandomness::new(1));
+    let clock = Arc::new(ManualClock::at(1_700_000_000_000_000));
+    let journal = Journal::open(options, &Machine { randomness, clock, ..Machine::real() }).unwrap();
     for number in 0..12 {
         append(&journal, "a", number * 10, 10).unwrap();
     }

@@ -51,6 +51,7 @@ struct State {
     faults: BTreeMap<u64, Fault>,
     full: bool,
     dead: bool,
+    failed: bool,
     locked: bool,
 }
 
@@ -86,6 +87,24 @@ impl SimDisk {
     /// Makes room again.
     pub fn free(&self) {
         lock(&self.0).full = false;
+    }
+
+    /// Lets nothing go wrong any more, as long as there is power.
+    pub fn repair(&self) {
+        let mut state = lock(&self.0);
+        state.faults.clear();
+        state.full = false;
+        state.failed = false;
+    }
+
+    /// True when something has gone wrong since the disk was made or repaired.
+    pub fn has_failed(&self) -> bool {
+        lock(&self.0).failed
+    }
+
+    /// True when there is no power any more.
+    pub fn is_off(&self) -> bool {
+        lock(&self.0).dead
     }
 
     /// What a machine finds after the power came back. Names that were not synced are there or not;
@@ -149,7 +168,9 @@ impl SimDisk {
         if state.dead {
             return Err(io::Error::other("no power"));
         }
-        match state.faults.remove(&number) {
+        let fault = state.faults.remove(&number);
+        state.failed |= fault.is_some();
+        match fault {
             Some(Fault::PowerCut) => {
                 state.dead = true;
                 return if writes { Ok(Step::Tear) } else { Err(io::Error::other("no power")) };

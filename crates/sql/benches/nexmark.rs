@@ -17,13 +17,13 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use highwater_event::{Clock, SeededRandomness, StreamName, StreamPartition, SystemClock};
-use highwater_log::disk::RealDisk;
+use highwater_event::{StreamName, StreamPartition};
 use highwater_log::fold::Program;
 use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, WriteBack};
+use highwater_log::machine::Threads;
 use highwater_log::view::{Driver, View};
-use highwater_log::{Append, Commit, Journal, JournalOptions, Log};
+use highwater_log::{Append, Commit, Journal, JournalOptions, Log, Machine};
 use highwater_sql::catalog::Derivation;
 use highwater_sql::stream::DerivedStream;
 use highwater_sql::stream::state::GroupState;
@@ -69,7 +69,7 @@ fn written() -> u64 {
 
 struct Stand {
     log: Arc<dyn Log>,
-    clock: Arc<dyn Clock>,
+    machine: Machine,
     store: Arc<dyn KeyedStore>,
     write_back: Arc<WriteBack>,
 }
@@ -84,7 +84,7 @@ impl Stand {
             self.write_back.clone(),
             self.log.clone(),
             Arc::new(IdleTimes::new(self.log.clone())),
-            self.clock.clone(),
+            self.machine.clone(),
             100_000,
         ))
     }
@@ -97,7 +97,7 @@ impl Stand {
         match catalog.streams[&name].derivation.clone().unwrap() {
             Derivation::Join(join) => self.keyed(join),
             Derivation::Transform(transform) => {
-                Box::new(DerivedStream::new(transform, self.log.clone(), self.clock.clone()))
+                Box::new(DerivedStream::new(transform, self.log.clone(), self.machine.clock.clone()))
             }
         }
     }
@@ -111,15 +111,10 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let engine = Engine::new([7; 32], 4 << 30).unwrap();
     let catalog = runtime.block_on(declare(&engine, generator::PACK));
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let journal = Journal::open(
-        JournalOptions::at(folder.path().join("log")),
-        Arc::new(RealDisk),
-        clock.clone(),
-        &SeededRandomness::new(1),
-    )
-    .unwrap();
-    let log: Arc<dyn Log> = Arc::new(journal);
+    let scheduler = Arc::new(Threads::new(Some(runtime.handle().clone())));
+    let machine = Machine { scheduler, ..Machine::real() };
+    let options = JournalOptions::at(folder.path().join("log"));
+    let log: Arc<dyn Log> = Arc::new(Journal::open(options, &machine).unwrap());
     let [person, auction, bid, bid_arrival] =
         ["person", "auction", "bid", "bid_arrival"].map(|name| stream(&catalog, name));
     let streams = generator::Streams { person, auction, bid, bid_arrival };
@@ -127,7 +122,7 @@ fn main() {
     let started = Instant::now();
     for part in 0..count.div_ceil(COMMIT) {
         let take = COMMIT.min(count - part * COMMIT);
-        let rows = generator::next_rows(&streams, &mut events, take, clock.now_micros());
+        let rows = generator::next_rows(&streams, &mut events, take, machine.clock.now_micros());
         let appends = rows
             .into_iter()
             .map(|(schema, rows)| Append { to: StreamPartition::new(schema.name.clone(), 0), rows });
@@ -144,8 +139,9 @@ fn main() {
         let store: Arc<dyn KeyedStore> =
             Arc::new(FjallStore::open(&folder.path().join(query), 256 << 20).unwrap());
         let write_back = Arc::new(WriteBack::new(store.clone()));
-        let stand = Stand { log: log.clone(), clock: clock.clone(), store, write_back: write_back.clone() };
-        let driver = Driver::new(log.clone(), clock.clone(), runtime.handle().clone());
+        let stand =
+            Stand { log: log.clone(), machine: machine.clone(), store, write_back: write_back.clone() };
+        let driver = Driver::new(log.clone(), machine.clone());
         let (cpu_before, written_before, started) = (cpu(), written(), Instant::now());
         let view = stand.view(&catalog, query);
         let name = view.name().to_owned();

@@ -9,12 +9,11 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
-use highwater_log::disk::RealDisk;
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, States, Stored};
 use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
-use highwater_log::{Journal, JournalOptions, Log, LogBatch};
+use highwater_log::{Journal, JournalOptions, Log, LogBatch, Machine};
 use highwater_warehouse::{FjallStore, Table, TableView};
 
 /// A sum and a count, 40 bytes when stored: what a small aggregate keeps.
@@ -131,14 +130,8 @@ fn main() {
         let store: Arc<dyn KeyedStore> =
             Arc::new(FjallStore::open(&folder.path().join("store"), 256 << 20).unwrap());
         let write_back = Arc::new(WriteBack::new(store.clone()));
-        let clock = Arc::new(ManualClock::at(0));
-        let journal = Journal::open(
-            JournalOptions::at(folder.path().join("log")),
-            Arc::new(RealDisk),
-            clock.clone(),
-            &SeededRandomness::new(1),
-        )
-        .unwrap();
+        let machine = Machine { clock: Arc::new(ManualClock::at(0)), ..Machine::real() };
+        let journal = Journal::open(JournalOptions::at(folder.path().join("log")), &machine).unwrap();
         let per_tick = 10_000;
         let program = Arc::new(Draw {
             name: "table:bench".into(),
@@ -152,7 +145,7 @@ fn main() {
         write_back.register(table.clone());
         let log: Arc<dyn Log> = Arc::new(journal);
         let idle = Arc::new(IdleTimes::new(log.clone()));
-        let mut view = TableView::new(program, table, write_back.clone(), log, idle, clock, 100_000);
+        let mut view = TableView::new(program, table, write_back.clone(), log, idle, machine, 100_000);
         let rows = {
             use arrow::array::{Int64Array, RecordBatch};
             use arrow::datatypes::{DataType, Field, Schema};

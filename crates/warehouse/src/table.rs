@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, StreamName, StreamPartition, planted};
+use highwater_event::{Offset, StreamName, StreamPartition, planted};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter, LATE_EVENTS};
 use highwater_log::fold::{
     Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
@@ -17,7 +17,7 @@ use highwater_log::fold::{
 use highwater_log::idle::{self, IdleTimes};
 use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{Applied, Gather, View, ViewError};
-use highwater_log::{Advance, Append, Commit, Log, LogBatch};
+use highwater_log::{Advance, Append, Commit, Log, LogBatch, Machine};
 
 /// A table's states.
 pub struct Table<S: Stored> {
@@ -340,7 +340,7 @@ pub struct TableView<P: Program> {
     write_back: Arc<WriteBack>,
     log: Arc<dyn Log>,
     idle: Arc<IdleTimes>,
-    clock: Arc<dyn Clock>,
+    machine: Machine,
     /// Keys that may wait before a write-back is made in the middle of a backlog.
     dirty_limit: usize,
 }
@@ -353,10 +353,10 @@ impl<P: Program> TableView<P> {
         write_back: Arc<WriteBack>,
         log: Arc<dyn Log>,
         idle: Arc<IdleTimes>,
-        clock: Arc<dyn Clock>,
+        machine: Machine,
         dirty_limit: usize,
     ) -> Self {
-        Self { program, table, write_back, log, idle, clock, dirty_limit }
+        Self { program, table, write_back, log, idle, machine, dirty_limit }
     }
 
     fn lane(&self, at: &StreamPartition) -> Result<Lane, ViewError> {
@@ -379,7 +379,7 @@ impl<P: Program> TableView<P> {
         if self.table.dirty_keys() > self.dirty_limit {
             // Before more is taken in: a store that does not answer stops the intake.
             let write_back = self.write_back.clone();
-            let flushed = tokio::task::spawn_blocking(move || write_back.flush()).await;
+            let flushed = self.machine.scheduler.work(move || write_back.flush()).await;
             flushed.map_err(|error| ViewError::Broken(error.to_string()))??;
         }
         let prepared = self.program.prepare(at, batches).await?;
@@ -479,7 +479,7 @@ impl<P: Program> TableView<P> {
                 .map(|refused| refused.into_letter(&writer, at))
                 .collect();
             if !letters.is_empty() {
-                let append = dead_letter::append(stream, &letters, self.clock.now_micros());
+                let append = dead_letter::append(stream, &letters, self.machine.clock.now_micros());
                 commit.appends.push(append.map_err(|error| ViewError::Broken(error.to_string()))?);
             }
         }

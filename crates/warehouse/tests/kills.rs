@@ -10,13 +10,13 @@ use std::sync::Arc;
 use arrow::array::{AsArray, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use async_trait::async_trait;
-use highwater_event::{Clock, ManualClock, SeededRandomness, StreamName, StreamPartition};
+use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::fold::{Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored};
 use highwater_log::idle::{self, Idle, IdleTimes};
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log, LogBatch};
-use highwater_sim::{Fault, SimDisk, SimStore};
+use highwater_sim::{Fault, SimDisk, SimStore, machine};
 use highwater_warehouse::{Table, TableView};
 
 /// Sum and count of a key.
@@ -134,8 +134,7 @@ fn at(name: &'static str) -> StreamPartition {
 
 fn journal(disk: &SimDisk) -> Option<Arc<Journal>> {
     let options = JournalOptions { segment_bytes: 4000, tail_bytes: 1000, ..JournalOptions::at("/log") };
-    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1));
-    Journal::open(options, Arc::new(disk.clone()), clock, &SeededRandomness::new(1)).ok().map(Arc::new)
+    Journal::open(options, &machine(disk, ManualClock::at(1))).ok().map(Arc::new)
 }
 
 struct Owner {
@@ -152,9 +151,10 @@ fn owner(log: &Arc<Journal>, store: &SimStore) -> Owner {
     let table = Arc::new(Table::open("table:sums".into(), keyed.clone(), 60).unwrap());
     let write_back = Arc::new(WriteBack::new(keyed));
     write_back.register(table.clone());
-    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(1));
+    let machine = machine(&SimDisk::new(), ManualClock::at(1));
     let idle = Arc::new(IdleTimes::new(log.clone()));
-    let view = TableView::new(Arc::new(sums), table.clone(), write_back.clone(), log.clone(), idle, clock, 4);
+    let view =
+        TableView::new(Arc::new(sums), table.clone(), write_back.clone(), log.clone(), idle, machine, 4);
     Owner { view, table, write_back, store: store.clone() }
 }
 

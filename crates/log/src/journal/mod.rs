@@ -15,13 +15,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use highwater_event::{Clock, Offset, Partition, Randomness, StreamName, StreamPartition};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::Log;
 use crate::commit::{Commit, LogBatch, Receipt};
 use crate::disk::{Disk, LockGuard};
 use crate::error::{AppendError, OpenError, ReadError};
+use crate::machine::Machine;
 use crate::segment::Segment;
 use crate::tail::Tail;
 
@@ -52,7 +53,8 @@ impl JournalOptions {
 pub struct Journal {
     shared: Arc<Shared>,
     queue: mpsc::Sender<writer::Request>,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Is over when the writer has ended.
+    written: oneshot::Receiver<()>,
     damage: Vec<Damage>,
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -92,13 +94,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Journal {
     /// Opens the journal in a folder, making it when it is empty, and recovers what a crash left.
-    pub fn open(
-        options: JournalOptions,
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        randomness: &dyn Randomness,
-    ) -> Result<Self, OpenError> {
-        let opened = open::open(&options, disk.as_ref(), clock.as_ref(), randomness)?;
+    pub fn open(options: JournalOptions, machine: &Machine) -> Result<Self, OpenError> {
+        let Machine { clock, randomness, disk, scheduler } = machine.clone();
+        let opened = open::open(&options, disk.as_ref(), clock.as_ref(), randomness.as_ref())?;
         let shared = Arc::new(Shared {
             state: RwLock::new(opened.state),
             segments: RwLock::new(opened.segments),
@@ -110,14 +108,20 @@ impl Journal {
         let (queue, requests) = mpsc::channel(options.queue);
         let (kept_disk, dir) = (disk.clone(), options.dir.clone());
         let writer = writer::Writer::new(shared.clone(), options, disk, clock, opened.active, opened.log_id);
-        let handle = std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || writer.run(requests))
+        let (ends, written) = oneshot::channel();
+        let owner = async move {
+            writer.run(requests).await;
+            if ends.send(()).is_err() {
+                tracing::debug!("the journal's thread has ended; nobody waited for it");
+            }
+        };
+        scheduler
+            .start_owner("journal", Box::pin(owner))
             .map_err(OpenError::io("the journal's thread could not be started"))?;
         Ok(Self {
             shared,
             queue,
-            writer: Mutex::new(Some(handle)),
+            written,
             damage: opened.damage,
             disk: kept_disk,
             dir,
@@ -144,13 +148,11 @@ impl Journal {
         self.shared.segments().iter().filter_map(|segment| segment.file.len().ok()).sum()
     }
 
-    /// Waits until everything that was handed in is written, then stops the writer.
+    /// Waits, in place, until everything that was handed in is written, then stops the writer.
     pub fn close(self) {
-        let Self { queue, writer, .. } = self;
+        let Self { queue, written, .. } = self;
         drop(queue);
-        if let Some(handle) = lock(&writer).take()
-            && handle.join().is_err()
-        {
+        if futures::executor::block_on(written).is_err() {
             tracing::error!("the journal's thread ended in a panic");
         }
     }

@@ -91,8 +91,8 @@ impl Writer {
         }
     }
 
-    pub fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        while let Some(first) = requests.blocking_recv() {
+    pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(first) = requests.recv().await {
             let mut rows = row_count(&first);
             let mut group = vec![first];
             while rows < GROUP_ROWS

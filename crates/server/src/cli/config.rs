@@ -264,6 +264,7 @@ impl Settings {
     /// How the node is run.
     pub fn node(&self) -> Result<NodeOptions, Failure> {
         Ok(NodeOptions {
+            lake: true,
             data: self.data(),
             lake_wait: self.duration("lake.wait")?,
             snapshot_every: self.duration("lake.snapshots")?,

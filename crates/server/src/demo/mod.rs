@@ -128,7 +128,7 @@ async fn history(node: &Arc<Node>, plan: &Plan, events: &mut Transactions) -> an
     }
     let total = u64::from(plan.days) * plan.per_day;
     let span = i64::from(plan.days) * 86_400_000_000;
-    let start = node.clock.now_micros() - span;
+    let start = node.machine.clock.now_micros() - span;
     let started = Instant::now();
     let mut counts = Counts::default();
     let mut under_way = tokio::task::JoinSet::new();
@@ -188,7 +188,7 @@ async fn live(node: &Arc<Node>, rate: f64, events: &mut Transactions) -> anyhow:
         let due = (started.elapsed().as_secs_f64() * rate) as u64;
         let mut body = String::new();
         while made < due {
-            writeln!(body, "{}", events.next(node.clock.now_micros()))?;
+            writeln!(body, "{}", events.next(node.machine.clock.now_micros()))?;
             made += 1;
         }
         if !body.is_empty() {

@@ -194,7 +194,7 @@ impl Node {
         let Some(swapped) = before.plan_swap(root) else { return Ok(()) };
         let comparison = serde_json::to_string(comparison).ok();
         let command = Command { kind: CommandKind::Swap, text: root.to_string(), csv: None, comparison };
-        let append = system::append(&[command], &Principal::engine().name, self.clock.now_micros())?;
+        let append = system::append(&[command], &Principal::engine().name, self.machine.clock.now_micros())?;
         self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
         let mut catalog = before.as_ref().clone();
         catalog.insert(&self.engine, swapped.clone());
@@ -211,8 +211,9 @@ impl Node {
         dry_run: bool,
     ) -> Result<Vec<Outcome>, DeclareError> {
         let (node, script, principal) = (self.clone(), script.clone(), principal.clone());
-        let declared = tokio::spawn(async move { node.declare_now(&script, &principal, dry_run).await });
-        declared.await.unwrap_or_else(|error| Err(DeclareError::Start(error.to_string())))
+        let declare = async move { node.declare_now(&script, &principal, dry_run).await };
+        let declared = self.machine.scheduler.complete(declare).await;
+        declared.unwrap_or_else(|error| Err(DeclareError::Start(error.to_string())))
     }
 
     async fn declare_now(
@@ -238,7 +239,7 @@ impl Node {
             return Ok(outcomes);
         }
         tracing::debug!(statements = commands.len(), principal = %principal.name, "declared");
-        let append = system::append(&commands, &principal.name, self.clock.now_micros())
+        let append = system::append(&commands, &principal.name, self.machine.clock.now_micros())
             .map_err(|error| DeclareError::Start(error.to_string()))?;
         self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
         self.put_catalog(catalog);

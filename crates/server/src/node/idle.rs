@@ -14,9 +14,8 @@ use highwater_log::idle::{self, Idle};
 use highwater_log::view::ViewState;
 use highwater_log::{AppendError, ReadError};
 use highwater_sql::catalog::{Catalog, Derivation};
-use tokio::time::Instant;
 
-use super::Node;
+use super::{Node, rest};
 
 /// How often partitions are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -42,7 +41,7 @@ struct Timed {
 /// Where a partition was last seen, and since when it has been there.
 struct Seen {
     end: Offset,
-    since: Instant,
+    since: Duration,
     /// What had been written down about this offset before it was seen, microseconds.
     before: i64,
     /// What has been written down about it, microseconds.
@@ -51,22 +50,21 @@ struct Seen {
 
 impl Seen {
     /// Counts on from here: what went by was not idleness.
-    fn restart(&mut self) {
+    fn restart(&mut self, now: Duration) {
         self.before = self.written;
-        self.since = Instant::now();
+        self.since = now;
     }
 
-    fn waited(&self) -> i64 {
-        self.before.saturating_add(i64::try_from(self.since.elapsed().as_micros()).unwrap_or(i64::MAX))
+    fn waited(&self, now: Duration) -> i64 {
+        let waited = now.saturating_sub(self.since).as_micros();
+        self.before.saturating_add(i64::try_from(waited).unwrap_or(i64::MAX))
     }
 }
 
 /// Watches until the node is gone.
 pub async fn watch(node: Weak<Node>) {
     let mut seen: BTreeMap<StreamPartition, Seen> = BTreeMap::new();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(node) = node.upgrade() else { return };
+    while let Some(node) = rest(&node, |_| LOOK).await {
         let waiting = match node.waiting(&mut seen) {
             Ok(waiting) if waiting.is_empty() => continue,
             Ok(waiting) => waiting,
@@ -75,7 +73,7 @@ pub async fn watch(node: Weak<Node>) {
                 continue;
             }
         };
-        let said = match idle::commit(&waiting, node.clock.now_micros()) {
+        let said = match idle::commit(&waiting, node.machine.clock.now_micros()) {
             Ok(commit) => node.log.append(commit).await,
             Err(error) => Err(AppendError::Encode(error.to_string())),
         };
@@ -92,7 +90,8 @@ pub async fn watch(node: Weak<Node>) {
             // Senders hear the same from the log and come again later.
             Err(error) => {
                 tracing::warn!(%error, "idle partitions could not be written down");
-                seen.values_mut().for_each(Seen::restart);
+                let now = node.machine.scheduler.elapsed();
+                seen.values_mut().for_each(|seen| seen.restart(now));
             }
         }
     }
@@ -101,7 +100,7 @@ pub async fn watch(node: Weak<Node>) {
 impl Node {
     /// What is due to be written down.
     fn waiting(&self, seen: &mut BTreeMap<StreamPartition, Seen>) -> Result<Vec<Idle>, ReadError> {
-        let catalog = self.catalog();
+        let (catalog, now) = (self.catalog(), self.machine.scheduler.elapsed());
         let timed = timed(&catalog);
         let sources: BTreeSet<&StreamName> = timed.iter().flat_map(|view| &view.sources).collect();
         seen.retain(|at, _| sources.contains(&at.stream));
@@ -112,10 +111,10 @@ impl Node {
                 let end = self.log.end(&at);
                 match seen.get_mut(&at) {
                     Some(seen) if seen.end == end && flows => {}
-                    Some(seen) if seen.end == end => seen.restart(),
+                    Some(seen) if seen.end == end => seen.restart(now),
                     _ => {
                         let before = self.idle.before(&at, end)?;
-                        seen.insert(at, Seen { end, since: Instant::now(), before, written: before });
+                        seen.insert(at, Seen { end, since: now, before, written: before });
                     }
                 }
             }
@@ -126,7 +125,7 @@ impl Node {
                 continue;
             }
             for (at, seen) in seen.iter().filter(|(at, _)| view.sources.contains(&at.stream)) {
-                let waited = seen.waited();
+                let waited = seen.waited(now);
                 let timeout = idle_timeout(&catalog, &at.stream);
                 let step = (seen.written / FINENESS).clamp(1, COARSEST.max(seen.written / DAY_PARTS));
                 if waited - seen.written >= step && timeout.is_some_and(|timeout| waited >= timeout) {
@@ -150,7 +149,7 @@ impl Node {
         let view = format!("stream:{}", entry.schema.name);
         let runs = self.driver.status(&view).is_some_and(|status| status.state == ViewState::Running);
         let oldest = self.driver.waiting_since(&view)?.unwrap_or(i64::MAX);
-        if !runs || oldest < self.clock.now_micros().saturating_sub(HELD_UP) {
+        if !runs || oldest < self.machine.clock.now_micros().saturating_sub(HELD_UP) {
             return Ok(false);
         }
         for read in &entry.reads {

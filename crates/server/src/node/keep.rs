@@ -12,7 +12,7 @@ use highwater_log::disk::RealDisk;
 use highwater_log::{Extent, Retired};
 use serde::Serialize;
 
-use super::{Node, secrets};
+use super::{Node, rest, secrets};
 
 /// Earlier versions of the lake can be read for this long.
 const HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -39,10 +39,7 @@ pub struct Kept {
 /// Keeps house until the node is gone.
 pub async fn keep(node: Weak<Node>) {
     let mut round = 0u32;
-    loop {
-        let Some(every) = node.upgrade().map(|node| node.options.keep_every) else { return };
-        tokio::time::sleep(every).await;
-        let Some(node) = node.upgrade() else { return };
+    while let Some(node) = rest(&node, |options| options.keep_every).await {
         round = round.wrapping_add(1);
         match node.keep_house(round.is_multiple_of(VACUUM_EVERY)).await {
             Ok(kept) if kept.files_before + kept.files_retired + kept.segments_retired > 0 => {
@@ -73,7 +70,7 @@ impl Node {
             }
         }
         let node = self.clone();
-        let retired = tokio::task::spawn_blocking(move || node.journal.retire(&|extent| node.may_go(extent)));
+        let retired = self.machine.scheduler.work(move || node.journal.retire(&|extent| node.may_go(extent)));
         let Retired { segments, bytes } = retired.await??;
         kept.segments_retired = segments;
         kept.bytes_retired = bytes;
@@ -85,7 +82,7 @@ impl Node {
         kept.files_before += removed;
         kept.files_after += added;
         if let Some(retention) = lake.stream().options.retention {
-            kept.files_retired += lake.retire(self.clock.now_micros() - retention).await?;
+            kept.files_retired += lake.retire(self.machine.clock.now_micros() - retention).await?;
         }
         if vacuum {
             kept.files_removed += lake.vacuum(HISTORY).await?;
@@ -96,7 +93,7 @@ impl Node {
     /// True when nothing needs a segment any more: it is old enough, every view has read it, and what it
     /// holds is in the lake or past its retention.
     fn may_go(&self, extent: &Extent) -> bool {
-        let now = self.clock.now_micros();
+        let now = self.machine.clock.now_micros();
         let old = now.saturating_sub(self.options.log_retention.as_micros() as i64);
         extent.recorded_until < old
             && extent.ranges.iter().all(|(at, _, end)| self.is_past(at, *end, now - extent.recorded_until))
@@ -147,7 +144,7 @@ impl Node {
             lake.copy_to(&to.join("lake")).await.with_context(|| format!("the lake of {name}"))?;
         }
         let (node, folder) = (self.clone(), to.to_owned());
-        let copied = tokio::task::spawn_blocking(move || {
+        let copied = self.machine.scheduler.work(move || {
             let bytes = node.journal.copy_to(&RealDisk, &folder.join("log"))?;
             secrets::copy(&node.options.data, &folder)?;
             anyhow::Ok(bytes)

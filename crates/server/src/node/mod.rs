@@ -18,6 +18,8 @@ mod keep;
 mod live;
 mod relations;
 mod secrets;
+#[cfg(test)]
+mod simulation;
 mod snapshots;
 mod system;
 mod tiered;
@@ -25,19 +27,19 @@ mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use highwater_event::{Clock, StreamName, SystemClock, SystemRandomness, planted};
+use highwater_event::{StreamName, planted};
 use highwater_ingest::{Door, DoorOptions};
 use highwater_lake::LakeStream;
-use highwater_log::disk::RealDisk;
 use highwater_log::fold::Program;
 use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
+use highwater_log::machine::{Running, Task, Threads};
 use highwater_log::view::Driver;
-use highwater_log::{Journal, JournalOptions, Log};
+use highwater_log::{Journal, JournalOptions, Log, Machine};
 use highwater_sql::adhoc::Limits;
 use highwater_sql::stream::{TableProgram, TableRows};
 use highwater_sql::{Catalog, Engine, SqlError};
@@ -55,7 +57,9 @@ pub use system::EVENTS;
 pub struct NodeOptions {
     /// Its data folder.
     pub data: PathBuf,
-    /// How long rows may wait before they are written to the lake.
+    /// Whether streams and tables are written to a lake.
+    pub lake: bool,
+    /// How long rows may wait before they are.
     pub lake_wait: Duration,
     /// How often changed tables are written to the lake as snapshots.
     pub snapshot_every: Duration,
@@ -76,6 +80,7 @@ impl NodeOptions {
     pub fn at(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
+            lake: true,
             lake_wait: Duration::from_secs(5),
             snapshot_every: Duration::from_secs(60),
             write_back_every: planted::interval(Duration::from_secs(1)),
@@ -93,7 +98,7 @@ pub const QUERY_LIMITS: Limits = Limits { time: Duration::from_secs(30), rows: 1
 /// A running node.
 pub struct Node {
     pub options: NodeOptions,
-    pub clock: Arc<dyn Clock>,
+    pub machine: Machine,
     pub journal: Arc<Journal>,
     pub door: Door,
     pub engine: Engine,
@@ -116,7 +121,7 @@ pub struct Node {
     /// Tables and joins by the name of their view.
     keyed: RwLock<BTreeMap<String, Arc<views::Keyed>>>,
     started: i64,
-    background: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    background: Mutex<Vec<Running>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,13 +138,21 @@ impl Node {
     ) -> anyhow::Result<Arc<Self>> {
         std::fs::create_dir_all(&options.data)
             .with_context(|| format!("the data folder {} can't be made", options.data.display()))?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let journal = Journal::open(
-            JournalOptions::at(options.data.join("log")),
-            Arc::new(RealDisk),
-            clock.clone(),
-            &SystemRandomness,
-        )?;
+        let machine = Machine::real();
+        let for_views = Machine { scheduler: Arc::new(Threads::new(Some(views))), ..machine.clone() };
+        let store = Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
+        Self::open_on(machine, for_views, store, queries, options).await
+    }
+
+    /// The same, on any machine and any store.
+    async fn open_on(
+        machine: Machine,
+        for_views: Machine,
+        store: Arc<dyn KeyedStore>,
+        queries: tokio::runtime::Handle,
+        options: NodeOptions,
+    ) -> anyhow::Result<Arc<Self>> {
+        let journal = Journal::open(JournalOptions::at(options.data.join("log")), &machine)?;
         for damage in journal.damage() {
             tracing::error!(?damage, "the log is damaged: this range is refused, the rest is served");
         }
@@ -147,13 +160,11 @@ impl Node {
         let lakes = tiered::Lakes::default();
         let log: Arc<dyn Log> =
             Arc::new(tiered::Tiered::new(journal.clone(), lakes.clone(), queries.clone()));
-        let store: Arc<dyn KeyedStore> =
-            Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
         let operator_token = secrets::operator_token(&options.data)?;
         let engine = Engine::new(secrets::token_key(&options.data)?, options.query_memory)?;
         let node = Arc::new(Self {
-            door: Door::open(log.clone(), clock.clone(), DoorOptions::default())?,
-            driver: Driver::new(log.clone(), clock.clone(), views),
+            door: Door::open(log.clone(), &machine, DoorOptions::default())?,
+            driver: Driver::new(log.clone(), for_views),
             write_back: Arc::new(WriteBack::new(store)),
             failed: tokio::sync::watch::Sender::new(None),
             queries,
@@ -165,10 +176,10 @@ impl Node {
             lakes,
             counts: counts::Counts::default(),
             keyed: RwLock::default(),
-            started: clock.now_micros(),
+            started: machine.clock.now_micros(),
             background: Mutex::default(),
             options,
-            clock,
+            machine,
             journal,
             idle: Arc::new(IdleTimes::new(log.clone())),
             log,
@@ -176,7 +187,7 @@ impl Node {
         node.declare_builtin().await?;
         // Old rows of `_idle` may have to be read from the lake, which queries can't wait for.
         let idle = node.idle.clone();
-        tokio::task::spawn_blocking(move || idle.load()).await??;
+        node.machine.scheduler.work(move || idle.load()).await??;
         node.replay_declarations().await?;
         node.start_background();
         Ok(node)
@@ -207,7 +218,7 @@ impl Node {
 
     /// Microseconds since the node was opened.
     pub fn uptime(&self) -> i64 {
-        self.clock.now_micros() - self.started
+        self.machine.clock.now_micros() - self.started
     }
 
     /// Folder of the lake.
@@ -231,34 +242,16 @@ impl Node {
     }
 
     fn start_background(self: &Arc<Self>) {
-        let write_back = self.write_back.clone();
-        let every = self.options.write_back_every;
-        let node = Arc::downgrade(self);
-        let flusher = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(every).await;
-                let write_back = write_back.clone();
-                let indexes = node.upgrade().map(|node| node.door.indexes()).unwrap_or_default();
-                let written = tokio::task::spawn_blocking(move || {
-                    indexes.iter().try_for_each(|index| index.tick())?;
-                    write_back.flush()
-                });
-                match written.await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => {
-                        tracing::error!(%error, "tables could not be written back; they stay in memory");
-                        if let (StoreError::Stopped(_), Some(node)) = (&error, node.upgrade()) {
-                            node.failed.send_replace(Some(error.to_string()));
-                        }
-                    }
-                    Err(error) => tracing::error!(%error, "a write-back ended in a panic"),
-                }
-            }
-        });
-        let snapshots = tokio::spawn(snapshots::keep(Arc::downgrade(self)));
-        let house = tokio::spawn(keep::keep(Arc::downgrade(self)));
-        let idle = tokio::spawn(idle::watch(Arc::downgrade(self)));
-        lock(&self.background).extend([flusher, snapshots, house, idle]);
+        let spawn = |task: Task| self.machine.scheduler.spawn(task);
+        let mut background = vec![
+            spawn(Box::pin(write_back(Arc::downgrade(self)))),
+            spawn(Box::pin(keep::keep(Arc::downgrade(self)))),
+            spawn(Box::pin(idle::watch(Arc::downgrade(self)))),
+        ];
+        if self.options.lake {
+            background.push(spawn(Box::pin(snapshots::keep(Arc::downgrade(self)))));
+        }
+        lock(&self.background).extend(background);
     }
 
     /// Stops the views, writes back what is in memory and closes the log.
@@ -274,6 +267,35 @@ impl Node {
         }
         if let Err(error) = self.write_back.flush() {
             tracing::error!(%error, "tables could not be written back; they are read from the log at the next start");
+        }
+    }
+}
+
+/// Lets some time go by without holding the node; `None` when it is gone.
+async fn rest(node: &Weak<Node>, time: impl Fn(&NodeOptions) -> Duration) -> Option<Arc<Node>> {
+    let rest = node.upgrade().map(|node| node.machine.scheduler.sleep(time(&node.options)))?;
+    rest.await;
+    node.upgrade()
+}
+
+/// Writes tables and event ids back until the node is gone.
+async fn write_back(node: Weak<Node>) {
+    while let Some(node) = rest(&node, |options| options.write_back_every).await {
+        let (write_back, indexes) = (node.write_back.clone(), node.door.indexes());
+        let now = node.machine.scheduler.elapsed();
+        let written = node.machine.scheduler.work(move || {
+            indexes.iter().try_for_each(|index| index.tick(now))?;
+            write_back.flush()
+        });
+        match written.await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, "tables could not be written back; they stay in memory");
+                if let StoreError::Stopped(_) = &error {
+                    node.failed.send_replace(Some(error.to_string()));
+                }
+            }
+            Err(error) => tracing::error!(%error, "a write-back ended in a panic"),
         }
     }
 }

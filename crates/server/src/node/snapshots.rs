@@ -8,15 +8,12 @@ use highwater_lake::LakeTable;
 use highwater_log::fold::Program;
 use highwater_sql::stream::table::Extent;
 
-use super::Node;
+use super::{Node, rest};
 
 /// Writes snapshots until the node is gone.
 pub async fn keep(node: Weak<Node>) {
     let (mut lakes, mut closed) = (BTreeMap::new(), BTreeMap::new());
-    loop {
-        let Some(every) = node.upgrade().map(|node| node.options.snapshot_every) else { return };
-        tokio::time::sleep(every).await;
-        let Some(node) = node.upgrade() else { return };
+    while let Some(node) = rest(&node, |options| options.snapshot_every).await {
         let names: Vec<StreamName> = node.catalog().tables.keys().cloned().collect();
         for name in names {
             if let Err(error) = snapshot(&node, &name, &mut lakes, &mut closed).await {

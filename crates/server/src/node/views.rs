@@ -19,14 +19,19 @@ use highwater_sql::stream::state::GroupState;
 use highwater_sql::stream::{DerivedStream, TableRows};
 use highwater_warehouse::{Table, TableView};
 
-use super::Node;
+use super::{Node, rest};
 
 /// Changed keys of one table that may wait before it is written back in the middle of a backlog.
 const DIRTY_KEYS: usize = 100_000;
 /// Rows that are written to the lake in one commit.
 const LAKE_ROWS: usize = 256 * 1024;
+/// Stored event ids that could not be read are tried again after this long.
+const LEARN_AGAIN: Duration = Duration::from_secs(30);
 /// A new version may be swapped in when it is at most this many rows behind.
 const SWAP_LAG: u64 = 5_000;
+/// How often it is looked at, and how long after a swap that failed it is tried again.
+const LOOK: Duration = Duration::from_millis(100);
+const SWAP_AGAIN: Duration = Duration::from_secs(5);
 
 /// Where something stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +108,8 @@ impl Node {
         }
         match &entry.derivation {
             Some(Derivation::Transform(transform)) => {
-                let view = DerivedStream::new(transform.clone(), self.log.clone(), self.clock.clone());
+                let view =
+                    DerivedStream::new(transform.clone(), self.log.clone(), self.machine.clock.clone());
                 self.driver.start(Box::new(view));
             }
             Some(Derivation::Join(join)) => {
@@ -125,6 +131,9 @@ impl Node {
         schema: &Arc<StreamSchema>,
         place: Place,
     ) -> anyhow::Result<()> {
+        if !self.options.lake {
+            return Ok(());
+        }
         let folder = if place == Place::Current { Folder::Own } else { Folder::Versioned };
         let partitions = self.log.partitions(&schema.name).into_iter();
         let derivable = partitions
@@ -169,20 +178,25 @@ impl Node {
         }
         let (node, name) = (self.clone(), name.clone());
         let stream = name.clone();
-        let index = tokio::task::spawn_blocking(move || {
-            DedupeIndex::open(&stream, node.write_back.store().clone(), node.log.as_ref())
-        })
-        .await??;
-        let index = Arc::new(index);
+        let scheduler = self.machine.scheduler.clone();
+        let opened = scheduler
+            .work(move || DedupeIndex::open(&stream, node.write_back.store().clone(), node.log.as_ref()));
+        let index = Arc::new(opened.await??);
         let (stored, stream) = (Arc::downgrade(&index), name);
+        let learning = scheduler.clone();
         // Nobody waits for it; it ends with the index or the process.
-        std::thread::Builder::new().name("ids".into()).spawn(move || {
-            // Until it succeeds each id is looked up in the store, and no generation ends.
-            while let Err(error) = DedupeIndex::learn_stored(&stored) {
-                tracing::warn!(%stream, %error, "stored event ids could not be read ahead; they are tried again in half a minute");
-                std::thread::sleep(std::time::Duration::from_secs(30));
+        scheduler.spawn(async move {
+            loop {
+                let stored = stored.clone();
+                // Until it succeeds each id is looked up in the store, and no generation ends.
+                match learning.work(move || DedupeIndex::learn_stored(&stored)).await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => tracing::warn!(%stream, %error, "stored event ids could not be read ahead; they are tried again in half a minute"),
+                    Err(error) => return tracing::error!(%stream, %error, "stored event ids could not be read ahead"),
+                }
+                learning.sleep(LEARN_AGAIN).await;
             }
-        })?;
+        });
         Ok(Some(index))
     }
 
@@ -217,7 +231,7 @@ impl Node {
             self.write_back.clone(),
             self.log.clone(),
             self.idle.clone(),
-            self.clock.clone(),
+            self.machine.clone(),
             DIRTY_KEYS,
         );
         self.driver.start(Box::new(view));
@@ -240,10 +254,8 @@ impl Node {
             }
         }
         let node = Arc::downgrade(self);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                let Some(node) = node.upgrade() else { return };
+        self.machine.scheduler.spawn(async move {
+            while let Some(node) = rest(&node, |_| LOOK).await {
                 let current = node
                     .catalog()
                     .building
@@ -260,7 +272,7 @@ impl Node {
                     Ok(()) => return,
                     Err(error) => {
                         tracing::error!(name = %building.root, error = format!("{error:#}"), "a new version could not take its place; it will be tried again");
-                        tokio::time::sleep(Duration::from_secs(5)).await;
+                        node.machine.scheduler.sleep(SWAP_AGAIN).await;
                     }
                 }
             }

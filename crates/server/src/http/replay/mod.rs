@@ -479,7 +479,7 @@ fn id_suffix(
         ));
     };
     let name = name.unwrap_or_else(|| {
-        let now = time::show_micros(node.clock.now_micros());
+        let now = time::show_micros(node.machine.clock.now_micros());
         let digits: String = now.chars().filter(char::is_ascii_digit).take(14).collect();
         format!("replay-{digits}")
     });

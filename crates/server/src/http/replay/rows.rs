@@ -42,7 +42,7 @@ impl<'a> Rows<'a> {
             columns: declared.collect(),
             extra: rows.column_by_name(columns::EXTRA).cloned(),
             event_times: rows.column_by_name(columns::EVENT_TIME).cloned(),
-            now: time::show_micros(replay.node.clock.now_micros()),
+            now: time::show_micros(replay.node.machine.clock.now_micros()),
         })
     }
 

@@ -1,0 +1,470 @@
+//! Whole nodes on a simulated machine. Clients send, repeat and contradict themselves; clocks jump, disks and
+//! stores fail, the power goes or the process is killed, and all of it in an order that one seed decides.
+//! Afterwards what was acked is there, once; and everything derived equals what is derived anew, in one go,
+//! from the log. `HIGHWATER_SEED` and `HIGHWATER_SEEDS` choose the runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow::array::{AsArray, Int64Array};
+use arrow::datatypes::Int64Type;
+use highwater_event::{Clock, Offset, Partition, Principal, SeededRandomness, StreamName, StreamPartition};
+use highwater_ingest::{Format, Outcome, Submission};
+use highwater_log::machine::Scheduler;
+use highwater_log::view::ViewState;
+use highwater_log::{Log, Machine};
+use highwater_sim::{Fault, SimClock, SimDisk, SimScheduler, SimStore};
+use highwater_sql::adhoc;
+
+use super::{Node, NodeOptions, NodeRelations, QUERY_LIMITS, Script, lock};
+
+const STREAMS: &str = "
+CREATE STREAM readings (id TEXT, k TEXT, n INT, at TIMESTAMP) WITH (event_id = 'id', event_time = 'at', partitions = 2, idle_timeout = '3s');
+CREATE STREAM answers (id TEXT, k TEXT, n INT, at TIMESTAMP) WITH (event_id = 'id', event_time = 'at', idle_timeout = '2s');
+";
+
+/// What is derived, by name; with `{}` in place of a suffix, so that it can be derived twice.
+const DERIVED: [(&str, &str); 8] = [
+    ("large", "CREATE STREAM large{} AS SELECT id, k, n * 2 AS twice, at FROM readings WHERE n % 3 = 0;"),
+    ("most", "CREATE TABLE most{} AS SELECT k, max(twice) AS most, count(*) AS c FROM large{} GROUP BY k;"),
+    (
+        "totals",
+        "CREATE TABLE totals{} AS SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d FROM readings GROUP BY k;",
+    ),
+    (
+        "closed",
+        "CREATE TABLE closed{} AS SELECT k, count(*) AS c FROM readings WINDOW TUMBLING (SIZE 5 SECONDS, GRACE PERIOD 2 SECONDS) GROUP BY k EMIT FINAL;",
+    ),
+    (
+        "stays",
+        "CREATE TABLE stays{} AS SELECT k, count(*) AS c FROM answers WINDOW SESSION (2 SECONDS, GRACE PERIOD 1 SECOND) GROUP BY k EMIT FINAL;",
+    ),
+    (
+        "known",
+        "CREATE STREAM known{} AS SELECT r.id, r.n, t.c FROM answers r LEFT JOIN totals{} t ON r.k = t.k;",
+    ),
+    (
+        "pairs",
+        "CREATE STREAM pairs{} AS SELECT r.id, r.n, a.n AS answer FROM readings r JOIN answers a WITHIN 3 SECONDS GRACE PERIOD 1 SECOND ON r.k = a.k;",
+    ),
+    (
+        "waited",
+        "CREATE STREAM waited{} AS SELECT r.id, r.n, a.n AS answer FROM readings r LEFT JOIN answers a WITHIN 2 SECONDS GRACE PERIOD 1 SECOND ON r.k = a.k;",
+    ),
+];
+
+/// Lives in which something goes wrong, before the last one.
+const LIVES: u64 = 4;
+const SECOND: i64 = 1_000_000;
+
+fn derived(suffix: &str) -> String {
+    DERIVED.iter().map(|(_, text)| text.replace("{}", suffix)).collect::<Vec<_>>().join("\n")
+}
+
+/// What survives a life, and what its clients remember.
+struct World {
+    chance: Arc<SeededRandomness>,
+    disk: SimDisk,
+    store: SimStore,
+    now: i64,
+    folder: PathBuf,
+    memory: Arc<Mutex<Memory>>,
+    traces: Vec<u64>,
+}
+
+/// What clients were told.
+#[derive(Default)]
+struct Memory {
+    /// Payloads with which an id was ever sent.
+    sent: BTreeMap<(String, String), BTreeSet<i64>>,
+    /// Events that somebody was told to have sent first.
+    accepted: BTreeSet<(String, String)>,
+    /// Where events stand that are there.
+    acked: BTreeMap<(String, String), (Partition, Offset, i64)>,
+    duplicates: u64,
+    conflicts: u64,
+    refused: u64,
+}
+
+/// A simulated machine that is switched on.
+#[derive(Clone)]
+struct Powered {
+    scheduler: Arc<dyn Scheduler>,
+    clock: Arc<SimClock>,
+    machine: Machine,
+}
+
+impl World {
+    fn new(seed: u64, folder: PathBuf) -> Self {
+        Self {
+            chance: Arc::new(SeededRandomness::new(seed)),
+            disk: SimDisk::new(),
+            store: SimStore::new(),
+            now: 1_770_000_000 * SECOND,
+            folder,
+            memory: Arc::default(),
+            traces: Vec::new(),
+        }
+    }
+
+    /// Switches the machine on for as long as `life` takes.
+    fn live<F: Future<Output = ()>>(&mut self, life: impl FnOnce(Powered) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let scheduler = SimScheduler::new(self.chance.next());
+        let clock = Arc::new(SimClock::new(scheduler.clone(), self.now));
+        let machine = Machine {
+            clock: clock.clone(),
+            randomness: Arc::new(SeededRandomness::new(self.chance.next())),
+            disk: Arc::new(self.disk.clone()),
+            scheduler: Arc::new(scheduler.clone()),
+        };
+        let powered = Powered { scheduler: machine.scheduler.clone(), clock: clock.clone(), machine };
+        runtime.block_on(scheduler.live(life(powered)));
+        self.now = clock.now_micros();
+        self.traces.push(scheduler.trace());
+    }
+
+    /// The power goes, or just the process.
+    fn crash(&mut self) {
+        if self.disk.is_off() || self.chance.chance(0.4) {
+            self.disk = self.disk.after_power_cut(self.chance.next());
+        } else {
+            self.disk.repair();
+        }
+        self.store = self.store.after_crash(&self.chance);
+        // It is off for a while, and on waking the clock may be wrong.
+        let jumps = [0, 0, SECOND, 30 * SECOND, 3600 * SECOND, -3600 * SECOND, -SECOND];
+        self.now += jumps[self.chance.below(jumps.len() as u64) as usize];
+    }
+}
+
+async fn open(
+    powered: &Powered,
+    store: &SimStore,
+    disk: &SimDisk,
+    folder: &std::path::Path,
+) -> Option<Arc<Node>> {
+    let mut options = NodeOptions::at(folder);
+    options.lake = false;
+    // Small, so that states are evicted and read back.
+    options.table_memory = 4096;
+    let machine = powered.machine.clone();
+    let opened = Node::open_on(
+        machine.clone(),
+        machine,
+        Arc::new(store.clone()),
+        tokio::runtime::Handle::current(),
+        options,
+    );
+    match opened.await {
+        Ok(node) => Some(node),
+        Err(error) => {
+            assert!(disk.has_failed(), "a node does not start on a disk that works: {error:#}");
+            None
+        }
+    }
+}
+
+async fn declare(node: &Arc<Node>, text: String) -> bool {
+    let script = Script { text, files: BTreeMap::new() };
+    match node.declare(&script, &Principal::operator(), false).await {
+        Ok(_) => true,
+        Err(super::DeclareError::Sql { error, .. }) => panic!("{}", error.message),
+        Err(_) => false,
+    }
+}
+
+/// Sends to one stream, now new events, now old ones again, now others under their ids.
+async fn client(
+    node: Arc<Node>,
+    powered: Powered,
+    chance: SeededRandomness,
+    stream: &'static str,
+    memory: Arc<Mutex<Memory>>,
+) {
+    loop {
+        powered.scheduler.sleep(Duration::from_micros(chance.below(400_000))).await;
+        let mut sent = Vec::new();
+        let mut body = String::new();
+        for _ in 0..1 + chance.below(6) {
+            if chance.chance(0.03) {
+                body.push_str("{\"id\": 7, \"n\": \"many\"}\n");
+                sent.push(None);
+                continue;
+            }
+            let (id, n) = (format!("e{}", chance.below(900)), chance.below(40) as i64);
+            let mut memory = lock(&memory);
+            let known = memory.sent.entry((stream.to_owned(), id.clone())).or_default();
+            let n = match known.first() {
+                Some(first) if !chance.chance(0.1) => *first,
+                _ => n,
+            };
+            known.insert(n);
+            // What an event says follows from its id and number, be it sent again in another life.
+            let number: i64 = id[1..].parse().unwrap_or(0);
+            let at = 1_770_000_000 + number / 12 + (number * 7 + n) % 5;
+            let at = highwater_event::time::show_micros(at * SECOND);
+            // Some bodies are large enough to be decoded beside the door.
+            let padding = " ".repeat(if chance.chance(0.02) { 20_000 } else { 0 });
+            let k = number % 7;
+            body.push_str(&format!(
+                "{{\"id\":\"{id}\",\"k\":\"k{k}\",\"n\":{n},\"at\":\"{at}\"}}{padding}\n"
+            ));
+            sent.push(Some((id, n)));
+        }
+        let submission = Submission {
+            stream: StreamName::new(stream).unwrap(),
+            body: body.into(),
+            format: Format::NdJson,
+            principal: Principal::operator(),
+        };
+        let Ok(verdicts) = node.door.submit(submission).await else {
+            lock(&memory).refused += 1;
+            powered.scheduler.sleep(Duration::from_millis(chance.below(500))).await;
+            continue;
+        };
+        assert_eq!(verdicts.len(), sent.len());
+        let mut memory = lock(&memory);
+        for (verdict, sent) in verdicts.into_iter().zip(sent) {
+            let Some((id, n)) = sent else {
+                assert!(matches!(verdict.outcome, Outcome::Rejected(_)), "{verdict:?}");
+                continue;
+            };
+            memory.hear(stream, id, n, verdict.outcome);
+        }
+    }
+}
+
+impl Memory {
+    fn hear(&mut self, stream: &str, id: String, n: i64, outcome: Outcome) {
+        let key = (stream.to_owned(), id);
+        let known = self.acked.get(&key).copied();
+        match outcome {
+            Outcome::Accepted { partition, offset } => {
+                let place = (partition, offset, n);
+                // Another client may have heard before that it is there.
+                assert_eq!(known.unwrap_or(place), place, "{key:?} is accepted anew");
+                assert!(self.accepted.insert(key.clone()), "{key:?} is accepted twice");
+                self.acked.insert(key, place);
+            }
+            Outcome::Duplicate { partition, offset } => {
+                // That it is there is an ack, too.
+                let place = (partition, offset, n);
+                assert_eq!(known.unwrap_or(place), place, "{key:?} is a duplicate of something else");
+                self.acked.insert(key, place);
+                self.duplicates += 1;
+            }
+            Outcome::Conflict { partition, offset } => {
+                assert!(self.sent[&key].len() > 1, "{key:?} contradicts nothing");
+                if let Some((at, there, first)) = known {
+                    assert_eq!((at, there), (partition, offset));
+                    assert_ne!(first, n, "{key:?} contradicts itself");
+                }
+                self.conflicts += 1;
+            }
+            // The clock was set back.
+            Outcome::Rejected(error) => assert_eq!(error.code, "time_in_future", "{key:?}: {error:?}"),
+        }
+    }
+}
+
+/// One life in which something goes wrong.
+async fn suffer(
+    powered: Powered,
+    chance: SeededRandomness,
+    (disk, store): (SimDisk, SimStore),
+    memory: Arc<Mutex<Memory>>,
+    folder: PathBuf,
+) {
+    // The power may go at any of its operations, be it while the node starts.
+    let first = disk.operations() + chance.below(if chance.chance(0.2) { 30 } else { 2_000 });
+    let faults = [Fault::PowerCut, Fault::PowerCut, Fault::Fails, Fault::Tears, Fault::Full];
+    disk.fault_at(first, faults[chance.below(faults.len() as u64) as usize]);
+    let Some(node) = open(&powered, &store, &disk, &folder).await else { return };
+    if !declare(&node, STREAMS.into()).await || !declare(&node, derived("")).await {
+        return;
+    }
+    for (number, stream) in ["readings", "readings", "readings", "answers", "answers"].into_iter().enumerate()
+    {
+        let chance = SeededRandomness::new(chance.next() ^ number as u64);
+        let client = client(node.clone(), powered.clone(), chance, stream, memory.clone());
+        powered.scheduler.spawn(client);
+    }
+    for _ in 0..1 + chance.below(40) {
+        powered.scheduler.sleep(Duration::from_micros(chance.below(2_000_000))).await;
+        if node.journal.poisoned().borrow().is_some() {
+            // The process ends when nobody can say what its disk holds.
+            return;
+        }
+        match chance.below(8) {
+            0 => powered
+                .clock
+                .jump([SECOND, -SECOND, 3600 * SECOND, -86_400 * SECOND][chance.below(4) as usize]),
+            1 => store.fail(true),
+            2 | 3 => store.fail(false),
+            4 => disk.free(),
+            _ => {}
+        }
+    }
+    store.fail(false);
+}
+
+/// Rows that a question answers, one JSON object each.
+async fn ask(node: &Arc<Node>, sql: String) -> Vec<String> {
+    let (asked, relations) = (node.clone(), Arc::new(NodeRelations(node.clone())));
+    let text = sql.clone();
+    let question =
+        async move { adhoc::query(&asked.engine, relations, &text, Vec::new(), QUERY_LIMITS).await };
+    let answer = node.ask(question).await.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
+    assert!(!answer.truncated);
+    let names: Vec<String> = answer.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let mut rows = String::new();
+    for batch in &answer.batches {
+        adhoc::rows_as_json(batch, &names, rows.is_empty(), "\n", &mut rows);
+    }
+    let mut rows: Vec<serde_json::Map<String, serde_json::Value>> =
+        rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect();
+    // When a row was derived is not the same when it is derived anew.
+    for when in ["_recorded_at", "last_updated_at"] {
+        rows.iter_mut().for_each(|row| drop(row.remove(when)));
+    }
+    rows.into_iter().map(|row| serde_json::Value::from(row).to_string()).collect()
+}
+
+/// Waits until every view has come to the end of the log, and nothing changes any more.
+async fn settle(node: &Arc<Node>, powered: &Powered) {
+    let mut quiet = 0;
+    for _ in 0..2_000 {
+        powered.scheduler.sleep(Duration::from_millis(500)).await;
+        let statuses = node.driver.statuses();
+        if let Some(failed) = statuses.iter().find(|status| status.state == ViewState::Failed) {
+            panic!("{} has failed: {:?}", failed.name, failed.last_error);
+        }
+        quiet = if statuses.iter().all(|status| status.lag == 0) { quiet + 1 } else { 0 };
+        if quiet > 120 {
+            return;
+        }
+    }
+    panic!("the views do not come to rest: {:?}", node.driver.statuses());
+}
+
+/// The last life: nothing goes wrong any more, and all is compared.
+async fn check(
+    powered: Powered,
+    store: SimStore,
+    disk: SimDisk,
+    memory: Arc<Mutex<Memory>>,
+    folder: PathBuf,
+) {
+    let Some(node) = open(&powered, &store, &disk, &folder).await else { return };
+    assert!(node.journal.damage().is_empty(), "{:?}", node.journal.damage());
+    assert!(declare(&node, STREAMS.into()).await && declare(&node, derived("")).await);
+    settle(&node, &powered).await;
+    acked_is_there(&node, &lock(&memory));
+    assert!(declare(&node, derived("_anew")).await);
+    settle(&node, &powered).await;
+    for (name, text) in DERIVED {
+        let is_stream = text.starts_with("CREATE STREAM");
+        let order = if is_stream { " ORDER BY _partition, _offset" } else { "" };
+        let of = |suffix: &str| format!("SELECT * FROM {name}{suffix}{order}");
+        let (mut kept, mut anew) = (ask(&node, of("")).await, ask(&node, of("_anew")).await);
+        if !is_stream {
+            kept.sort();
+            anew.sort();
+        }
+        same(name, &kept, &anew);
+    }
+    let batch =
+        "SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d FROM readings GROUP BY k ORDER BY k";
+    let kept = "SELECT k, c, s, d FROM totals ORDER BY k";
+    same("totals, asked of the log", &ask(&node, kept.into()).await, &ask(&node, batch.into()).await);
+    for status in node.driver.statuses().iter().filter(|status| status.name.ends_with("_anew")) {
+        let applied = status.applied;
+        let out = applied.out + applied.filtered + applied.late + applied.dead;
+        assert_eq!(applied.taken, out, "{}: {applied:?}", status.name);
+    }
+}
+
+fn same(what: &str, kept: &[String], anew: &[String]) {
+    let differs = kept.iter().zip(anew).position(|(kept, anew)| kept != anew);
+    let at = differs.unwrap_or(kept.len().min(anew.len()));
+    let (kept, anew) = ((kept.len(), kept.get(at)), (anew.len(), anew.get(at)));
+    assert_eq!(kept, anew, "{what}: rows, and the first that is not the same, kept and derived anew");
+}
+
+/// Everything that was acked is in the log where it was said to be, no id twice, and nothing that was not sent.
+fn acked_is_there(node: &Arc<Node>, memory: &Memory) {
+    for stream in ["readings", "answers"] {
+        let name = StreamName::new(stream).unwrap();
+        let mut found = BTreeMap::new();
+        for partition in node.journal.partitions(&name) {
+            let at = StreamPartition::new(name.clone(), partition);
+            let (mut next, mut recorded) = (0, i64::MIN);
+            while next < node.journal.end(&at) {
+                for batch in node.journal.read(&at, next, 100).unwrap() {
+                    assert!(batch.recorded_at > recorded, "{at}: time goes back in the log");
+                    recorded = batch.recorded_at;
+                    let ids = batch.rows.column_by_name("id").unwrap().as_string::<i32>().clone();
+                    let n = arrow::compute::cast(
+                        batch.rows.column_by_name("n").unwrap(),
+                        &arrow::datatypes::DataType::Int64,
+                    );
+                    let n: Int64Array = n.unwrap().as_primitive::<Int64Type>().clone();
+                    for row in 0..batch.rows.num_rows() {
+                        let key = (stream.to_owned(), ids.value(row).to_owned());
+                        assert!(memory.sent[&key].contains(&n.value(row)), "{key:?} was never sent so");
+                        let place = (partition, batch.base + row as Offset, n.value(row));
+                        assert_eq!(found.insert(key.clone(), place), None, "{key:?} is there twice");
+                    }
+                    next = batch.end();
+                }
+            }
+        }
+        for (key, place) in memory.acked.iter().filter(|((of, _), _)| of == stream) {
+            assert_eq!(found.get(key), Some(place), "{key:?} was acked");
+        }
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Lives through everything that a seed has in store; answers which way it went, and what clients were told.
+fn live_through(seed: u64) -> (Vec<u64>, [u64; 4]) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(seed, folder.path().to_owned());
+    for _ in 0..LIVES {
+        let (disk, store, memory) = (world.disk.clone(), world.store.clone(), world.memory.clone());
+        let (chance, folder) = (SeededRandomness::new(world.chance.next()), world.folder.clone());
+        world.live(|powered| suffer(powered, chance, (disk, store), memory, folder));
+        world.crash();
+    }
+    let (disk, store, memory) = (world.disk.clone(), world.store.clone(), world.memory.clone());
+    let folder = world.folder.clone();
+    world.live(|powered| check(powered, store, disk, memory, folder));
+    let memory = lock(&world.memory);
+    let told = [memory.acked.len() as u64, memory.duplicates, memory.conflicts, memory.refused];
+    (world.traces.clone(), told)
+}
+
+#[test]
+fn whole_nodes_live_through_everything() {
+    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 20));
+    println!("seeds {first} to {}", first + count - 1);
+    let mut told = [0; 4];
+    for seed in first..first + count {
+        let outcome = std::panic::catch_unwind(|| live_through(seed));
+        let Ok((_, of_seed)) = outcome else { panic!("seed {seed}: see above") };
+        println!("seed {seed}: acked, duplicates, conflicts, refused calls: {of_seed:?}");
+        told.iter_mut().zip(of_seed).for_each(|(sum, of_seed)| *sum += of_seed);
+    }
+    assert!(told.iter().all(|told| *told > 0) || count < 10, "nothing of the kind ever happened: {told:?}");
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    assert_eq!(live_through(7), live_through(7));
+}
