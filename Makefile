@@ -36,10 +36,11 @@ bench: build
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench nexmark
 	$(CARGO) run --release -p xtask -- bench-http --program $(PROGRAM)
 
-## The long runs: 100,000 power cuts, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, and
+## The long runs: 100,000 power cuts, 2,000 seeds of whole nodes in simulation, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, and
 ## coverage-guided fuzzing (needs a nightly compiler and cargo-fuzz).
 nightly:
 	HIGHWATER_SEEDS=100000 $(CARGO) test --release -p highwater-log --test journal power_cuts
+	HIGHWATER_SEEDS=2000 $(CARGO) test --release -p highwater-server --bin highwater simulation
 	HIGHWATER_SEEDS=2000 $(CARGO) test --workspace --test oracle
 	HIGHWATER_CYCLES=1000 $(CARGO) test --workspace --test crash -- --nocapture
 	HIGHWATER_SEEDS=2000 $(CARGO) test --workspace --test kills --test door

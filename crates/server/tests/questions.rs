@@ -11,6 +11,9 @@ const EVENTS: usize = 60_000;
 /// What the node may take at most: a GiB is for questions, and a text that grows may be there twice on each core.
 const MOST_MIB: u64 = 4_500;
 
+/// One row with a text of half a megabyte.
+const LONG: &str = "(SELECT 1 AS k, string_agg(id, ',') AS s FROM big) AS long";
+
 const REFUSED: [&str; 5] =
     ["query_memory", "result_too_large", "evaluation_failed", "unsupported_sql", "query_timeout"];
 
@@ -42,6 +45,20 @@ fn greedy() -> Vec<String> {
         "SELECT max(cardinality(t)) AS n FROM (SELECT array_agg(id) OVER (ORDER BY n RANGE BETWEEN 30000 PRECEDING AND CURRENT ROW) AS t FROM big)".into(),
         "SELECT max(cardinality(array_replace_all(range(0, 500), 7, n))) AS n FROM big, (SELECT 8 AS k)".into(),
         "SELECT max(length(replace(repeat(id, 400), 'e', repeat('f', 10000)))) AS n FROM big".into(),
+        format!("SELECT max(length(s || id)) AS n FROM big, {LONG}"),
+        format!("SELECT max(length(s)) AS n FROM big, {LONG}"),
+        format!("SELECT s FROM big, {LONG}"),
+        format!("SELECT max(length(s)) AS n FROM {LONG} JOIN big ON k = n % 1 + 1"),
+        format!("SELECT max(length(s)) AS n FROM big LEFT JOIN {LONG} ON length(s) > n"),
+        format!("SELECT max(length(s)) AS n FROM {LONG} RIGHT JOIN big ON s > id"),
+        format!("SELECT max(length(a.s || b.s)) AS n FROM (SELECT s FROM {LONG}, big) AS a JOIN (SELECT s FROM {LONG}, big) AS b ON a.s = b.s"),
+        "SELECT max(length((SELECT string_agg(id, ',') FROM big) || id)) AS n FROM big".into(),
+        "SELECT max(cardinality(l)) AS n FROM big, (SELECT array_agg(id) AS l FROM big) AS long".into(),
+        format!("SELECT max(length(s)) AS n FROM (SELECT s, unnest(range(0, 100000)) AS u FROM {LONG})"),
+        format!("SELECT max(length(m)) AS n FROM (SELECT max(s) OVER () AS m FROM big LEFT JOIN {LONG} ON n = k) AS w"),
+        format!("SELECT max(length(m)) AS n FROM (SELECT first_value(s) OVER (ORDER BY s IS NULL) AS m FROM big LEFT JOIN {LONG} ON n = k) AS w"),
+        format!("SELECT max(length(m)) AS n FROM (SELECT max(s) OVER (ORDER BY n ROWS BETWEEN 30000 PRECEDING AND CURRENT ROW) AS m FROM big LEFT JOIN {LONG} ON n = k) AS w"),
+        "SELECT max(cardinality(l)) AS n FROM (SELECT l, unnest(l) AS u FROM (SELECT array_agg(id) AS l FROM big) AS long)".into(),
     ]
 }
 
@@ -108,6 +125,30 @@ fn modest() -> Vec<(&'static str, Value)> {
             json!([{"t": "e059998,e059999"}]),
         ),
         ("SELECT length(string_agg(id, ',')) AS n FROM big", json!([{"n": 479_999}])),
+        (
+            "SELECT id, first_value(id) OVER (ORDER BY n) AS f, lag(id, 1, 'none') OVER (ORDER BY n) AS l, max(id) OVER () AS m, max(id) OVER (ORDER BY n ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING) AS x, count(*) OVER () AS c FROM big ORDER BY n LIMIT 1",
+            json!([{"id": "e000000", "f": "e000000", "l": "none", "m": "e059999", "x": "e000001", "c": 60000}]),
+        ),
+        (
+            "SELECT a.id, b.id AS next, l, b.s['t'] AS t FROM big AS a LEFT JOIN (SELECT id, n, make_array(id, NULL, 'x') AS l, named_struct('t', id) AS s FROM big) AS b ON a.n = b.n - 1 WHERE a.n IN (3, 59999) ORDER BY a.n",
+            json!([{"id": "e000003", "next": "e000004", "l": ["e000004", null, "x"], "t": "e000004"}, {"id": "e059999", "next": null, "l": null, "t": null}]),
+        ),
+        (
+            "SELECT a.id, b.t FROM big AS a JOIN (SELECT upper(id) AS t FROM big WHERE n < 2) AS b ON upper(a.id) = b.t AND a.id > b.t || 'x' WHERE a.n < 5 ORDER BY 1",
+            json!([{"id": "e000000", "t": "E000000"}, {"id": "e000001", "t": "E000001"}]),
+        ),
+        (
+            "SELECT count(*) AS n, max(a.id) AS m FROM big AS a JOIN big AS b ON a.id = b.id JOIN big AS c ON c.id = b.id WHERE b.id LIKE '%99'",
+            json!([{"n": 600, "m": "e059999"}]),
+        ),
+        (
+            "SELECT id, u FROM (SELECT id, n, unnest(make_array(id, 'y')) AS u FROM big) WHERE n = 2 ORDER BY u",
+            json!([{"id": "e000002", "u": "e000002"}, {"id": "e000002", "u": "y"}]),
+        ),
+        (
+            "SELECT length(s) AS n, id FROM (SELECT 1 AS k, string_agg(id, ',') AS s FROM big) AS long, big WHERE n < 2 ORDER BY id",
+            json!([{"n": 479_999, "id": "e000000"}, {"n": 479_999, "id": "e000001"}]),
+        ),
         (
             "SELECT concat_ws('/', upper(id), n) AS t, array_to_string(make_array(n, n + 1), '+') AS s, to_char(at, '%Y') AS y FROM big WHERE n = 3",
             json!([{"t": "E000003/3", "s": "3+4", "y": "2026"}]),

@@ -14,12 +14,16 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
-/// DataFusion's rules with [`SortBranches`] among them: after those that choose sorts and limits, before
+use super::window::AccountForWindows;
+
+/// DataFusion's rules with [`AccountForWindows`] at their end and [`SortBranches`] among them: after those that choose sorts and limits, before
 /// sorts tell the scans below them what they will not need.
 pub(super) fn rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let mut rules = PhysicalOptimizer::new().rules;
     let at = rules.iter().rposition(|rule| rule.name() == "FilterPushdown(Post)").unwrap_or(rules.len());
     rules.insert(at, Arc::new(SortBranches));
+    let at = rules.iter().rposition(|rule| rule.name() == "SanityCheckPlan").unwrap_or(rules.len());
+    rules.insert(at, Arc::new(AccountForWindows));
     rules
 }
 

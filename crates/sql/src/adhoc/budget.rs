@@ -13,7 +13,7 @@ use arrow::array::{Array, ArrayRef};
 use arrow::compute::kernels::concat_elements::concat_elements_dyn;
 use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DataFusionError, Result, ScalarValue, not_impl_err};
+use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::interval_arithmetic::Interval;
@@ -21,26 +21,21 @@ use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
 use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
 use datafusion::logical_expr::{
     BinaryExpr, ColumnarValue, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, Volatility, WindowFrameBound, WindowFrameUnits, WindowFunctionDefinition,
+    ScalarUDFImpl, Signature, Volatility,
 };
 
-use crate::functions::{COLLECT_LIST, COLLECT_SET, weight};
+use super::window;
+use crate::functions::weight;
 
 /// Bytes that one call may be given. No function answers many times as much; those that do are bounded
 /// by themselves.
 const MOST_GIVEN: usize = 128 << 20;
 /// Bytes of answers that a question may hold at one time.
-const MOST_HELD: usize = 512 << 20;
+pub(super) const MOST_HELD: usize = 512 << 20;
 /// Answers below are not worth an entry.
 const WORTH: usize = 64 << 10;
 /// Longer constants are not repeated for every row without being weighed.
 const LONG: usize = 256;
-
-/// Aggregates that keep what they are given.
-const GATHERING: [&str; 4] = ["string_agg", "array_agg", COLLECT_LIST, COLLECT_SET];
-
-/// Rows before or after another one that they may gather.
-const LONGEST_FRAME: u64 = 1000;
 
 /// The account of one question.
 #[derive(Debug, Default)]
@@ -49,7 +44,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    fn take(&self, function: &str, value: &ArrayRef) -> Result<()> {
+    /// Puts a value on the account for as long as anyone holds it.
+    pub(super) fn take(&self, function: &str, value: &ArrayRef) -> Result<()> {
         let bytes = weight(value.as_ref());
         if bytes < WORTH {
             return Ok(());
@@ -72,7 +68,7 @@ impl Budget {
     }
 }
 
-fn too_much(message: String) -> DataFusionError {
+pub(super) fn too_much(message: String) -> DataFusionError {
     // Not as exhausted resources: the same question would be refused at any time.
     DataFusionError::Execution(message)
 }
@@ -84,9 +80,10 @@ pub fn metered(plan: LogicalPlan, budget: &Arc<Budget>) -> Result<LogicalPlan> {
     let concat =
         meter(Arc::new(ScalarUDF::from(Concat { signature: Signature::any(2, Volatility::Immutable) })));
     let metered = plan.transform_up_with_subqueries(|node| {
-        if let LogicalPlan::Window(window) = &node {
-            window.window_expr.iter().try_for_each(check_window)?;
-        }
+        let windowed = match &node {
+            LogicalPlan::Window(window) => Some(window.input.schema().clone()),
+            _ => None,
+        };
         // Elsewhere a constant is compared with, not repeated.
         let repeats = matches!(
             node,
@@ -119,32 +116,14 @@ pub fn metered(plan: LogicalPlan, budget: &Arc<Budget>) -> Result<LogicalPlan> {
                     })
                 })
             })?;
-            Ok(metered.update_data(|expression| name.restore(expression)))
+            let bounded = match &windowed {
+                Some(input) => metered.transform_data(|expression| window::bounded(expression, input))?,
+                None => metered,
+            };
+            Ok(bounded.update_data(|expression| name.restore(expression)))
         })
     })?;
     Ok(metered.data)
-}
-
-/// Refuses a text or list for every row that may be as long as all rows together.
-fn check_window(expression: &Expr) -> Result<()> {
-    let Expr::WindowFunction(call) = expression.clone().unalias() else { return Ok(()) };
-    let WindowFunctionDefinition::AggregateUDF(function) = &call.fun else { return Ok(()) };
-    let frame = &call.params.window_frame;
-    let is_short = |bound: &WindowFrameBound| match bound {
-        WindowFrameBound::CurrentRow => true,
-        WindowFrameBound::Preceding(rows) | WindowFrameBound::Following(rows) => {
-            matches!(rows, ScalarValue::UInt64(Some(rows)) if *rows <= LONGEST_FRAME)
-        }
-    };
-    let short =
-        frame.units == WindowFrameUnits::Rows && is_short(&frame.start_bound) && is_short(&frame.end_bound);
-    if !short && GATHERING.contains(&function.name()) {
-        return not_impl_err!(
-            "{}() over a long window would gather as many rows in every row; array_agg() takes frames such as ROWS BETWEEN 100 PRECEDING AND CURRENT ROW, up to {LONGEST_FRAME}",
-            function.name()
-        );
-    }
-    Ok(())
 }
 
 /// Functions that only hand on what they are given, and are known by their type to rules of the physical plan;
@@ -185,8 +164,8 @@ fn hold_constants(
     }
 }
 
-/// Bytes of a constant.
-fn size(value: &ScalarValue) -> usize {
+/// Bytes of a single value.
+pub(super) fn size(value: &ScalarValue) -> usize {
     match value {
         ScalarValue::Utf8(Some(text))
         | ScalarValue::Utf8View(Some(text))

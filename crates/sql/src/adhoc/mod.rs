@@ -10,6 +10,8 @@ mod endpoint;
 mod json;
 mod live;
 mod relation;
+mod shared;
+mod window;
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
-use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET};
+use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, weight};
 use crate::plan::as_statement;
 use crate::session::Engine;
 
@@ -181,8 +183,9 @@ async fn run(
         let mut batches = Vec::new();
         let (mut rows, mut bytes) = (0usize, 0usize);
         while let Some(batch) = stream.next().await {
-            let batch = plain(batch?, &schema)?;
-            bytes += batch.get_array_memory_size();
+            let batch = batch?;
+            // Before views become texts: they may all be of the same long one.
+            bytes += batch.columns().iter().map(|column| weight(column.as_ref())).sum::<usize>();
             if bytes > limits.bytes {
                 return Err(SqlError::new(
                     "result_too_large",
@@ -190,6 +193,7 @@ async fn run(
                 )
                 .hint("select fewer columns or rows"));
             }
+            let batch = plain(batch, &schema)?;
             if rows + batch.num_rows() > limits.rows {
                 batches.push(batch.slice(0, limits.rows - rows));
                 return Ok(QueryResult { schema, batches, truncated: true });
@@ -211,8 +215,10 @@ async fn run(
 
 /// Plans what is executed, with what its functions make on an account.
 async fn physical(state: &SessionState, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>, SqlError> {
-    let metered = budget::metered(state.optimize(plan)?, &Arc::default())?;
-    Ok(state.query_planner().create_physical_plan(&metered, state).await?)
+    let account = Arc::default();
+    let metered = budget::metered(state.optimize(plan)?, &account)?;
+    let shared = shared::shared(metered, &account)?;
+    Ok(state.query_planner().create_physical_plan(&shared, state).await?)
 }
 
 /// Columns of an answer: texts are [`DataType::Utf8`], whatever they are inside the plan.
