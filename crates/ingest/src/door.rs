@@ -207,6 +207,11 @@ impl Door {
         Ok(Self { entrances: RwLock::default(), queue, room, decoding, options, clock, scheduler })
     }
 
+    /// True when its owner has come to an untimely end: nothing is taken any more.
+    pub fn is_broken(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Lets events into a stream. `index` is its dedupe index, already at the head of the log.
     pub fn admit(&self, decoder: Decoder, index: Option<Arc<DedupeIndex>>) {
         let name = decoder.stream().name.clone();

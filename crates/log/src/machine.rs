@@ -1,13 +1,16 @@
 //! What a node runs on. Clock, chance, disk and scheduler are handed in, so that a simulator can own all of
 //! them; then a run, whatever goes on in it at the same time, is decided by one seed.
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use highwater_event::{Clock, Randomness, SystemClock, SystemRandomness};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -79,10 +82,25 @@ impl Running {
     }
 }
 
-/// The work ended in a panic.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("it ended in a panic; the log of the server says more")]
-pub struct Panicked;
+/// Something did not come to its end.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unfinished {
+    /// It panicked, and said this.
+    #[error("it ended in a panic: {0}")]
+    Panicked(String),
+    /// Whoever ran it has stopped.
+    #[error("it was given up before its end")]
+    GivenUp,
+}
+
+impl Unfinished {
+    /// What a panic left.
+    pub fn panicked(payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        Self::Panicked(text.unwrap_or_else(|| "without a message".into()))
+    }
+}
 
 impl dyn Scheduler {
     /// Starts a task among others.
@@ -100,20 +118,26 @@ impl dyn Scheduler {
     pub async fn complete<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Panicked> {
+    ) -> Result<T, Unfinished> {
         let (answer, answered) = oneshot::channel();
-        drop(self.start(Box::pin(async move { drop(answer.send(task.await)) })));
-        answered.await.map_err(|_| Panicked)
+        drop(self.start(Box::pin(async move {
+            let ended = AssertUnwindSafe(task).catch_unwind().await;
+            drop(answer.send(ended.map_err(|payload| Unfinished::panicked(payload.as_ref()))));
+        })));
+        answered.await.unwrap_or(Err(Unfinished::GivenUp))
     }
 
     /// Does work that keeps a core busy or waits for a disk.
     pub async fn work<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Panicked> {
+    ) -> Result<T, Unfinished> {
         let (answer, answered) = oneshot::channel();
-        self.start_work(Box::new(move || drop(answer.send(work()))));
-        answered.await.map_err(|_| Panicked)
+        self.start_work(Box::new(move || {
+            let ended = catch_unwind(AssertUnwindSafe(work));
+            drop(answer.send(ended.map_err(|payload| Unfinished::panicked(payload.as_ref()))));
+        }));
+        answered.await.unwrap_or(Err(Unfinished::GivenUp))
     }
 
     /// What a future answers, if it does in time.

@@ -21,7 +21,7 @@ use crate::Log;
 use crate::commit::LogBatch;
 use crate::error::{AppendError, ReadError};
 use crate::keyed::StoreError;
-use crate::machine::{self, Machine, Panicked, Scheduler};
+use crate::machine::{self, Machine, Scheduler, Unfinished};
 
 /// Why a view could not apply rows.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -242,14 +242,12 @@ impl Driver {
         };
         let shown = status.clone();
         let task = self.machine.scheduler.spawn(async move {
-            if AssertUnwindSafe(task.run()).catch_unwind().await.is_err() {
+            if let Err(payload) = AssertUnwindSafe(task.run()).catch_unwind().await {
+                let error = Unfinished::panicked(payload.as_ref());
                 let mut status = lock(&shown);
-                tracing::error!(
-                    view = status.name,
-                    "a view ended in a panic and is set aside until the next start"
-                );
+                tracing::error!(view = status.name, %error, "a view is set aside until the next start");
                 status.state = ViewState::Failed;
-                status.last_error = Some(Panicked.to_string());
+                status.last_error = Some("it ended in a panic; the log of the server says more".into());
             }
         });
         let running = Running { status, marks, sources, control, task };

@@ -131,7 +131,9 @@ fn stopped_at_every_named_point() {
             let most = if often && cycle % 2 == 1 { 40 } else { 3 };
             let patience = Duration::from_secs(8);
             let at = format!("{point}:{}", 1 + chance.below(most));
-            let Some(mut node) = Node::start_with(&data, &[("HIGHWATER_STOP_AT", &at)]) else {
+            // Small files are written together all the time, so that this is interrupted, too.
+            let settings = [("HIGHWATER_STOP_AT", at.as_str()), ("HIGHWATER__LAKE__KEEP", "1s")];
+            let Some(mut node) = Node::start_with(&data, &settings) else {
                 *stopped.entry(point).or_insert(0u64) += 1;
                 continue;
             };

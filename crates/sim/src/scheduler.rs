@@ -90,7 +90,7 @@ impl Shared {
         state.ready.remove(&task);
         state.now += Duration::from_micros(self.chance.below(LONGEST_STEP));
         if self.chance.below(STALLS) == 0 {
-            let stall = Duration::from_micros(self.chance.below(1 << self.chance.below(LONGEST_STALL)));
+            let stall = Duration::from_micros(self.chance.below(1 << self.chance.below(LONGEST_STALL + 1)));
             state.last += 1;
             let (until, number) = (state.now + stall, state.last);
             state.timers.insert((until, number), self.waker(task));

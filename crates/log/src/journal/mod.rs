@@ -11,10 +11,12 @@ mod retire;
 mod writer;
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -22,7 +24,7 @@ use crate::Log;
 use crate::commit::{Commit, LogBatch, Receipt};
 use crate::disk::{Disk, LockGuard};
 use crate::error::{AppendError, OpenError, ReadError};
-use crate::machine::Machine;
+use crate::machine::{Machine, Unfinished};
 use crate::segment::Segment;
 use crate::tail::Tail;
 
@@ -109,8 +111,13 @@ impl Journal {
         let (kept_disk, dir) = (disk.clone(), options.dir.clone());
         let writer = writer::Writer::new(shared.clone(), options, disk, clock, opened.active, opened.log_id);
         let (ends, written) = oneshot::channel();
+        let watched = shared.clone();
         let owner = async move {
-            writer.run(requests).await;
+            if let Err(payload) = AssertUnwindSafe(writer.run(requests)).catch_unwind().await {
+                let error = Unfinished::panicked(payload.as_ref());
+                tracing::error!(%error, "the journal's thread has ended");
+                watched.poisoned.send_replace(Some(format!("the journal's thread has ended: {error}")));
+            }
             if ends.send(()).is_err() {
                 tracing::debug!("the journal's thread has ended; nobody waited for it");
             }
@@ -152,9 +159,8 @@ impl Journal {
     pub fn close(self) {
         let Self { queue, written, .. } = self;
         drop(queue);
-        if futures::executor::block_on(written).is_err() {
-            tracing::error!("the journal's thread ended in a panic");
-        }
+        // An error says that it has been ended from outside; a panic has been told.
+        drop(futures::executor::block_on(written));
     }
 }
 

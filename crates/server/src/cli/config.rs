@@ -264,8 +264,6 @@ impl Settings {
     /// How the node is run.
     pub fn node(&self) -> Result<NodeOptions, Failure> {
         Ok(NodeOptions {
-            lake: true,
-            data: self.data(),
             lake_wait: self.duration("lake.wait")?,
             snapshot_every: self.duration("lake.snapshots")?,
             keep_every: self.duration("lake.keep")?,
@@ -273,6 +271,7 @@ impl Settings {
             write_back_every: self.duration("tables.write_back")?,
             table_memory: self.bytes("tables.memory")?,
             query_memory: self.bytes("query.memory")?,
+            ..NodeOptions::at(self.data())
         })
     }
 

@@ -40,9 +40,10 @@ fn start_logging() {
 
 /// One runtime each for calls, views and queries, so that none can starve another.
 struct Runtimes {
-    calls: tokio::runtime::Runtime,
-    views: tokio::runtime::Runtime,
+    // Ended in this order: what runs on the first ones may hold what the last ones wait for.
     queries: tokio::runtime::Runtime,
+    views: tokio::runtime::Runtime,
+    calls: tokio::runtime::Runtime,
 }
 
 impl Runtimes {

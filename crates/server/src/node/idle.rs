@@ -100,7 +100,9 @@ pub async fn watch(node: Weak<Node>) {
 impl Node {
     /// What is due to be written down.
     fn waiting(&self, seen: &mut BTreeMap<StreamPartition, Seen>) -> Result<Vec<Idle>, ReadError> {
-        let (catalog, now) = (self.catalog(), self.machine.scheduler.elapsed());
+        // Asked whenever it counts: reading old rows in between may take long, which nobody was idle for.
+        let now = || self.machine.scheduler.elapsed();
+        let catalog = self.catalog();
         let timed = timed(&catalog);
         let sources: BTreeSet<&StreamName> = timed.iter().flat_map(|view| &view.sources).collect();
         seen.retain(|at, _| sources.contains(&at.stream));
@@ -111,10 +113,10 @@ impl Node {
                 let end = self.log.end(&at);
                 match seen.get_mut(&at) {
                     Some(seen) if seen.end == end && flows => {}
-                    Some(seen) if seen.end == end => seen.restart(now),
+                    Some(seen) if seen.end == end => seen.restart(now()),
                     _ => {
                         let before = self.idle.before(&at, end)?;
-                        seen.insert(at, Seen { end, since: now, before, written: before });
+                        seen.insert(at, Seen { end, since: now(), before, written: before });
                     }
                 }
             }
@@ -125,7 +127,7 @@ impl Node {
                 continue;
             }
             for (at, seen) in seen.iter().filter(|(at, _)| view.sources.contains(&at.stream)) {
-                let waited = seen.waited(now);
+                let waited = seen.waited(now());
                 let timeout = idle_timeout(&catalog, &at.stream);
                 let step = (seen.written / FINENESS).clamp(1, COARSEST.max(seen.written / DAY_PARTS));
                 if waited - seen.written >= step && timeout.is_some_and(|timeout| waited >= timeout) {

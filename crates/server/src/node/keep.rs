@@ -16,6 +16,8 @@ use super::{Node, rest, secrets};
 
 /// Earlier versions of the lake can be read for this long.
 const HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// When the first round begins.
+const SOON: Duration = Duration::from_secs(5);
 /// Rounds of housekeeping between two vacuums.
 const VACUUM_EVERY: u32 = 60;
 
@@ -39,7 +41,11 @@ pub struct Kept {
 /// Keeps house until the node is gone.
 pub async fn keep(node: Weak<Node>) {
     let mut round = 0u32;
-    while let Some(node) = rest(&node, |options| options.keep_every).await {
+    // The first soon: a node that is started again and again leaves small files, which each start has to read.
+    while let Some(node) =
+        rest(&node, |options| if round == 0 { SOON.min(options.keep_every) } else { options.keep_every })
+            .await
+    {
         round = round.wrapping_add(1);
         match node.keep_house(round.is_multiple_of(VACUUM_EVERY)).await {
             Ok(kept) if kept.files_before + kept.files_retired + kept.segments_retired > 0 => {

@@ -73,6 +73,8 @@ pub struct NodeOptions {
     pub query_memory: usize,
     /// Bytes of clean states that one table keeps in memory.
     pub table_memory: usize,
+    /// Bytes of a segment of the log.
+    pub segment_bytes: u64,
 }
 
 impl NodeOptions {
@@ -88,6 +90,7 @@ impl NodeOptions {
             log_retention: Duration::from_secs(7 * 24 * 3600),
             query_memory: 1 << 30,
             table_memory: 64 << 20,
+            segment_bytes: 64 << 20,
         }
     }
 }
@@ -152,7 +155,11 @@ impl Node {
         queries: tokio::runtime::Handle,
         options: NodeOptions,
     ) -> anyhow::Result<Arc<Self>> {
-        let journal = Journal::open(JournalOptions::at(options.data.join("log")), &machine)?;
+        let log = JournalOptions {
+            segment_bytes: options.segment_bytes,
+            ..JournalOptions::at(options.data.join("log"))
+        };
+        let journal = Journal::open(log, &machine)?;
         for damage in journal.damage() {
             tracing::error!(?damage, "the log is damaged: this range is refused, the rest is served");
         }
@@ -281,6 +288,9 @@ async fn rest(node: &Weak<Node>, time: impl Fn(&NodeOptions) -> Duration) -> Opt
 /// Writes tables and event ids back until the node is gone.
 async fn write_back(node: Weak<Node>) {
     while let Some(node) = rest(&node, |options| options.write_back_every).await {
+        if node.door.is_broken() {
+            node.failed.send_replace(Some("the door's thread has ended in a panic".into()));
+        }
         let (write_back, indexes) = (node.write_back.clone(), node.door.indexes());
         let now = node.machine.scheduler.elapsed();
         let written = node.machine.scheduler.work(move || {

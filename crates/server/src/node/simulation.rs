@@ -55,22 +55,26 @@ const DERIVED: [(&str, &str); 8] = [
     ),
 ];
 
-/// What operators do in between. At the end everything is put back to what [`DERIVED`] says.
+/// What is derived once more, for operators to act upon.
+const ACTED_UPON: [&str; 3] = ["large", "totals", "pairs"];
+
+/// What they do in between. At the end these are put back to what [`DERIVED`] says.
 const ACTS: [&str; 7] = [
-    "CREATE OR REPLACE TABLE totals AS SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d, max(n) AS m FROM readings GROUP BY k;",
-    "CREATE OR REPLACE TABLE totals AS SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d FROM readings GROUP BY k;",
-    "CREATE OR REPLACE STREAM large AS SELECT id, k, n * 2 AS twice, at FROM readings WHERE n % 5 = 0;",
-    "PAUSE totals;",
-    "PAUSE pairs; RESUME totals;",
-    "RESUME pairs;",
+    "CREATE OR REPLACE TABLE totals_acted AS SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d, max(n) AS m FROM readings GROUP BY k;",
+    "CREATE OR REPLACE TABLE totals_acted AS SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d FROM readings GROUP BY k;",
+    "CREATE OR REPLACE STREAM large_acted AS SELECT id, k, n * 2 AS twice, at FROM readings WHERE n % 5 = 0;",
+    "PAUSE totals_acted;",
+    "PAUSE pairs_acted; RESUME totals_acted;",
+    "RESUME pairs_acted;",
     "ALTER STREAM readings ADD COLUMN more TEXT;",
 ];
 
 /// Lives in which something goes wrong, before the last one.
 const LIVES: u64 = 4;
 const SECOND: i64 = 1_000_000;
-/// By how much clocks are set wrong: a bit, for summer time, by a day, into the next century, and not at all.
-const JUMPS: [i64; 9] = [
+/// By how much clocks are set wrong: a bit, for summer time, by a day, into the next century
+/// and back, and not at all.
+const JUMPS: [i64; 10] = [
     0,
     0,
     SECOND,
@@ -80,10 +84,16 @@ const JUMPS: [i64; 9] = [
     -3600 * SECOND,
     -86_400 * SECOND,
     75 * 365 * 86_400 * SECOND,
+    -75 * 365 * 86_400 * SECOND,
 ];
 
-fn derived(suffix: &str) -> String {
-    DERIVED.iter().map(|(_, text)| text.replace("{}", suffix)).collect::<Vec<_>>().join("\n")
+fn derived(suffix: &str, which: impl Fn(&str) -> bool) -> String {
+    let texts = DERIVED.iter().filter(|(name, _)| which(name)).map(|(_, text)| text.replace("{}", suffix));
+    texts.collect::<Vec<_>>().join("\n")
+}
+
+fn everything() -> String {
+    [STREAMS, &derived("", |_| true), &derived("_acted", |name| ACTED_UPON.contains(&name))].join("\n")
 }
 
 /// What survives a life, and what its clients remember.
@@ -111,6 +121,12 @@ struct Memory {
     refused: u64,
     /// What operators were told is done.
     acts: u64,
+    /// What is paused and what is not, as far as that is known.
+    paused: BTreeMap<String, bool>,
+    /// The column is there that somebody has added.
+    altered: bool,
+    /// Rows of everything derived, at the end.
+    answers: Vec<Vec<String>>,
 }
 
 /// A simulated machine that is switched on.
@@ -175,6 +191,7 @@ async fn open(
     // Small, so that states are evicted and read back, and often, so that crashes come in between.
     options.table_memory = 4096;
     options.write_back_every = Duration::from_millis(20);
+    options.segment_bytes = 64 << 10;
     let machine = powered.machine.clone();
     let opened = Node::open_on(
         machine.clone(),
@@ -268,6 +285,37 @@ async fn client(
 }
 
 impl Memory {
+    /// Takes in what became of an act.
+    fn hear_of(&mut self, act: &str, done: Result<bool, SqlError>) {
+        // What does not fit changes nothing.
+        let Ok(taken) = done else { return };
+        self.acts += u64::from(taken);
+        self.altered |= taken && act.starts_with("ALTER");
+        for statement in act.split("; ") {
+            let (verb, name) = statement.trim_end_matches(';').split_once(' ').unwrap();
+            if !["PAUSE", "RESUME"].contains(&verb) {
+                continue;
+            }
+            // Without an answer nobody knows.
+            match taken {
+                true => self.paused.insert(name.into(), verb == "PAUSE"),
+                false => self.paused.remove(name),
+            };
+        }
+    }
+
+    /// What operators were told is done is so after the next start.
+    fn acts_hold(&self, node: &Arc<Node>) {
+        let catalog = node.catalog();
+        for (name, paused) in &self.paused {
+            let name = StreamName::new(name).unwrap();
+            assert_eq!(catalog.paused.contains(&name), *paused, "{name}: is it paused?");
+        }
+        let readings = catalog.streams.get(&StreamName::new("readings").unwrap());
+        let more = readings.is_some_and(|readings| readings.schema.column("more").is_some());
+        assert!(more || !self.altered, "the column that was added is not there");
+    }
+
     fn hear(&mut self, stream: &str, id: String, n: i64, outcome: Outcome) {
         let key = (stream.to_owned(), id);
         let known = self.acked.get(&key).copied();
@@ -309,14 +357,13 @@ async fn suffer(
     folder: PathBuf,
 ) {
     // The power may go at any of its operations, be it while the node starts.
-    let first = disk.operations() + chance.below(if chance.chance(0.2) { 30 } else { 2_000 });
+    let first = disk.operations() + chance.below(if chance.chance(0.2) { 30 } else { 5_000 });
     let faults = [Fault::PowerCut, Fault::PowerCut, Fault::Fails, Fault::Tears, Fault::Full];
     disk.fault_at(first, faults[chance.below(faults.len() as u64) as usize]);
     disk.fault_at(first + 1 + chance.below(200), Fault::PowerCut);
     let Some(node) = open(&powered, &store, &disk, &folder).await else { return };
-    if node.catalog().tables.is_empty()
-        && !(declared(&node, STREAMS).await && declared(&node, &derived("")).await)
-    {
+    lock(&memory).acts_hold(&node);
+    if node.catalog().tables.is_empty() && !declared(&node, &everything()).await {
         return;
     }
     for (number, stream) in ["readings", "readings", "readings", "answers", "answers"].into_iter().enumerate()
@@ -331,6 +378,7 @@ async fn suffer(
             // The process ends when nobody can say what its disk holds.
             return;
         }
+        no_view_has_failed(&node);
         match chance.below(8) {
             0 => powered.clock.jump(JUMPS[chance.below(JUMPS.len() as u64) as usize]),
             1 => store.fail(true),
@@ -338,13 +386,26 @@ async fn suffer(
             4 => disk.free(),
             // One that does not fit, after the others before it, changes nothing.
             5 => {
-                let done = declare(&node, ACTS[chance.below(ACTS.len() as u64) as usize]).await;
-                lock(&memory).acts += u64::from(done.is_ok_and(|taken| taken));
+                let act = ACTS[chance.below(ACTS.len() as u64) as usize];
+                let done = declare(&node, act).await;
+                lock(&memory).hear_of(act, done);
             }
             _ => {}
         }
     }
     store.fail(false);
+    if chance.chance(0.2) {
+        node.close().await;
+    }
+}
+
+/// Views wait until what fails works again; only a log that is gone sets them aside.
+fn no_view_has_failed(node: &Arc<Node>) {
+    let failed = node.driver.statuses().into_iter().find(|status| status.state == ViewState::Failed);
+    // The log may have gone in between.
+    if let Some(failed) = failed.filter(|_| node.journal.poisoned().borrow().is_none()) {
+        panic!("{} has failed: {:?}", failed.name, failed.last_error);
+    }
 }
 
 /// Rows that a question answers, one JSON object each.
@@ -374,10 +435,8 @@ async fn settle(node: &Arc<Node>, powered: &Powered) {
     let mut quiet = 0;
     for _ in 0..2_000 {
         powered.scheduler.sleep(Duration::from_millis(500)).await;
+        no_view_has_failed(node);
         let statuses = node.driver.statuses();
-        if let Some(failed) = statuses.iter().find(|status| status.state == ViewState::Failed) {
-            panic!("{} has failed: {:?}", failed.name, failed.last_error);
-        }
         quiet = if statuses.iter().all(|status| status.lag == 0) { quiet + 1 } else { 0 };
         if quiet > 120 {
             return;
@@ -396,30 +455,40 @@ async fn check(
 ) {
     let Some(node) = open(&powered, &store, &disk, &folder).await else { return };
     assert!(node.journal.damage().is_empty(), "{:?}", node.journal.damage());
+    lock(&memory).acts_hold(&node);
     if node.catalog().tables.is_empty() {
-        assert!(declared(&node, STREAMS).await && declared(&node, &derived("")).await);
+        assert!(declared(&node, &everything()).await);
     }
-    assert!(declared(&node, "RESUME totals; RESUME pairs;").await);
-    for (_, text) in DERIVED {
-        let text = text.replace("{}", "").replace("CREATE", "CREATE OR REPLACE");
-        assert!(declared(&node, &text).await);
+    assert!(declared(&node, "RESUME totals_acted; RESUME pairs_acted;").await);
+    let as_before =
+        derived("_acted", |name| ACTED_UPON.contains(&name)).replace("CREATE", "CREATE OR REPLACE");
+    for text in as_before.lines() {
+        assert!(declared(&node, text).await);
         settle(&node, &powered).await;
         assert!(node.catalog().building.is_empty(), "{text}: is not swapped in");
     }
     acked_is_there(&node, &lock(&memory));
-    assert!(declared(&node, &derived("_anew")).await);
+    assert!(declared(&node, &derived("_anew", |_| true)).await);
     settle(&node, &powered).await;
+    let mut answers = Vec::new();
     for (name, text) in DERIVED {
         let is_stream = text.starts_with("CREATE STREAM");
         let order = if is_stream { " ORDER BY _partition, _offset" } else { "" };
-        let of = |suffix: &str| format!("SELECT * FROM {name}{suffix}{order}");
-        let (mut kept, mut anew) = (ask(&node, of("")).await, ask(&node, of("_anew")).await);
-        if !is_stream {
-            kept.sort();
-            anew.sort();
+        let mut of = async |suffix: &str| {
+            let mut rows = ask(&node, format!("SELECT * FROM {name}{suffix}{order}")).await;
+            if !is_stream {
+                rows.sort();
+            }
+            answers.push(rows.clone());
+            rows
+        };
+        let anew = of("_anew").await;
+        same(name, &of("").await, &anew);
+        if ACTED_UPON.contains(&name) {
+            same(name, &of("_acted").await, &anew);
         }
-        same(name, &kept, &anew);
     }
+    lock(&memory).answers = answers;
     let batch =
         "SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d FROM readings GROUP BY k ORDER BY k";
     let kept = "SELECT k, c, s, d FROM totals ORDER BY k";
@@ -476,8 +545,11 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Lives through everything that a seed has in store; answers which way it went, and what clients were told.
-fn live_through(seed: u64) -> (Vec<u64>, [u64; 5]) {
+/// Which way it went, everything that is derived in the end, and what clients were told.
+type Story = (Vec<u64>, Vec<Vec<String>>, [u64; 5]);
+
+/// Lives through everything that a seed has in store.
+fn live_through(seed: u64) -> Story {
     let folder = tempfile::tempdir().unwrap();
     let mut world = World::new(seed, folder.path().to_owned());
     for _ in 0..LIVES {
@@ -491,7 +563,7 @@ fn live_through(seed: u64) -> (Vec<u64>, [u64; 5]) {
     world.live(|powered| check(powered, store, disk, memory, folder));
     let memory = lock(&world.memory);
     let told = [memory.acked.len() as u64, memory.duplicates, memory.conflicts, memory.refused, memory.acts];
-    (world.traces.clone(), told)
+    (world.traces.clone(), memory.answers.clone(), told)
 }
 
 #[test]
@@ -501,7 +573,7 @@ fn whole_nodes_live_through_everything() {
     let mut told = [0; 5];
     for seed in first..first + count {
         let outcome = std::panic::catch_unwind(|| live_through(seed));
-        let Ok((_, of_seed)) = outcome else { panic!("seed {seed}: see above") };
+        let Ok((_, _, of_seed)) = outcome else { panic!("seed {seed}: see above") };
         println!("seed {seed}: acked, duplicates, conflicts, refused calls, acts: {of_seed:?}");
         told.iter_mut().zip(of_seed).for_each(|(sum, of_seed)| *sum += of_seed);
     }
