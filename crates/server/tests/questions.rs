@@ -58,8 +58,18 @@ fn greedy() -> Vec<String> {
         format!("SELECT max(length(m)) AS n FROM (SELECT max(s) OVER () AS m FROM big LEFT JOIN {LONG} ON n = k) AS w"),
         format!("SELECT max(length(m)) AS n FROM (SELECT first_value(s) OVER (ORDER BY s IS NULL) AS m FROM big LEFT JOIN {LONG} ON n = k) AS w"),
         format!("SELECT max(length(m)) AS n FROM (SELECT max(s) OVER (ORDER BY n ROWS BETWEEN 30000 PRECEDING AND CURRENT ROW) AS m FROM big LEFT JOIN {LONG} ON n = k) AS w"),
+        "SELECT n, (SELECT string_agg(id, ',') FROM big) AS s FROM big".into(),
+        format!("SELECT k FROM {LONG} WHERE EXISTS (SELECT 1 FROM big WHERE big.id > long.s)"),
+        format!("WITH c0 AS (SELECT 1 AS x), {} SELECT count(*) AS n FROM c40", twice(40)),
+        format!("SELECT max(length(m)) AS n FROM (SELECT n, max(v) AS m FROM big, (SELECT arrow_cast(s, 'Utf8View') AS v FROM {LONG}) AS w GROUP BY n) AS g"),
         "SELECT max(cardinality(l)) AS n FROM (SELECT l, unnest(l) AS u FROM (SELECT array_agg(id) AS l FROM big) AS long)".into(),
     ]
+}
+
+/// Parts of a question, each of which names the one before twice.
+fn twice(parts: usize) -> String {
+    let part = |at: usize| format!("c{} AS (SELECT * FROM c{at} UNION ALL SELECT * FROM c{at})", at + 1);
+    (0..parts).map(part).collect::<Vec<_>>().join(", ")
 }
 
 fn peak_mib(node: &Node) -> u64 {

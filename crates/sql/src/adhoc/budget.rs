@@ -29,7 +29,7 @@ use crate::functions::weight;
 
 /// Bytes that one call may be given. No function answers many times as much; those that do are bounded
 /// by themselves.
-const MOST_GIVEN: usize = 128 << 20;
+pub(super) const MOST_GIVEN: usize = 128 << 20;
 /// Bytes of answers that a question may hold at one time.
 pub(super) const MOST_HELD: usize = 512 << 20;
 /// Answers below are not worth an entry.
@@ -145,7 +145,21 @@ fn hold_constants(
             let call = ScalarFunction { func: meter(Arc::new(ScalarUDF::from(held))), args: Vec::new() };
             Ok(Transformed::yes(Expr::ScalarFunction(call)))
         }
+        Expr::ScalarSubquery(_) if repeated => {
+            let repeat = Repeat { signature: Signature::any(1, Volatility::Volatile) };
+            let call =
+                ScalarFunction { func: meter(Arc::new(ScalarUDF::from(repeat))), args: vec![expression] };
+            Ok(Transformed::yes(Expr::ScalarFunction(call)))
+        }
         // What comes after the first argument says how to aggregate.
+        Expr::WindowFunction(mut call) => {
+            let mut changed = false;
+            if let Some(first) = call.params.args.first_mut() {
+                let held = hold_constants(std::mem::take(first), true, meter)?;
+                (*first, changed) = (held.data, held.transformed);
+            }
+            Ok(Transformed::new(Expr::WindowFunction(call), changed, TreeNodeRecursion::Continue))
+        }
         Expr::AggregateFunction(mut call) => {
             let mut changed = false;
             if let Some(first) = call.params.args.first_mut() {
@@ -157,7 +171,7 @@ fn hold_constants(
         Expr::Alias(_) | Expr::Cast(_) | Expr::TryCast(_) => {
             expression.map_children(|child| hold_constants(child, repeated, meter))
         }
-        Expr::Case(_) | Expr::WindowFunction(_) | Expr::Unnest(_) => {
+        Expr::Case(_) | Expr::Unnest(_) => {
             expression.map_children(|child| hold_constants(child, true, meter))
         }
         other => other.map_children(|child| hold_constants(child, false, meter)),
@@ -177,6 +191,8 @@ pub(super) fn size(value: &ScalarValue) -> usize {
         ScalarValue::Struct(values) => weight(values.as_ref()),
         ScalarValue::Map(values) => weight(values.as_ref()),
         ScalarValue::Dictionary(_, value) => size(value),
+        ScalarValue::FixedSizeBinary(length, _) => *length as usize,
+        other if other.data_type().is_nested() => other.to_array().map_or(16, |value| weight(value.as_ref())),
         _ => 16,
     }
 }
@@ -314,6 +330,42 @@ impl ScalarUDFImpl for Held {
             )));
         }
         Ok(ColumnarValue::Array(self.value.to_array_of_size(rows)?))
+    }
+}
+
+/// The one value of a question inside the question, repeated for every row.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Repeat {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Repeat {
+    fn name(&self) -> &str {
+        "repeated"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        Ok(arguments[0].clone())
+    }
+
+    fn return_field_from_args(&self, arguments: ReturnFieldArgs) -> Result<FieldRef> {
+        let field = &arguments.arg_fields[0];
+        Ok(Arc::new(Field::new(self.name(), field.data_type().clone(), field.is_nullable())))
+    }
+
+    fn invoke_with_args(&self, mut arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let rows = arguments.number_rows;
+        let value = arguments.args.remove(0);
+        match &value {
+            ColumnarValue::Scalar(value) if size(value).saturating_mul(rows) > MOST_GIVEN => Err(too_much(
+                format!("a value of {} KiB can't be repeated for {rows} rows at once", size(value) >> 10),
+            )),
+            _ => Ok(ColumnarValue::Array(value.into_array(rows)?)),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod endpoint;
 mod json;
 mod live;
 mod relation;
+mod repeated;
 mod shared;
 mod window;
 
@@ -163,6 +164,7 @@ async fn plan(
     statement: DFStatement,
     parameters: Vec<(String, ScalarValue)>,
 ) -> Result<LogicalPlan, SqlError> {
+    repeated::check(&statement)?;
     let plan = context.state().statement_to_plan(statement).await?;
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     options.verify_plan(&plan).map_err(|_| read_only())?;
@@ -215,9 +217,8 @@ async fn run(
 
 /// Plans what is executed, with what its functions make on an account.
 async fn physical(state: &SessionState, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>, SqlError> {
-    let account = Arc::default();
-    let metered = budget::metered(state.optimize(plan)?, &account)?;
-    let shared = shared::shared(metered, &account)?;
+    let metered = budget::metered(state.optimize(plan)?, &Arc::default())?;
+    let shared = shared::shared(metered)?;
     Ok(state.query_planner().create_physical_plan(&shared, state).await?)
 }
 

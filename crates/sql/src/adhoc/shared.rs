@@ -1,34 +1,34 @@
 //! Joins and UNNEST repeat values of one row for many: a text of a megabyte that is joined to a million rows
 //! would be copied a million times. So texts, bytes and lists go through them as references: below, values are
-//! turned into views or dictionaries, which are repeated without what they refer to; above, they become values
-//! again, after they have been weighed.
+//! turned into views, which are repeated without what they refer to; above, they become values again, after
+//! they have been weighed.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, DictionaryArray, Int32Array, LargeBinaryArray, LargeStringArray,
-    StringArray,
+    Array, ArrayRef, AsArray, BinaryArray, GenericStringBuilder, LargeBinaryArray, OffsetSizeTrait,
+    UInt32Array,
 };
 use arrow::compute::{cast, take};
-use arrow::datatypes::{DataType, Field, FieldRef, Int32Type};
+use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::row::{RowConverter, SortField};
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, Result, exec_err};
+use datafusion::common::{Column, Result};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, Join, JoinType, LogicalPlan, Projection, ReturnFieldArgs, ScalarFunctionArgs,
     ScalarUDF, ScalarUDFImpl, Signature, Unnest, Volatility,
 };
 
-use super::budget::{Budget, MOST_HELD, too_much};
+use super::budget::{MOST_GIVEN, too_much};
 use crate::functions::weight;
 
 /// Lets the values of an optimized plan go through its joins and UNNESTs as references. What comes out is not
 /// to be optimized again.
-pub fn shared(plan: LogicalPlan, budget: &Arc<Budget>) -> Result<LogicalPlan> {
+pub fn shared(plan: LogicalPlan) -> Result<LogicalPlan> {
     let shared = plan.transform_up_with_subqueries(|node| match node {
-        LogicalPlan::Join(join) if repeats(&join) => share_join(join, budget).map(Transformed::yes),
-        LogicalPlan::Unnest(unnest) => share_unnest(unnest, budget).map(Transformed::yes),
+        LogicalPlan::Join(join) => share_join(join).map(Transformed::yes),
+        LogicalPlan::Unnest(unnest) => share_unnest(unnest).map(Transformed::yes),
         other => Ok(Transformed::no(other)),
     })?;
     Ok(shared.data)
@@ -39,15 +39,20 @@ fn repeats(join: &Join) -> bool {
     matches!(join.join_type, JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full)
 }
 
-fn share_join(join: Join, budget: &Arc<Budget>) -> Result<LogicalPlan> {
-    let Join { left, right, on, filter, join_type, join_constraint, null_equality, null_aware, .. } = join;
-    let (mut left_columns, mut right_columns) = (columns(&left), columns(&right));
-    let wide: Vec<(Column, DataType)> = [&left, &right].into_iter().flat_map(|side| wide(side)).collect();
-    if wide.is_empty() {
-        let join =
-            Join::try_new(left, right, on, filter, join_type, join_constraint, null_equality, null_aware)?;
+fn share_join(join: Join) -> Result<LogicalPlan> {
+    let wide: Vec<(Column, DataType)> =
+        [&join.left, &join.right].into_iter().flat_map(|side| wide(side)).collect();
+    // A condition is asked of pairs of rows, even where only one of them comes out.
+    let asked = join
+        .filter
+        .as_ref()
+        .is_some_and(|filter| filter.column_refs().iter().any(|column| is_among(&wide, column)));
+    if wide.is_empty() || !(repeats(&join) || asked) {
         return Ok(LogicalPlan::Join(join));
     }
+    let names = join.schema.columns().into_iter().map(Expr::Column).collect();
+    let Join { left, right, on, filter, join_type, join_constraint, null_equality, null_aware, .. } = join;
+    let (mut left_columns, mut right_columns) = (columns(&left), columns(&right));
     let mut shared_on = Vec::with_capacity(on.len());
     for (number, (of_left, of_right)) in on.into_iter().enumerate() {
         // Rows are found by values, which nobody reads after that.
@@ -61,8 +66,7 @@ fn share_join(join: Join, budget: &Arc<Budget>) -> Result<LogicalPlan> {
         };
         shared_on.push((key(&mut left_columns, of_left, "left"), key(&mut right_columns, of_right, "right")));
     }
-    let opened = |expression: Expr| open_columns(expression, &wide, budget);
-    let filter = filter.map(opened).transpose()?;
+    let filter = filter.map(|filter| open_columns(filter, &wide)).transpose()?;
     let (left_plan, right_plan) =
         (project(left.clone(), left_columns, &wide)?, project(right.clone(), right_columns, &wide)?);
     let joined = Join::try_new(
@@ -75,11 +79,10 @@ fn share_join(join: Join, budget: &Arc<Budget>) -> Result<LogicalPlan> {
         null_equality,
         null_aware,
     )?;
-    let names = columns(&left).into_iter().chain(columns(&right));
-    open(LogicalPlan::Join(joined), names.collect(), &wide, budget)
+    open(LogicalPlan::Join(joined), names, &wide)
 }
 
-fn share_unnest(unnest: Unnest, budget: &Arc<Budget>) -> Result<LogicalPlan> {
+fn share_unnest(unnest: Unnest) -> Result<LogicalPlan> {
     let mut wide = wide(&unnest.input);
     wide.retain(|(column, _)| !unnest.exec_columns.contains(column));
     if wide.is_empty() {
@@ -88,14 +91,14 @@ fn share_unnest(unnest: Unnest, budget: &Arc<Budget>) -> Result<LogicalPlan> {
     let names = unnest.schema.columns().into_iter().map(Expr::Column).collect();
     let input = project(unnest.input.clone(), columns(&unnest.input), &wide)?;
     let unnested = Unnest::try_new(input, unnest.exec_columns, unnest.options)?;
-    open(LogicalPlan::Unnest(unnested), names, &wide, budget)
+    open(LogicalPlan::Unnest(unnested), names, &wide)
 }
 
 fn columns(plan: &LogicalPlan) -> Vec<Expr> {
     plan.schema().columns().into_iter().map(Expr::Column).collect()
 }
 
-/// Columns whose values may be long, and that are not references already.
+/// Columns whose values may be long.
 fn wide(plan: &LogicalPlan) -> Vec<(Column, DataType)> {
     let fields = plan.schema().columns().into_iter().zip(plan.schema().fields());
     let wide = fields.map(|(column, field)| (column, field.data_type().clone()));
@@ -106,7 +109,10 @@ fn wide(plan: &LogicalPlan) -> Vec<(Column, DataType)> {
 pub(super) fn is_wide(data_type: &DataType) -> bool {
     match data_type {
         DataType::Struct(fields) => fields.iter().any(|field| is_wide(field.data_type())),
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Binary | DataType::LargeBinary => true,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
+            true
+        }
         DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) | DataType::Map(..) => true,
         _ => false,
     }
@@ -116,12 +122,12 @@ fn is_among(wide: &[(Column, DataType)], column: &Column) -> bool {
     wide.iter().any(|(known, _)| known == column)
 }
 
-/// What a value is referred to by.
+/// What a value is referred to by. Lists and structs go as the bytes of their rows: dictionaries would be put
+/// together with all of their values wherever batches are.
 fn reference(data_type: &DataType) -> DataType {
     match data_type {
-        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
-        DataType::Binary | DataType::LargeBinary => DataType::BinaryView,
-        other => DataType::Dictionary(Box::new(DataType::Int32), Box::new(other.clone())),
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8View,
+        _ => DataType::BinaryView,
     }
 }
 
@@ -144,17 +150,17 @@ fn project(
     Ok(Arc::new(LogicalPlan::Projection(Projection::try_new(columns, input)?)))
 }
 
-fn open_column(column: Column, data_type: &DataType, budget: &Arc<Budget>) -> Expr {
-    let open = Open { data_type: data_type.clone(), budget: budget.clone(), signature: any() };
+fn open_column(column: Column, data_type: &DataType) -> Expr {
+    let open = Open { data_type: data_type.clone(), signature: any() };
     let call = ScalarFunction { func: Arc::new(ScalarUDF::from(open)), args: vec![Expr::Column(column)] };
     Expr::ScalarFunction(call)
 }
 
-fn open_columns(expression: Expr, wide: &[(Column, DataType)], budget: &Arc<Budget>) -> Result<Expr> {
+fn open_columns(expression: Expr, wide: &[(Column, DataType)]) -> Result<Expr> {
     let opened = expression.transform_up(|expression| {
         Ok(match expression {
             Expr::Column(column) => match wide.iter().find(|(known, _)| *known == column) {
-                Some((_, data_type)) => Transformed::yes(open_column(column, data_type, budget)),
+                Some((_, data_type)) => Transformed::yes(open_column(column, data_type)),
                 None => Transformed::no(Expr::Column(column)),
             },
             other => Transformed::no(other),
@@ -164,16 +170,11 @@ fn open_columns(expression: Expr, wide: &[(Column, DataType)], budget: &Arc<Budg
 }
 
 /// Values again, under the names that they had.
-fn open(
-    plan: LogicalPlan,
-    names: Vec<Expr>,
-    wide: &[(Column, DataType)],
-    budget: &Arc<Budget>,
-) -> Result<LogicalPlan> {
+fn open(plan: LogicalPlan, names: Vec<Expr>, wide: &[(Column, DataType)]) -> Result<LogicalPlan> {
     let opened = names.into_iter().map(|name| match name {
         Expr::Column(column) => match wide.iter().find(|(known, _)| *known == column) {
             Some((_, data_type)) => {
-                open_column(column.clone(), data_type, budget).alias_qualified(column.relation, column.name)
+                open_column(column.clone(), data_type).alias_qualified(column.relation, column.name)
             }
             None => Expr::Column(column),
         },
@@ -218,37 +219,25 @@ impl ScalarUDFImpl for Share {
 
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let values = arguments.args[0].to_array(arguments.number_rows)?;
-        let shared: ArrayRef = match reference(values.data_type()) {
-            DataType::Dictionary(..) => {
-                let keys = Int32Array::new((0..values.len() as i32).collect(), values.nulls().cloned());
-                Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values)?)
+        let shared: ArrayRef = match values.data_type() {
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Binary | DataType::LargeBinary => {
+                cast(&values, &reference(values.data_type()))?
             }
-            view => cast(&values, &view)?,
+            DataType::Utf8View | DataType::BinaryView => values,
+            other => {
+                let converter = RowConverter::new(vec![SortField::new(other.clone())])?;
+                cast(&converter.convert_columns(&[values])?.try_into_binary()?, &DataType::BinaryView)?
+            }
         };
         Ok(ColumnarValue::Array(shared))
     }
 }
 
 /// Values that references stand for, unless they are too many and too long.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Open {
     data_type: DataType,
-    budget: Arc<Budget>,
     signature: Signature,
-}
-
-impl PartialEq for Open {
-    fn eq(&self, other: &Self) -> bool {
-        self.data_type == other.data_type
-    }
-}
-
-impl Eq for Open {}
-
-impl Hash for Open {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.data_type.hash(state);
-    }
 }
 
 impl ScalarUDFImpl for Open {
@@ -272,38 +261,45 @@ impl ScalarUDFImpl for Open {
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let shared = arguments.args[0].to_array(arguments.number_rows)?;
         let bytes = weight(shared.as_ref());
-        if bytes > MOST_HELD {
+        if bytes > MOST_GIVEN {
             return Err(too_much(format!(
                 "a join or UNNEST repeats values: {} MiB in {} rows; {} MiB can be held",
                 bytes >> 20,
                 shared.len(),
-                MOST_HELD >> 20
+                MOST_GIVEN >> 20
             )));
         }
         // Not by a cast, which makes room for what stands behind nulls, too.
-        let values = match shared.data_type() {
-            DataType::Dictionary(..) => {
-                let Some(shared) = shared.as_dictionary_opt::<Int32Type>() else {
-                    return exec_err!("references of another type");
-                };
-                take(shared.values(), shared.keys(), None)?
-            }
-            DataType::Utf8View => {
-                let texts = shared.as_string_view().iter();
-                match self.data_type {
-                    DataType::LargeUtf8 => Arc::new(LargeStringArray::from_iter(texts)),
-                    _ => Arc::new(StringArray::from_iter(texts)) as ArrayRef,
-                }
-            }
-            _ => {
-                let bytes = shared.as_binary_view().iter();
-                match self.data_type {
-                    DataType::LargeBinary => Arc::new(LargeBinaryArray::from_iter(bytes)),
-                    _ => Arc::new(BinaryArray::from_iter(bytes)) as ArrayRef,
-                }
-            }
-        };
-        self.budget.take("a join or UNNEST", &values)?;
-        Ok(ColumnarValue::Array(values))
+        Ok(ColumnarValue::Array(match (&self.data_type, shared.data_type()) {
+            (DataType::Utf8View | DataType::BinaryView, _) => shared,
+            (DataType::Utf8, _) => texts::<i32>(&shared, bytes),
+            (DataType::LargeUtf8, _) => texts::<i64>(&shared, bytes),
+            (DataType::Binary, _) => Arc::new(BinaryArray::from_iter(shared.as_binary_view())),
+            (DataType::LargeBinary, _) => Arc::new(LargeBinaryArray::from_iter(shared.as_binary_view())),
+            (other, _) => rows(&shared, other)?,
+        }))
     }
+}
+
+fn texts<O: OffsetSizeTrait>(shared: &ArrayRef, bytes: usize) -> ArrayRef {
+    let mut texts = GenericStringBuilder::<O>::with_capacity(shared.len(), bytes);
+    shared.as_string_view().iter().for_each(|text| texts.append_option(text));
+    Arc::new(texts.finish())
+}
+
+fn rows(shared: &ArrayRef, data_type: &DataType) -> Result<ArrayRef> {
+    let converter = RowConverter::new(vec![SortField::new(data_type.clone())])?;
+    let (parser, shared) = (converter.parser(), shared.as_binary_view());
+    let values = converter.convert_rows(shared.iter().flatten().map(|row| parser.parse(row)))?;
+    let mut next = 0;
+    let places: UInt32Array = shared
+        .iter()
+        .map(|row| {
+            next += u32::from(row.is_some());
+            row.map(|_| next - 1)
+        })
+        .collect();
+    let values = if shared.null_count() == 0 { values[0].clone() } else { take(&values[0], &places, None)? };
+    // A dictionary inside comes back as the values that it stood for.
+    Ok(if values.data_type() == data_type { values } else { cast(&values, data_type)? })
 }

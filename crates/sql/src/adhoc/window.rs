@@ -10,6 +10,7 @@ use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
+use datafusion::common::utils::memory::RecordBatchMemoryCounter;
 use datafusion::common::{DFSchema, Result, ScalarValue, internal_err, not_impl_err};
 use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -40,8 +41,8 @@ const GATHERING: [&str; 4] = ["string_agg", "array_agg", COLLECT_LIST, COLLECT_S
 /// Rows before or after another one that they may gather.
 const LONGEST_FRAME: u64 = 1000;
 
-/// Values up to so many bytes are not more than rows.
-const SHORT: usize = 256;
+/// Values up to so many bytes are taken for part of their rows.
+const SHORT: usize = 4096;
 
 /// Refuses a text or list for every row that may be as long as all rows together, and counts others.
 pub(super) fn bounded(expression: Expr, input: &DFSchema) -> Result<Transformed<Expr>> {
@@ -65,6 +66,12 @@ pub(super) fn bounded(expression: Expr, input: &DFSchema) -> Result<Transformed<
         let expression = Expr::WindowFunction(call.clone());
         if !is_wide(&expression.get_type(input)?) {
             return Ok(Transformed::no(expression));
+        }
+        if call.params.filter.is_some() {
+            return not_impl_err!(
+                "{}() of texts or lists over a window can't have a FILTER; CASE WHEN … THEN … END inside of it does the same",
+                call.fun.name()
+            );
         }
         let long = Arc::new(AtomicUsize::new(0));
         call.fun = match call.fun {
@@ -353,10 +360,12 @@ impl ExecutionPlan for Kept {
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let account = MemoryConsumer::new("rows of a window").register(context.memory_pool());
+        // Batches may be parts of the same arrays.
+        let mut counter = RecordBatchMemoryCounter::new();
         let rows = self.input.execute(partition, context)?.map(move |batch| {
             let batch = batch?;
             // They are put together at the end, and are there twice then.
-            account.try_grow(2 * batch.get_array_memory_size())?;
+            account.try_grow(2 * counter.count_batch(&batch))?;
             Ok(batch)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
