@@ -65,6 +65,9 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Whoever read the output has seen enough.
+pub const OUTPUT_CLOSED: &str = "output_closed";
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::new("failed", format!("{error:#}"))
@@ -73,7 +76,8 @@ impl From<anyhow::Error> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new("io", error.to_string())
+        let code = if error.kind() == std::io::ErrorKind::BrokenPipe { OUTPUT_CLOSED } else { "io" };
+        Self::new(code, error.to_string())
     }
 }
 
