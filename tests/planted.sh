@@ -43,7 +43,6 @@ lost_mask                 scenarios statements
 ack_before_fsync          node      whole_nodes
 mark_before_ids           node      whole_nodes
 no_suppression            node      whole_nodes
-states_without_marks      node      whole_nodes
 early_expiry              node      whole_nodes
 BUGS
 
