@@ -15,7 +15,7 @@ use highwater_event::{
 use highwater_ingest::decode::Decoder;
 use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
 use highwater_log::{AppendError, Journal, JournalOptions, Log};
-use highwater_sim::{Fault, SimDisk, SimStore, machine};
+use highwater_sim::{Fault, SimDisk, SimStore, machine, setting};
 
 fn schema() -> Arc<StreamSchema> {
     let column = |name: &str, data_type: DataType| Column::new(name, data_type, true);
@@ -104,13 +104,9 @@ fn found(log: &dyn Log) -> BTreeMap<String, Vec<i64>> {
     found
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 #[test]
 fn everything_that_was_acked_is_there_once_however_often_it_is_sent() {
-    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 40));
+    let (first, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_SEEDS", 40));
     println!("seeds {first} to {}", first + count - 1);
     for seed in first..first + count {
         let chance = SeededRandomness::new(seed);

@@ -8,7 +8,7 @@ mod decoding;
 use highwater_event::SeededRandomness;
 use highwater_ingest::Format;
 use highwater_ingest::decode::Decoder;
-use highwater_sim::mutate;
+use highwater_sim::{mutate, setting};
 
 const JSON: &str = r#"[{"id":"a","at":"2026-01-01T00:00:00Z","n":1,"small":-3,"f":1.5e3,"d":12.34,"ok":true,"day":"2026-01-01","any":{"x":[1,{"y":null}]},"place":{"city":"Züri\n","zip":8000},"tags":["p","q",null],"map":{"k":1,"l":null},"extra":"é"},
 {"id":"b","at":1767225600000,"d":"0.10","tags":[],"map":{}}]"#;
@@ -17,10 +17,7 @@ const CLOUD: &str = r#"[{"specversion":"1.0","id":"a","source":"/s","type":"t","
 
 #[test]
 fn decoders_never_panic_and_account_for_every_event() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let (seed, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_FUZZ", 40_000));
+    let (seed, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_FUZZ", 40_000));
     println!("seed {seed}, {count} inputs");
     let chance = SeededRandomness::new(seed);
     let decoder = Decoder::new(decoding::schema()).unwrap();

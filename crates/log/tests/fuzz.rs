@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use highwater_event::{ManualClock, SeededRandomness, StreamName, StreamPartition};
 use highwater_log::disk::Disk;
 use highwater_log::{Commit, Journal, JournalOptions, Log, OpenError, ReadError};
-use highwater_sim::{SimDisk, machine, mutate};
+use highwater_sim::{SimDisk, machine, mutate, setting};
 
 fn open(disk: &SimDisk) -> Result<Journal, OpenError> {
     let options = JournalOptions { segment_bytes: 1500, tail_bytes: 0, ..JournalOptions::at("/log") };
@@ -20,10 +20,7 @@ fn open(disk: &SimDisk) -> Result<Journal, OpenError> {
 
 #[test]
 fn damaged_segments_never_panic_and_never_lie() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let (seed, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_FUZZ", 3_000));
+    let (seed, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_FUZZ", 3_000));
     println!("seed {seed}, {count} logs");
     let chance = SeededRandomness::new(seed);
     let at = StreamPartition::new(StreamName::new("a").unwrap(), 0);

@@ -12,7 +12,7 @@ use highwater_log::disk::Disk;
 use highwater_log::{
     Advance, Append, AppendError, Commit, Journal, JournalOptions, Log, Machine, OpenError, ReadError,
 };
-use highwater_sim::{Fault, SimDisk, machine};
+use highwater_sim::{Fault, SimDisk, machine, setting};
 
 const DIR: &str = "/log";
 
@@ -325,10 +325,7 @@ fn a_fault_at_every_operation_leaves_a_sound_log() {
 /// Power cuts at a random moment of a random load; `HIGHWATER_SEEDS` sets how many, `HIGHWATER_SEED` the first.
 #[test]
 fn power_cuts_lose_nothing_that_was_acked() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 2000));
+    let (first, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_SEEDS", 2000));
     println!("seeds {first} to {}", first + count - 1);
     for seed in first..first + count {
         let chance = SeededRandomness::new(seed);

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use highwater_event::SeededRandomness;
+use highwater_sim::setting;
 use serde_json::{Value, json};
 use support::{Client, Node};
 
@@ -35,7 +36,7 @@ fn event(number: u64) -> Value {
 
 #[test]
 fn kill_9_under_eight_writers() {
-    let cycles: u64 = std::env::var("HIGHWATER_CYCLES").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+    let cycles = setting("HIGHWATER_CYCLES", 50);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     std::fs::create_dir(&data).unwrap();
@@ -115,13 +116,11 @@ const AT_ONCE: u64 = 4;
 #[test]
 #[ignore = "needs a node with stops: tests/planted.sh"]
 fn stopped_at_every_named_point() {
-    let number =
-        |name: &str, usual| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
-    let cycles: u64 = number("HIGHWATER_CYCLES", 10);
+    let cycles = setting("HIGHWATER_CYCLES", 10);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     std::fs::create_dir(&data).unwrap();
-    let chance = SeededRandomness::new(number("HIGHWATER_SEED", 11));
+    let chance = SeededRandomness::new(setting("HIGHWATER_SEED", 11));
     let mut next = 0u64;
     let mut stopped = BTreeMap::new();
     for cycle in 0..cycles {

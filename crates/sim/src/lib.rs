@@ -11,10 +11,12 @@ mod disk;
 mod machine;
 mod mutate;
 mod scheduler;
+mod setting;
 mod store;
 
 pub use disk::{Fault, SimDisk};
 pub use machine::machine;
 pub use mutate::mutate;
 pub use scheduler::{SimClock, SimScheduler};
+pub use setting::setting;
 pub use store::SimStore;

@@ -24,6 +24,7 @@ use highwater_log::keyed::{KeyedStore, WriteBack};
 use highwater_log::machine::Threads;
 use highwater_log::view::{Driver, View};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log, Machine};
+use highwater_sim::setting;
 use highwater_sql::catalog::Derivation;
 use highwater_sql::stream::DerivedStream;
 use highwater_sql::stream::state::GroupState;
@@ -104,8 +105,7 @@ impl Stand {
 }
 
 fn main() {
-    let count: usize =
-        std::env::var("HIGHWATER_EVENTS").ok().and_then(|text| text.parse().ok()).unwrap_or(2_000_000);
+    let count = setting("HIGHWATER_EVENTS", 2_000_000) as usize;
     let chosen = std::env::var("HIGHWATER_QUERIES").unwrap_or_default();
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

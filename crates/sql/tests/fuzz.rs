@@ -6,7 +6,7 @@
 mod parsing;
 
 use highwater_event::SeededRandomness;
-use highwater_sim::mutate;
+use highwater_sim::{mutate, setting};
 use parsing::{PACKS, Parsing};
 
 const MORE: &str = "ALTER STREAM s ADD COLUMN c MAP<TEXT, INT>, ADD d DECIMAL(10,2) SENSITIVE; ALTER STREAM s SET (retention = '9 days');
@@ -25,10 +25,7 @@ fn statements() -> Vec<String> {
 
 #[test]
 fn statements_never_panic_and_errors_point_into_the_text() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let (seed, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_FUZZ", 6_000));
+    let (seed, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_FUZZ", 6_000));
     println!("seed {seed}, {count} statements");
     let chance = SeededRandomness::new(seed);
     let statements = statements();

@@ -21,6 +21,7 @@ use highwater_event::{SeededRandomness, StreamName, StreamPartition, StreamSchem
 use highwater_log::LogBatch;
 use highwater_log::fold::Program;
 use highwater_log::reader::RowReader;
+use highwater_sim::setting;
 use highwater_sql::adhoc::{Limits, Relations, rows_as_json, run_endpoint};
 use highwater_sql::catalog::Derivation;
 use highwater_sql::stream::TableRows;
@@ -47,10 +48,6 @@ impl Relations for Rows {
         };
         Ok(self.0.get(name).map(of))
     }
-}
-
-fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 fn history(streams: &generator::Streams, count: usize, chance: &SeededRandomness) -> History {
@@ -211,14 +208,14 @@ fn batch_queries() -> Vec<(&'static str, usize, String)> {
 
 #[test]
 fn every_query_equals_the_batch_answer() {
-    let count = number("HIGHWATER_EVENTS", 20_000);
+    let count = setting("HIGHWATER_EVENTS", 20_000) as usize;
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
         let engine = Engine::new([7; 32], 4 << 30).unwrap();
         let catalog = declare(&engine, generator::PACK).await;
         let [person, auction, bid, bid_arrival] =
             ["person", "auction", "bid", "bid_arrival"].map(|name| stream(&catalog, name));
         let streams = generator::Streams { person, auction, bid, bid_arrival };
-        let chance = SeededRandomness::new(number("HIGHWATER_SEED", 1) as u64);
+        let chance = SeededRandomness::new(setting("HIGHWATER_SEED", 1));
         let history = history(&streams, count, &chance);
         let mut rows = Rows(BTreeMap::new());
         for schema in [&streams.person, &streams.auction, &streams.bid, &streams.bid_arrival] {

@@ -26,6 +26,7 @@ use highwater_event::{SeededRandomness, StreamPartition, StreamSchema, columns};
 use highwater_log::LogBatch;
 use highwater_log::idle::{self, Idle};
 use highwater_log::reader::RowReader;
+use highwater_sim::setting;
 use highwater_sql::Engine;
 use highwater_sql::adhoc::rows_as_json;
 use highwater_sql::catalog::Derivation;
@@ -250,12 +251,8 @@ const AGGREGATES: &str = "count(*) AS c, count(n) AS cn, sum(n) AS sn, sum(big) 
 const FLOATS: &str =
     "sum(f) AS sf, avg(f) AS af, stddev(f) AS df, stddev_pop(n) AS dn, var(big) AS vb, var_pop(f) AS vf";
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 fn seeds(count: u64) -> std::ops::Range<u64> {
-    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", count));
+    let (first, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_SEEDS", count));
     println!("seeds {first} to {}", first + count - 1);
     first..first + count
 }

@@ -14,6 +14,7 @@ use highwater_log::idle::IdleTimes;
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
 use highwater_log::{Journal, JournalOptions, Log, LogBatch, Machine};
+use highwater_sim::setting;
 use highwater_warehouse::{FjallStore, Table, TableView};
 
 /// A sum and a count, 40 bytes when stored: what a small aggregate keeps.
@@ -116,12 +117,9 @@ fn bytes_written() -> u64 {
     line.and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 fn main() {
-    let (groups, updates) = (number("HIGHWATER_GROUPS", 5_000_000), number("HIGHWATER_UPDATES", 10_000_000));
+    let (groups, updates) =
+        (setting("HIGHWATER_GROUPS", 5_000_000), setting("HIGHWATER_UPDATES", 10_000_000));
     println!("{groups} groups, {updates} updates, written back every 100,000 changed keys");
     println!("{:>10} {:>14} {:>16} {:>16} {:>14}", "keys", "updates/s", "bytes/update", "store MB", "RSS MB");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

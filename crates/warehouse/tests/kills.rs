@@ -16,7 +16,7 @@ use highwater_log::idle::{self, Idle, IdleTimes};
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log, LogBatch};
-use highwater_sim::{Fault, SimDisk, SimStore, machine};
+use highwater_sim::{Fault, SimDisk, SimStore, machine, setting};
 use highwater_warehouse::{Table, TableView};
 
 /// Sum and count of a key.
@@ -185,13 +185,9 @@ fn read(log: &Journal, at: &StreamPartition) -> Vec<RecordBatch> {
     found
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 #[test]
 fn states_and_stream_come_out_as_if_nothing_had_happened() {
-    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 200));
+    let (first, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_SEEDS", 200));
     println!("seeds {first} to {}", first + count - 1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let mut fenced = 0;

@@ -15,7 +15,7 @@ use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::machine::Scheduler;
 use highwater_log::view::ViewState;
 use highwater_log::{Log, Machine};
-use highwater_sim::{Fault, SimClock, SimDisk, SimScheduler, SimStore};
+use highwater_sim::{Fault, SimClock, SimDisk, SimScheduler, SimStore, setting};
 use highwater_sql::{SqlError, adhoc};
 
 use super::{DeclareError, Node, NodeOptions, NodeRelations, QUERY_LIMITS, Script, lock};
@@ -541,10 +541,6 @@ fn acked_is_there(node: &Arc<Node>, memory: &Memory) {
     }
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 /// Which way it went, everything that is derived in the end, and what clients were told.
 type Story = (Vec<u64>, Vec<Vec<String>>, [u64; 5]);
 
@@ -568,7 +564,7 @@ fn live_through(seed: u64) -> Story {
 
 #[test]
 fn whole_nodes_live_through_everything() {
-    let (first, count) = (number("HIGHWATER_SEED", 1), number("HIGHWATER_SEEDS", 10));
+    let (first, count) = (setting("HIGHWATER_SEED", 1), setting("HIGHWATER_SEEDS", 10));
     println!("seeds {first} to {}", first + count - 1);
     let mut told = [0; 5];
     for seed in first..first + count {
