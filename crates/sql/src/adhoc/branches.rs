@@ -8,29 +8,15 @@ use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::physical_expr::LexOrdering;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::limit::LocalLimitExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::union::UnionExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
-use super::window::AccountForWindows;
-
-/// DataFusion's rules with [`AccountForWindows`] at their end and [`SortBranches`] among them: after those that choose sorts and limits, before
-/// sorts tell the scans below them what they will not need.
-pub(super) fn rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    let mut rules = PhysicalOptimizer::new().rules;
-    let at = rules.iter().rposition(|rule| rule.name() == "FilterPushdown(Post)").unwrap_or(rules.len());
-    rules.insert(at, Arc::new(SortBranches));
-    let at = rules.iter().rposition(|rule| rule.name() == "SanityCheckPlan").unwrap_or(rules.len());
-    rules.insert(at, Arc::new(AccountForWindows));
-    rules
-}
-
 /// Sorts the branches of a union instead of the union when only some rows are wanted and a branch is in
 /// order already: that branch is read only as far as it is wanted.
 #[derive(Debug)]
-struct SortBranches;
+pub(super) struct SortBranches;
 
 impl PhysicalOptimizerRule for SortBranches {
     fn optimize(

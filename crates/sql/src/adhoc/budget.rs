@@ -45,7 +45,7 @@ pub struct Budget {
 
 impl Budget {
     /// Puts a value on the account for as long as anyone holds it.
-    pub(super) fn take(&self, function: &str, value: &ArrayRef) -> Result<()> {
+    fn take(&self, function: &str, value: &ArrayRef) -> Result<()> {
         let bytes = weight(value.as_ref());
         if bytes < WORTH {
             return Ok(());
@@ -140,32 +140,17 @@ fn hold_constants(
     meter: &dyn Fn(Arc<ScalarUDF>) -> Arc<ScalarUDF>,
 ) -> Result<Transformed<Expr>> {
     match expression {
-        Expr::Literal(value, _) if repeated && size(&value) > LONG => {
-            let held = Held { value, signature: Signature::nullary(Volatility::Volatile) };
-            let call = ScalarFunction { func: meter(Arc::new(ScalarUDF::from(held))), args: Vec::new() };
-            Ok(Transformed::yes(Expr::ScalarFunction(call)))
+        Expr::Literal(ref value, _) if repeated && size(value) > LONG => {
+            Ok(repeated_value(expression, meter))
         }
-        Expr::ScalarSubquery(_) if repeated => {
-            let repeat = Repeat { signature: Signature::any(1, Volatility::Volatile) };
-            let call =
-                ScalarFunction { func: meter(Arc::new(ScalarUDF::from(repeat))), args: vec![expression] };
-            Ok(Transformed::yes(Expr::ScalarFunction(call)))
-        }
-        // What comes after the first argument says how to aggregate.
+        Expr::ScalarSubquery(_) if repeated => Ok(repeated_value(expression, meter)),
+        // What comes after the first argument says how to aggregate, or how far to look.
         Expr::WindowFunction(mut call) => {
-            let mut changed = false;
-            if let Some(first) = call.params.args.first_mut() {
-                let held = hold_constants(std::mem::take(first), true, meter)?;
-                (*first, changed) = (held.data, held.transformed);
-            }
+            let changed = hold_first(&mut call.params.args, meter)?;
             Ok(Transformed::new(Expr::WindowFunction(call), changed, TreeNodeRecursion::Continue))
         }
         Expr::AggregateFunction(mut call) => {
-            let mut changed = false;
-            if let Some(first) = call.params.args.first_mut() {
-                let held = hold_constants(std::mem::take(first), true, meter)?;
-                (*first, changed) = (held.data, held.transformed);
-            }
+            let changed = hold_first(&mut call.params.args, meter)?;
             Ok(Transformed::new(Expr::AggregateFunction(call), changed, TreeNodeRecursion::Continue))
         }
         Expr::Alias(_) | Expr::Cast(_) | Expr::TryCast(_) => {
@@ -176,6 +161,20 @@ fn hold_constants(
         }
         other => other.map_children(|child| hold_constants(child, false, meter)),
     }
+}
+
+/// The same of the first argument of a function; true when it was one.
+fn hold_first(arguments: &mut [Expr], meter: &dyn Fn(Arc<ScalarUDF>) -> Arc<ScalarUDF>) -> Result<bool> {
+    let Some(first) = arguments.first_mut() else { return Ok(false) };
+    let held = hold_constants(std::mem::take(first), true, meter)?;
+    *first = held.data;
+    Ok(held.transformed)
+}
+
+fn repeated_value(value: Expr, meter: &dyn Fn(Arc<ScalarUDF>) -> Arc<ScalarUDF>) -> Transformed<Expr> {
+    let repeat = Repeat { signature: Signature::any(1, Volatility::Volatile) };
+    let call = ScalarFunction { func: meter(Arc::new(ScalarUDF::from(repeat))), args: vec![value] };
+    Transformed::yes(Expr::ScalarFunction(call))
 }
 
 /// Bytes of a single value.
@@ -297,43 +296,7 @@ impl ScalarUDFImpl for Metered {
     }
 }
 
-/// A constant that is repeated for every row.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Held {
-    value: ScalarValue,
-    signature: Signature,
-}
-
-impl ScalarUDFImpl for Held {
-    fn name(&self) -> &str {
-        "constant"
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
-        Ok(self.value.data_type())
-    }
-
-    fn return_field_from_args(&self, _arguments: ReturnFieldArgs) -> Result<FieldRef> {
-        Ok(Arc::new(Field::new(self.name(), self.value.data_type(), self.value.is_null())))
-    }
-
-    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let (rows, bytes) = (arguments.number_rows, size(&self.value));
-        if bytes.saturating_mul(rows) > MOST_GIVEN {
-            return Err(too_much(format!(
-                "a constant of {} KiB can't be repeated for {rows} rows at once",
-                bytes >> 10
-            )));
-        }
-        Ok(ColumnarValue::Array(self.value.to_array_of_size(rows)?))
-    }
-}
-
-/// The one value of a question inside the question, repeated for every row.
+/// A constant, or the one value of a question inside the question, that is repeated for every row.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Repeat {
     signature: Signature,
@@ -341,7 +304,7 @@ struct Repeat {
 
 impl ScalarUDFImpl for Repeat {
     fn name(&self) -> &str {
-        "repeated"
+        "constant"
     }
 
     fn signature(&self) -> &Signature {
@@ -362,7 +325,7 @@ impl ScalarUDFImpl for Repeat {
         let value = arguments.args.remove(0);
         match &value {
             ColumnarValue::Scalar(value) if size(value).saturating_mul(rows) > MOST_GIVEN => Err(too_much(
-                format!("a value of {} KiB can't be repeated for {rows} rows at once", size(value) >> 10),
+                format!("a constant of {} KiB can't be repeated for {rows} rows at once", size(value) >> 10),
             )),
             _ => Ok(ColumnarValue::Array(value.into_array(rows)?)),
         }

@@ -27,11 +27,15 @@ use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, SchemaProvider
 use datafusion::common::{DataFusionError, ScalarValue};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SQLOptions, SessionContext};
 use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
+use self::branches::SortBranches;
+use self::window::AccountForWindows;
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
 use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, weight};
 use crate::plan::as_statement;
@@ -148,7 +152,7 @@ fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionCont
         .set_bool("datafusion.optimizer.enable_dynamic_filter_pushdown", true);
     let state = SessionStateBuilder::new_from_existing(state)
         .with_config(config)
-        .with_physical_optimizer_rules(branches::rules())
+        .with_physical_optimizer_rules(physical_rules())
         .with_catalog_list(Arc::new(datafusion::catalog::MemoryCatalogProviderList::new()))
         .build();
     let context = SessionContext::new_with_state(state);
@@ -156,6 +160,19 @@ fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionCont
     catalog.register_schema("public", Arc::new(Named(relations)))?;
     context.register_catalog("datafusion", Arc::new(catalog));
     Ok(context)
+}
+
+/// DataFusion's rules and our own: branches are sorted after sorts and limits have been chosen, before sorts tell
+/// the scans below them what they will not need; windows are found when all is chosen.
+fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    let mut rules = PhysicalOptimizer::new().rules;
+    let mut before = |name: &str, rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>| {
+        let at = rules.iter().rposition(|known| known.name() == name).unwrap_or(rules.len());
+        rules.insert(at, rule);
+    };
+    before("FilterPushdown(Post)", Arc::new(SortBranches));
+    before("SanityCheckPlan", Arc::new(AccountForWindows));
+    rules
 }
 
 /// Plans a read-only statement.

@@ -14,14 +14,10 @@ const MOST_RELATIONS: u64 = 1_000;
 
 /// Refuses a question that is too large when all its parts are put in.
 pub(super) fn check(statement: &DFStatement) -> Result<(), SqlError> {
-    let mut counter = Counter::default();
     let counted = match statement {
-        DFStatement::Statement(statement) => statement.visit(&mut counter),
-        DFStatement::Explain(explain) => match explain.statement.as_ref() {
-            DFStatement::Statement(statement) => statement.visit(&mut counter),
-            _ => ControlFlow::Continue(()),
-        },
-        _ => ControlFlow::Continue(()),
+        DFStatement::Explain(explain) => return check(&explain.statement),
+        DFStatement::Statement(statement) => statement.visit(&mut Counter::default()),
+        _ => return Ok(()),
     };
     if counted.is_break() {
         return Err(SqlError::new(

@@ -14,7 +14,6 @@ use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow::row::{RowConverter, SortField};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, Result};
-use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, Join, JoinType, LogicalPlan, Projection, ReturnFieldArgs, ScalarFunctionArgs,
     ScalarUDF, ScalarUDFImpl, Signature, Unnest, Volatility,
@@ -50,7 +49,7 @@ fn share_join(join: Join) -> Result<LogicalPlan> {
     if wide.is_empty() || !(repeats(&join) || asked) {
         return Ok(LogicalPlan::Join(join));
     }
-    let names = join.schema.columns().into_iter().map(Expr::Column).collect();
+    let names = join.schema.columns();
     let Join { left, right, on, filter, join_type, join_constraint, null_equality, null_aware, .. } = join;
     let (mut left_columns, mut right_columns) = (columns(&left), columns(&right));
     let mut shared_on = Vec::with_capacity(on.len());
@@ -67,11 +66,9 @@ fn share_join(join: Join) -> Result<LogicalPlan> {
         shared_on.push((key(&mut left_columns, of_left, "left"), key(&mut right_columns, of_right, "right")));
     }
     let filter = filter.map(|filter| open_columns(filter, &wide)).transpose()?;
-    let (left_plan, right_plan) =
-        (project(left.clone(), left_columns, &wide)?, project(right.clone(), right_columns, &wide)?);
     let joined = Join::try_new(
-        left_plan,
-        right_plan,
+        project(left, left_columns, &wide)?,
+        project(right, right_columns, &wide)?,
         shared_on,
         filter,
         join_type,
@@ -88,8 +85,9 @@ fn share_unnest(unnest: Unnest) -> Result<LogicalPlan> {
     if wide.is_empty() {
         return Ok(LogicalPlan::Unnest(unnest));
     }
-    let names = unnest.schema.columns().into_iter().map(Expr::Column).collect();
-    let input = project(unnest.input.clone(), columns(&unnest.input), &wide)?;
+    let names = unnest.schema.columns();
+    let all = columns(&unnest.input);
+    let input = project(unnest.input, all, &wide)?;
     let unnested = Unnest::try_new(input, unnest.exec_columns, unnest.options)?;
     open(LogicalPlan::Unnest(unnested), names, &wide)
 }
@@ -118,8 +116,12 @@ pub(super) fn is_wide(data_type: &DataType) -> bool {
     }
 }
 
+fn type_of<'a>(wide: &'a [(Column, DataType)], column: &Column) -> Option<&'a DataType> {
+    wide.iter().find(|(known, _)| known == column).map(|(_, data_type)| data_type)
+}
+
 fn is_among(wide: &[(Column, DataType)], column: &Column) -> bool {
-    wide.iter().any(|(known, _)| known == column)
+    type_of(wide, column).is_some()
 }
 
 /// What a value is referred to by. Lists and structs go as the bytes of their rows: dictionaries would be put
@@ -138,11 +140,8 @@ fn project(
 ) -> Result<Arc<LogicalPlan>> {
     let share = |expression: Expr| match expression {
         Expr::Column(column) if is_among(wide, &column) => {
-            let call = ScalarFunction {
-                func: Arc::new(ScalarUDF::from(Share::default())),
-                args: vec![Expr::Column(column.clone())],
-            };
-            Expr::ScalarFunction(call).alias_qualified(column.relation, column.name)
+            let share = ScalarUDF::from(Share { signature: any() });
+            share.call(vec![Expr::Column(column.clone())]).alias_qualified(column.relation, column.name)
         }
         other => other,
     };
@@ -152,33 +151,26 @@ fn project(
 
 fn open_column(column: Column, data_type: &DataType) -> Expr {
     let open = Open { data_type: data_type.clone(), signature: any() };
-    let call = ScalarFunction { func: Arc::new(ScalarUDF::from(open)), args: vec![Expr::Column(column)] };
-    Expr::ScalarFunction(call)
+    ScalarUDF::from(open).call(vec![Expr::Column(column)])
 }
 
 fn open_columns(expression: Expr, wide: &[(Column, DataType)]) -> Result<Expr> {
-    let opened = expression.transform_up(|expression| {
-        Ok(match expression {
-            Expr::Column(column) => match wide.iter().find(|(known, _)| *known == column) {
-                Some((_, data_type)) => Transformed::yes(open_column(column, data_type)),
-                None => Transformed::no(Expr::Column(column)),
-            },
-            other => Transformed::no(other),
-        })
+    let opened = expression.transform_up(|expression| match expression {
+        Expr::Column(column) if let Some(data_type) = type_of(wide, &column) => {
+            Ok(Transformed::yes(open_column(column, data_type)))
+        }
+        other => Ok(Transformed::no(other)),
     })?;
     Ok(opened.data)
 }
 
 /// Values again, under the names that they had.
-fn open(plan: LogicalPlan, names: Vec<Expr>, wide: &[(Column, DataType)]) -> Result<LogicalPlan> {
-    let opened = names.into_iter().map(|name| match name {
-        Expr::Column(column) => match wide.iter().find(|(known, _)| *known == column) {
-            Some((_, data_type)) => {
-                open_column(column.clone(), data_type).alias_qualified(column.relation, column.name)
-            }
-            None => Expr::Column(column),
-        },
-        other => other,
+fn open(plan: LogicalPlan, names: Vec<Column>, wide: &[(Column, DataType)]) -> Result<LogicalPlan> {
+    let opened = names.into_iter().map(|column| match type_of(wide, &column) {
+        Some(data_type) => {
+            open_column(column.clone(), data_type).alias_qualified(column.relation, column.name)
+        }
+        None => Expr::Column(column),
     });
     Ok(LogicalPlan::Projection(Projection::try_new(opened.collect(), Arc::new(plan))?))
 }
@@ -191,12 +183,6 @@ fn any() -> Signature {
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Share {
     signature: Signature,
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self { signature: any() }
-    }
 }
 
 impl ScalarUDFImpl for Share {
@@ -270,13 +256,13 @@ impl ScalarUDFImpl for Open {
             )));
         }
         // Not by a cast, which makes room for what stands behind nulls, too.
-        Ok(ColumnarValue::Array(match (&self.data_type, shared.data_type()) {
-            (DataType::Utf8View | DataType::BinaryView, _) => shared,
-            (DataType::Utf8, _) => texts::<i32>(&shared, bytes),
-            (DataType::LargeUtf8, _) => texts::<i64>(&shared, bytes),
-            (DataType::Binary, _) => Arc::new(BinaryArray::from_iter(shared.as_binary_view())),
-            (DataType::LargeBinary, _) => Arc::new(LargeBinaryArray::from_iter(shared.as_binary_view())),
-            (other, _) => rows(&shared, other)?,
+        Ok(ColumnarValue::Array(match &self.data_type {
+            DataType::Utf8View | DataType::BinaryView => shared,
+            DataType::Utf8 => texts::<i32>(&shared, bytes),
+            DataType::LargeUtf8 => texts::<i64>(&shared, bytes),
+            DataType::Binary => Arc::new(BinaryArray::from_iter(shared.as_binary_view())),
+            DataType::LargeBinary => Arc::new(LargeBinaryArray::from_iter(shared.as_binary_view())),
+            other => rows(&shared, other)?,
         }))
     }
 }

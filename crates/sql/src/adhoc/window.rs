@@ -84,7 +84,7 @@ pub(super) fn bounded(expression: Expr, input: &DFSchema) -> Result<Transformed<
                 WindowFunctionDefinition::WindowUDF(Arc::new(counted))
             }
         };
-        Ok(Transformed::new(Expr::WindowFunction(call), true, TreeNodeRecursion::Continue))
+        Ok(Transformed::yes(Expr::WindowFunction(call)))
     })
 }
 
