@@ -167,8 +167,11 @@ impl Node {
         let lakes = tiered::Lakes::default();
         let log: Arc<dyn Log> =
             Arc::new(tiered::Tiered::new(journal.clone(), lakes.clone(), queries.clone()));
-        let operator_token = secrets::operator_token(&options.data)?;
-        let engine = Engine::new(secrets::token_key(&options.data)?, options.query_memory)?;
+        let operator_token = secrets::operator_token(&options.data, machine.randomness.as_ref())?;
+        let engine = Engine::new(
+            secrets::token_key(&options.data, machine.randomness.as_ref())?,
+            options.query_memory,
+        )?;
         let node = Arc::new(Self {
             door: Door::open(log.clone(), &machine, DoorOptions::default())?,
             driver: Driver::new(log.clone(), for_views),

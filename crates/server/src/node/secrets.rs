@@ -5,20 +5,20 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use highwater_event::{Randomness, SystemRandomness};
+use highwater_event::Randomness;
 
 /// File with the operator's token.
 pub const OPERATOR_TOKEN: &str = "operator.token";
 const TOKEN_KEY: &str = "token.key";
 
 /// The operator's token: 40 hexadecimal digits.
-pub fn operator_token(data: &Path) -> anyhow::Result<String> {
-    secret(&data.join(OPERATOR_TOKEN), 20)
+pub fn operator_token(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<String> {
+    secret(&data.join(OPERATOR_TOKEN), 20, randomness)
 }
 
 /// The key behind TOKENIZE.
-pub fn token_key(data: &Path) -> anyhow::Result<[u8; 32]> {
-    let text = secret(&data.join(TOKEN_KEY), 32)?;
+pub fn token_key(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u8; 32]> {
+    let text = secret(&data.join(TOKEN_KEY), 32, randomness)?;
     let mut key = [0; 32];
     for (byte, digits) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
         *byte = std::str::from_utf8(digits)
@@ -39,7 +39,7 @@ pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::File::open(to)?.sync_all()
 }
 
-fn secret(path: &Path, bytes: usize) -> anyhow::Result<String> {
+fn secret(path: &Path, bytes: usize, randomness: &dyn Randomness) -> anyhow::Result<String> {
     let shown = path.display();
     if path.exists() {
         let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
@@ -57,7 +57,7 @@ fn secret(path: &Path, bytes: usize) -> anyhow::Result<String> {
         return Ok(text);
     }
     let mut random = vec![0; bytes];
-    SystemRandomness.fill(&mut random)?;
+    randomness.fill(&mut random)?;
     let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     // Written beside and renamed, so that a crash leaves no half secret.
     let fresh = path.with_extension("new");

@@ -12,7 +12,6 @@ use arrow::array::{AsArray, Int64Array};
 use arrow::datatypes::Int64Type;
 use highwater_event::{Clock, Offset, Partition, Principal, SeededRandomness, StreamName, StreamPartition};
 use highwater_ingest::{Format, Outcome, Submission};
-use highwater_log::machine::Scheduler;
 use highwater_log::view::ViewState;
 use highwater_log::{Log, Machine};
 use highwater_sim::{Fault, SimClock, SimDisk, SimScheduler, SimStore, setting};
@@ -132,7 +131,6 @@ struct Memory {
 /// A simulated machine that is switched on.
 #[derive(Clone)]
 struct Powered {
-    scheduler: Arc<dyn Scheduler>,
     clock: Arc<SimClock>,
     machine: Machine,
 }
@@ -161,7 +159,7 @@ impl World {
             disk: Arc::new(self.disk.clone()),
             scheduler: Arc::new(scheduler.clone()),
         };
-        let powered = Powered { scheduler: machine.scheduler.clone(), clock: clock.clone(), machine };
+        let powered = Powered { clock: clock.clone(), machine };
         runtime.block_on(scheduler.live(life(powered)));
         self.now = clock.now_micros();
         self.traces.push(scheduler.trace());
@@ -232,7 +230,7 @@ async fn client(
     memory: Arc<Mutex<Memory>>,
 ) {
     loop {
-        powered.scheduler.sleep(Duration::from_micros(chance.below(400_000))).await;
+        powered.machine.scheduler.sleep(Duration::from_micros(chance.below(400_000))).await;
         let mut sent = Vec::new();
         let mut body = String::new();
         for _ in 0..1 + chance.below(6) {
@@ -269,7 +267,7 @@ async fn client(
         };
         let Ok(verdicts) = node.door.submit(submission).await else {
             lock(&memory).refused += 1;
-            powered.scheduler.sleep(Duration::from_millis(chance.below(500))).await;
+            powered.machine.scheduler.sleep(Duration::from_millis(chance.below(500))).await;
             continue;
         };
         assert_eq!(verdicts.len(), sent.len());
@@ -370,10 +368,10 @@ async fn suffer(
     {
         let chance = SeededRandomness::new(chance.next() ^ number as u64);
         let client = client(node.clone(), powered.clone(), chance, stream, memory.clone());
-        powered.scheduler.spawn(client);
+        powered.machine.scheduler.spawn(client);
     }
     for _ in 0..1 + chance.below(40) {
-        powered.scheduler.sleep(Duration::from_micros(chance.below(2_000_000))).await;
+        powered.machine.scheduler.sleep(Duration::from_micros(chance.below(2_000_000))).await;
         if node.journal.poisoned().borrow().is_some() {
             // The process ends when nobody can say what its disk holds.
             return;
@@ -434,7 +432,7 @@ async fn ask(node: &Arc<Node>, sql: String) -> Vec<String> {
 async fn settle(node: &Arc<Node>, powered: &Powered) {
     let mut quiet = 0;
     for _ in 0..2_000 {
-        powered.scheduler.sleep(Duration::from_millis(500)).await;
+        powered.machine.scheduler.sleep(Duration::from_millis(500)).await;
         no_view_has_failed(node);
         let statuses = node.driver.statuses();
         quiet = if statuses.iter().all(|status| status.lag == 0) { quiet + 1 } else { 0 };
