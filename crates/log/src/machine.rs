@@ -142,10 +142,13 @@ impl dyn Scheduler {
 
     /// What a future answers, if it does in time.
     pub async fn in_time<T>(&self, time: Duration, future: impl Future<Output = T>) -> Option<T> {
-        let (mut future, mut over) = (pin!(future), self.sleep(time));
+        // Most answers are there at once, and need no timer.
+        let (mut future, mut over) = (pin!(future), None);
         poll_fn(|context| match future.as_mut().poll(context) {
             Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => over.as_mut().poll(context).map(|()| None),
+            Poll::Pending => {
+                over.get_or_insert_with(|| self.sleep(time)).as_mut().poll(context).map(|()| None)
+            }
         })
         .await
     }

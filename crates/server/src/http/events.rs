@@ -68,7 +68,9 @@ pub async fn stream_events(
     let stream = find(&node, &stream)?;
     let mut format = format(&headers)?;
     if matches!(format, Format::NdJson | Format::Csv) {
-        return super::bulk::take(&node, stream, principal, format, body.into_body()).await;
+        let parts = super::bulk::take(&node, stream, principal, format, body.into_body());
+        // In a box: a call that brings one event should not move around what a long one needs.
+        return Box::pin(parts).await;
     }
     let (mut body, room) = read(&node, body).await?;
     if let Some(envelope) = from_headers(&headers, &body)? {
@@ -157,7 +159,7 @@ pub async fn batch(
     let stream = StreamName::system(crate::node::EVENTS);
     if format == Format::Csv {
         drop(room);
-        return super::bulk::take(&node, stream, principal, format, body.into()).await;
+        return Box::pin(super::bulk::take(&node, stream, principal, format, body.into())).await;
     }
     let verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
     Ok(batch_answer(&verdicts))

@@ -1,5 +1,5 @@
-//! The HTTP door. `router` lists every route; each other file holds the calls of one subject; `problem`
-//! turns every error into RFC 9457.
+//! The HTTP door. `router` lists every route; `edge` is what happens around each call; `problem` turns every
+//! error into RFC 9457; each other file holds the calls of one subject.
 //!
 //! Every call needs the operator's token. Open are only `/healthz`, for load balancers, and pages and
 //! scripts that hold no data (`/`, `/docs`, `/swagger`, `/redoc`): they ask for the token themselves.
@@ -7,6 +7,7 @@
 mod auth;
 mod bulk;
 mod datalake;
+mod edge;
 mod endpoints;
 mod events;
 mod health;

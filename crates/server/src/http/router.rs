@@ -5,21 +5,18 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderValue, Request, StatusCode, Uri, header};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::http::{Request, StatusCode, Uri};
+use axum::middleware;
 use axum::routing::{get, post};
-use highwater_event::{Randomness, SystemRandomness};
-use serde_json::Value;
 use tower::ServiceBuilder;
-use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::decompression::RequestDecompressionLayer;
 
-use super::problem::{Problem, ProblemBody};
+use super::edge::{self, Access};
+use super::problem::Problem;
 use super::{
-    auth, datalake, endpoints, events, health, live, metrics, openapi, operate, pages, replay, socket, sql,
-    statements, streams, unread, views,
+    datalake, endpoints, events, health, live, metrics, openapi, operate, pages, replay, socket, sql,
+    statements, streams, views,
 };
 use crate::node::Node;
 
@@ -51,17 +48,25 @@ pub const BUILT_IN_PATHS: &[&str] = &[
 
 /// The application. Declared endpoints are found by the fallback.
 pub fn app(node: Arc<Node>) -> Router {
-    let guarded = Router::new()
+    let around = |access: Access| {
+        ServiceBuilder::new()
+            .layer(middleware::from_fn_with_state((node.clone(), access), edge::answer))
+            .layer(CompressionLayer::new())
+    };
+    let ingest = Router::new()
         .route("/api/v1/streams/{stream}/events", post(events::stream_events).get(streams::tail))
         .route("/api/v1/events/ingest", post(events::ingest))
         .route("/api/v1/events/batch", post(events::batch))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .method_not_allowed_fallback(wrong_method)
         .layer(
             ServiceBuilder::new()
+                .layer(around(Access::Operator))
+                .layer(DefaultBodyLimit::max(MAX_BODY))
                 // What we can't unpack is refused by the handler, with a reason.
                 .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
                 .map_request(|request: Request<_>| request.map(Body::new)),
-        )
+        );
+    let guarded = Router::new()
         .route("/api/v1/streams/{stream}/socket", get(socket::stream_socket))
         .route("/api/v1/streams/{stream}/replay", post(replay::replay))
         .route("/api/v1/sql", post(sql::query))
@@ -87,9 +92,8 @@ pub fn app(node: Arc<Node>) -> Router {
         .route("/metrics", get(metrics::render))
         .fallback(endpoints::declared)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(node.clone(), auth::require_operator))
-        .layer(middleware::from_fn(metrics::observe));
-    Router::new()
+        .layer(around(Access::Operator));
+    let open = Router::new()
         .route("/", get(pages::overview))
         .route("/docs", get(pages::docs))
         .route("/redoc", get(pages::redoc))
@@ -98,12 +102,9 @@ pub fn app(node: Arc<Node>) -> Router {
         .route("/swagger/{file}", get(pages::swagger_file))
         .route("/assets/{file}", get(pages::asset))
         .route("/healthz", get(health::healthz))
-        .fallback_service(guarded.with_state(node.clone()))
-        .layer(CatchPanicLayer::custom(on_panic))
-        .layer(CompressionLayer::new())
-        .layer(middleware::from_fn(unread::discard))
-        .layer(middleware::from_fn(request_id))
-        .with_state(node)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(around(Access::Anyone));
+    ingest.merge(guarded).merge(open).with_state(node)
 }
 
 /// Paths work with and without the slash at their end.
@@ -129,41 +130,4 @@ async fn wrong_method(request: Request<Body>) -> Problem {
         "method_not_allowed",
         format!("{} is not a method of this path", request.method()),
     )
-}
-
-fn on_panic(_panic: Box<dyn std::any::Any + Send + 'static>) -> Response {
-    Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the call failed inside the engine; the log of the server says more",
-    )
-    .into_response()
-}
-
-/// Gives every call an id, takes over the caller's, and writes it into errors.
-async fn request_id(request: Request<Body>, next: Next) -> Response {
-    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
-    let id = given
-        .filter(|id| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()))
-        .map(str::to_owned)
-        .unwrap_or_else(|| format!("{:016x}", SystemRandomness.next_u64().unwrap_or(0)));
-    let path = request.uri().path().to_owned();
-    let trace = request.headers().get("traceparent").cloned();
-    let mut response = next.run(request).await;
-    if let Some(ProblemBody(mut body)) = response.extensions_mut().remove::<ProblemBody>() {
-        body.insert("request_id".into(), id.clone().into());
-        body.insert("instance".into(), path.into());
-        let mut rewritten = (response.status(), Value::Object(body).to_string()).into_response();
-        std::mem::swap(rewritten.headers_mut(), response.headers_mut());
-        rewritten.headers_mut().remove(header::CONTENT_LENGTH);
-        rewritten.headers_mut().remove(header::CONTENT_ENCODING);
-        response = rewritten;
-    }
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", id);
-    }
-    if let Some(trace) = trace {
-        response.headers_mut().insert("traceparent", trace);
-    }
-    response
 }

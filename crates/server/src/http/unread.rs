@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderValue, Request, Version, header};
-use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -22,20 +21,29 @@ const MAX_BYTES: usize = 8 << 20;
 /// Time that is spent on it.
 const MAX_TIME: Duration = Duration::from_secs(1);
 
-/// Throws away what a call's handler left of the body, or announces `connection: close`.
-pub async fn discard(request: Request<Body>, next: Next) -> Response {
+/// A call's body while its handler has it: what is left of it comes back.
+pub struct Left(Option<oneshot::Receiver<Body>>);
+
+/// Watches what a handler leaves of a call's body.
+pub fn watch(request: Request<Body>) -> (Request<Body>, Left) {
     if request.version() > Version::HTTP_11 || request.body().is_end_stream() {
-        return next.run(request).await;
+        return (request, Left(None));
     }
-    let (give_back, mut left) = oneshot::channel();
+    let (give_back, left) = oneshot::channel();
     let request = request.map(|body| Body::new(Returned { body, give_back: Some(give_back) }));
-    let mut response = next.run(request).await;
-    if let Ok(body) = left.try_recv()
-        && !matches!(tokio::time::timeout(MAX_TIME, read_to_end(body)).await, Ok(true))
-    {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    (request, Left(Some(left)))
+}
+
+impl Left {
+    /// Throws away what the handler left, or announces `connection: close` in its answer.
+    pub async fn discard(self, response: &mut Response) {
+        if let Some(mut left) = self.0
+            && let Ok(body) = left.try_recv()
+            && !matches!(tokio::time::timeout(MAX_TIME, read_to_end(body)).await, Ok(true))
+        {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
     }
-    response
 }
 
 /// Whether the end came within the bound.
