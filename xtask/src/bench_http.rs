@@ -119,7 +119,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             (arguments.single_connections, Way::Requests(1)),
             (arguments.sockets, Way::Messages(arguments.unanswered)),
         ];
-        for (connections, way) in ways {
+        for (connections, way) in ways.into_iter().filter(|(connections, _)| *connections > 0) {
             println!("{}", measure(arguments, node.clone(), ids.clone(), connections, way).await?);
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! Tooling that is not part of the product: figures of a running node.
 
+mod bare;
 mod bench_http;
+mod bench_start;
+mod bench_visible;
 mod node;
 mod sender;
 mod soak;
@@ -19,6 +22,13 @@ struct Cli {
 enum Command {
     /// Measure durable ingest over HTTP against a node that this starts.
     BenchHttp(bench_http::Arguments),
+    /// Measure how long a node takes to start on data that is there, and what it takes while idle.
+    BenchStart(bench_start::Arguments),
+    /// Measure the time from an ack until the event is in a table and in the lake, at half load with ten views.
+    BenchVisible(bench_visible::Arguments),
+    /// Be the bare server that a node's figures are compared with.
+    #[command(hide = true)]
+    Serve(bare::Arguments),
     /// Sends for long, or more than the node can take, and shows how it holds.
     Soak(soak::Arguments),
 }
@@ -26,6 +36,9 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::BenchHttp(arguments) => bench_http::run(&arguments),
+        Command::BenchStart(arguments) => bench_start::run(&arguments),
+        Command::BenchVisible(arguments) => bench_visible::run(&arguments),
+        Command::Serve(arguments) => bare::run(&arguments),
         Command::Soak(arguments) => soak::run(arguments),
     }
 }

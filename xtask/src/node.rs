@@ -1,5 +1,6 @@
 //! A node that is measured: started with one statement file, ended and removed with its data.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+
+/// Where a node writes what it listens on.
+pub const ADDRESS: &str = "server.json";
+/// Where it keeps the operator's token.
+pub const TOKEN: &str = "operator.token";
 
 /// What is measured, and where its data goes.
 #[derive(Args, Clone)]
@@ -49,11 +55,28 @@ impl Target {
         std::fs::create_dir_all(&self.data)?;
         let pack = self.data.join("bench.sql");
         std::fs::write(&pack, statements)?;
+        let node = self.serve(&["--pack".as_ref(), pack.as_os_str()])?;
+        // The statements are declared once it listens.
+        std::thread::sleep(Duration::from_millis(1000));
+        Ok(node)
+    }
+
+    /// Starts a node on the data that an earlier one left.
+    pub fn start_again(&self) -> anyhow::Result<Node> {
+        match std::fs::remove_file(self.data.join(ADDRESS)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let node = self.serve(&[])?;
+        node.keep();
+        Ok(node)
+    }
+
+    fn serve(&self, more: &[&OsStr]) -> anyhow::Result<Node> {
         let child = Command::new(&self.program)
             .args(["serve", "--listen", "127.0.0.1:0", "--data"])
             .arg(&self.data)
-            .arg("--pack")
-            .arg(&pack)
+            .args(more)
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| {
@@ -66,13 +89,12 @@ impl Target {
             address: String::new(),
             token: String::new(),
         };
-        for _ in 0..200 {
-            std::thread::sleep(Duration::from_millis(100));
-            let Ok(text) = std::fs::read_to_string(self.data.join("server.json")) else { continue };
+        for _ in 0..4000 {
+            std::thread::sleep(Duration::from_millis(5));
+            let Ok(text) = std::fs::read_to_string(self.data.join(ADDRESS)) else { continue };
             let file: serde_json::Value = serde_json::from_str(&text)?;
             node.address = file["url"].as_str().context("no url")?.trim_start_matches("http://").to_owned();
-            node.token = std::fs::read_to_string(self.data.join("operator.token"))?.trim().to_owned();
-            std::thread::sleep(Duration::from_millis(1000));
+            node.token = std::fs::read_to_string(self.data.join(TOKEN))?.trim().to_owned();
             return Ok(node);
         }
         bail!("the node did not start")
@@ -112,6 +134,19 @@ impl Node {
             entries.flatten().map(one).sum()
         }
         size(&self.data) >> 20
+    }
+
+    /// Waits until every view has applied all that is in the log.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        loop {
+            let views = self.call("GET", "/api/v1/views", "")?;
+            let lag = |view: &serde_json::Value| view["lag"].as_u64();
+            if views["views"].as_array().is_none_or(|views| views.iter().filter_map(lag).all(|lag| lag == 0))
+            {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// The answer to a question in SQL, as JSON.

@@ -10,8 +10,16 @@ use crate::node::Node;
 pub const STREAM: &str = "CREATE STREAM bench (id TEXT NOT NULL, at TIMESTAMP NOT NULL, user_id TEXT, product_id TEXT, \
     amount DECIMAL(15,2), currency TEXT, kind TEXT, status TEXT, place STRUCT<city TEXT, country TEXT>, quantity INT) \
     WITH (event_id = 'id', event_time = 'at', lake = false);";
-/// How many different users there are when nothing else is asked for.
-pub const USERS: u64 = 5_000_000;
+/// Whose events are sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Users {
+    /// How many different users there are.
+    pub number: u64,
+    /// The share of the events, in percent, that belongs to one of them.
+    pub on_one: u8,
+}
+/// When nothing else is asked for.
+pub const USERS: Users = Users { number: 5_000_000, on_one: 0 };
 /// An event; its id is replaced, its time of day, and the digits of its user.
 pub const EVENT: &str = r#"{"id":"EVT-0000000000000000","at":"2026-01-15T10:30:00.123456Z","user_id":"USER-0001234","product_id":"PROD-1","amount":270.43,"currency":"GBP","kind":"purchase","status":"completed","place":{"city":"San Francisco","country":"USA"},"quantity":3,"note":"a member that the stream does not declare"}"#;
 const ID_AT: usize = 11;
@@ -32,12 +40,12 @@ pub struct Sender {
     stream: TcpStream,
     request: Vec<u8>,
     ids: Vec<usize>,
-    users: u64,
+    users: Users,
     answer: Vec<u8>,
 }
 
 impl Sender {
-    pub async fn connect(node: &Node, events: usize, users: u64) -> anyhow::Result<Self> {
+    pub async fn connect(node: &Node, events: usize, users: Users) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&node.address).await?;
         stream.set_nodelay(true)?;
         let body =
@@ -91,10 +99,16 @@ impl Sender {
 }
 
 /// Makes [`EVENT`] the event of a number.
-pub fn number_event(event: &mut [u8], number: u64, users: u64) {
+pub fn number_event(event: &mut [u8], number: u64, users: Users) {
     event[ID_AT..ID_AT + 16].copy_from_slice(format!("{number:016x}").as_bytes());
-    event[USER_AT..USER_AT + 7].copy_from_slice(format!("{:07}", splitmix(number) % users).as_bytes());
+    event[USER_AT..USER_AT + 7].copy_from_slice(format!("{:07}", user(number, users)).as_bytes());
     event[TIME_AT..TIME_AT + 15].copy_from_slice(time_of_day(number).as_bytes());
+}
+
+/// Which of so many users it is.
+fn user(number: u64, users: Users) -> u64 {
+    let mixed = splitmix(number);
+    if mixed >> 32 & 0xff < u64::from(users.on_one) * 256 / 100 { 0 } else { mixed % users.number }
 }
 
 /// Five milliseconds from one event to the next.

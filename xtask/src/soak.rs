@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 use tokio::sync::Mutex;
 
 use crate::node::{Node, Target};
-use crate::sender::{Outcome, STREAM, Sender, USERS};
+use crate::sender::{Outcome, STREAM, Sender, USERS, Users};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -34,14 +34,20 @@ pub struct Arguments {
     #[arg(long, default_value_t = 20)]
     every: u64,
     /// Different users in the events.
-    #[arg(long, default_value_t = USERS)]
+    #[arg(long, default_value_t = USERS.number)]
     users: u64,
+    /// Percent of the events that belong to one of them.
+    #[arg(long, default_value_t = 0)]
+    on_one: u8,
     /// Keep a table of the users up, too.
     #[arg(long)]
     table: bool,
     /// Keep the stream in the lake, and wait until it is there.
     #[arg(long)]
     lake: bool,
+    /// Build the table anew at the end.
+    #[arg(long, requires = "table")]
+    rebuild: bool,
     /// Leave the data where it is.
     #[arg(long)]
     keep: bool,
@@ -63,7 +69,8 @@ async fn send(
     arguments: Arc<Arguments>,
     until: Instant,
 ) -> anyhow::Result<()> {
-    let mut sender = Sender::connect(&node, arguments.batch, arguments.users).await?;
+    let users = Users { number: arguments.users, on_one: arguments.on_one };
+    let mut sender = Sender::connect(&node, arguments.batch, users).await?;
     while Instant::now() < until && progress.acked.load(Ordering::Relaxed) < arguments.events {
         let batch = arguments.batch as u64;
         let first = progress.ids.fetch_add(batch, Ordering::Relaxed);
@@ -132,11 +139,30 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     })?;
     println!("peak memory {} MiB", node.memory("VmHWM"));
-    check(&arguments, &node, count(&progress).0)?;
+    let acked = count(&progress).0;
+    check(&arguments, &node, acked)?;
+    if arguments.rebuild {
+        rebuild(&arguments, &node, acked)?;
+    }
     if arguments.keep {
         node.keep();
     }
     Ok(())
+}
+
+/// How fast the table is built from the log again.
+fn rebuild(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
+    let (started, cpu) = (Instant::now(), node.cpu_seconds());
+    node.call("POST", "/api/v1/views/table:per_user/rebuild", "")?;
+    node.settle()?;
+    let (seconds, cpu) = (started.elapsed().as_secs_f64(), node.cpu_seconds() - cpu);
+    let events = acked as f64;
+    println!(
+        "built anew in {seconds:.1} s: {:.0} events/s, {:.0} per CPU second",
+        events / seconds,
+        events / cpu
+    );
+    check(arguments, node, acked)
 }
 
 fn count(progress: &Progress) -> (u64, u64) {
@@ -147,16 +173,7 @@ fn count(progress: &Progress) -> (u64, u64) {
 fn check(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
     let started = Instant::now();
     if arguments.table || arguments.lake {
-        loop {
-            let views = node.call("GET", "/api/v1/views", "")?;
-            let lag: u64 = views["views"]
-                .as_array()
-                .map_or(0, |views| views.iter().filter_map(|view| view["lag"].as_u64()).sum());
-            if lag == 0 {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        node.settle()?;
         println!("the views had caught up {:.1} s later", started.elapsed().as_secs_f64());
     }
     if arguments.table {
