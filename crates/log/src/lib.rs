@@ -6,7 +6,7 @@
 //!   partitions, offsets, appends that carry a reader's position in the same transaction.
 //! * [`view`] holds the `View` trait and the driver that resumes, applies, retries, sets aside and
 //!   rebuilds views; [`fold`] and [`keyed`] are what keyed views are made of.
-//! * [`idle`] lets event time go on in partitions that nothing comes in.
+//! * [`growth`] wakes who follows a stream; [`idle`] lets event time go on in partitions that nothing comes in.
 //! * [`machine`] is what all this runs on, [`disk`] its file system: traits, so that a simulator can own them.
 //!
 //! The log never interprets the columns that it stores, never repairs damage silently, and never
@@ -19,6 +19,7 @@ pub mod disk;
 pub mod error;
 pub mod fold;
 pub mod format;
+pub mod growth;
 pub mod idle;
 pub mod journal;
 pub mod keyed;
@@ -35,6 +36,7 @@ use tokio::sync::watch;
 
 pub use commit::{Advance, Append, Commit, LogBatch, Receipt};
 pub use error::{AppendError, OpenError, ReadError};
+pub use growth::Growth;
 pub use journal::{Extent, Journal, JournalOptions, Retired};
 pub use machine::Machine;
 
@@ -64,8 +66,8 @@ pub trait Log: Send + Sync {
     /// times: whatever becomes durable later is recorded later than this.
     fn recorded_until(&self) -> i64;
 
-    /// Changes whenever something became durable.
-    fn durable(&self) -> watch::Receiver<u64>;
+    /// Tells when rows of these streams became durable; of any stream, when none is named.
+    fn growth(&self, streams: &[StreamName]) -> Growth;
 
     /// The reason why no append can succeed any more; `None` while the log is well.
     fn poisoned(&self) -> watch::Receiver<Option<String>>;

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::Log;
 use crate::commit::LogBatch;
 use crate::error::{AppendError, ReadError};
+use crate::growth::Growth;
 use crate::keyed::StoreError;
 use crate::machine::{self, Machine, Scheduler, Unfinished};
 
@@ -229,7 +230,7 @@ impl Driver {
         let task = Task {
             sources: sources.clone(),
             shown: marks.clone(),
-            durable: self.log.durable(),
+            growth: self.log.growth(&sources),
             log: self.log.clone(),
             clock: self.machine.clock.clone(),
             scheduler: self.machine.scheduler.clone(),
@@ -379,7 +380,7 @@ struct Task {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
     scheduler: Arc<dyn Scheduler>,
-    durable: tokio::sync::watch::Receiver<u64>,
+    growth: Growth,
     view: Box<dyn View>,
     status: Arc<Mutex<ViewStatus>>,
     controls: mpsc::Receiver<Control>,
@@ -437,18 +438,13 @@ impl Task {
         tokio::select! {
             biased;
             control = self.controls.recv() => Wake::Control(control),
-            changed = self.durable.changed(), if !gathering && !sleep.is_zero() => match changed {
-                Ok(()) => Wake::Log,
-                Err(_) => Wake::Control(None),
-            },
+            () = self.growth.grown(), if !gathering && !sleep.is_zero() => Wake::Log,
             () = self.scheduler.sleep(sleep) => Wake::Timer,
         }
     }
 
     /// Applies what is due; answers how long to sleep when nothing more is.
     async fn step(&mut self) -> Result<Duration, ViewError> {
-        self.durable.mark_unchanged();
-        self.durable.borrow_and_update();
         let gather = self.view.gather();
         // Asked before anything else: up to here every source can be read to its end.
         let complete = self.log.recorded_until();

@@ -24,6 +24,7 @@ use crate::Log;
 use crate::commit::{Commit, LogBatch, Receipt};
 use crate::disk::{Disk, LockGuard};
 use crate::error::{AppendError, OpenError, ReadError};
+use crate::growth::{Followers, Growth};
 use crate::machine::{Machine, Unfinished};
 use crate::segment::Segment;
 use crate::tail::Tail;
@@ -72,7 +73,7 @@ struct Shared {
     tail: Mutex<Tail>,
     /// Closed segments whose index is in memory, oldest read first.
     loaded: Mutex<VecDeque<u64>>,
-    durable: watch::Sender<u64>,
+    followers: Followers,
     poisoned: watch::Sender<Option<String>>,
 }
 
@@ -104,7 +105,7 @@ impl Journal {
             segments: RwLock::new(opened.segments),
             tail: Mutex::new(Tail::new(options.tail_bytes)),
             loaded: Mutex::new(VecDeque::new()),
-            durable: watch::Sender::new(0),
+            followers: Followers::default(),
             poisoned: watch::Sender::new(None),
         });
         let (queue, requests) = mpsc::channel(options.queue);
@@ -301,8 +302,8 @@ impl Log for Journal {
         self.shared.state().recorded_at
     }
 
-    fn durable(&self) -> watch::Receiver<u64> {
-        self.shared.durable.subscribe()
+    fn growth(&self, streams: &[StreamName]) -> Growth {
+        self.shared.followers.follow(streams)
     }
 
     fn poisoned(&self) -> watch::Receiver<Option<String>> {

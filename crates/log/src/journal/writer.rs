@@ -1,13 +1,13 @@
 //! The journal's writer: the one owner of the file that grows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, PoisonError};
 
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use highwater_event::{Clock, Offset, StreamPartition, planted};
+use highwater_event::{Clock, Offset, StreamName, StreamPartition, planted};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{JournalOptions, Shared, State, lock, open};
@@ -289,6 +289,7 @@ impl Writer {
             segment.record(bytes, encoded.places);
             self.schemas.extend(schemas);
         }
+        let grown: BTreeSet<StreamName> = encoded.batches.iter().map(|(at, _)| at.stream.clone()).collect();
         {
             let mut tail = lock(&self.shared.tail);
             for (at, batch) in encoded.batches {
@@ -297,12 +298,13 @@ impl Writer {
         }
         self.state = group.next;
         *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = self.state.clone();
-        self.shared.durable.send_replace(self.state.next_commit);
+        // Somebody waits for each answer; who follows the log comes next.
         for (answer, bases) in group.answers {
             if answer.send(Ok(Receipt { bases, recorded_at })).is_err() {
                 tracing::debug!("an append became durable after its caller had gone");
             }
         }
+        self.shared.followers.wake(&grown);
     }
 
     fn roll_if_full(&mut self) -> Result<(), AppendError> {

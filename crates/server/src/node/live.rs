@@ -135,9 +135,8 @@ async fn follow_stream(
     if updates.send(head).await.is_err() {
         return;
     }
-    let mut durable = node.log.durable();
+    let growth = node.log.growth(std::slice::from_ref(&entry.schema.name));
     loop {
-        durable.borrow_and_update();
         match read_once(&node, &entry, &reader, &live, &mut marks).await {
             Ok(Some(rows)) => {
                 let update = Update { kind: "rows", mark: show_marks(&marks), data: rows };
@@ -156,7 +155,7 @@ async fn follow_stream(
         }
         tokio::select! {
             () = updates.closed() => return,
-            changed = durable.changed() => if changed.is_err() { return },
+            () = growth.grown() => {}
             () = tokio::time::sleep(QUIET) => {
                 let quiet = Update { kind: "mark", mark: show_marks(&marks), data: Value::Null };
                 if updates.send(quiet).await.is_err() {
@@ -235,7 +234,7 @@ fn counted(answer: &QueryResult) -> Result<HashMap<String, i64>, SqlError> {
 }
 
 async fn follow_answer(node: Arc<Node>, sql: String, first: QueryResult, updates: mpsc::Sender<Update>) {
-    let mut durable = node.log.durable();
+    let growth = node.log.growth(&[]);
     let head = Update { kind: "columns", mark: None, data: columns(&first.schema) };
     if updates.send(head).await.is_err() {
         return;
@@ -270,10 +269,9 @@ async fn follow_answer(node: Arc<Node>, sql: String, first: QueryResult, updates
         // Views trail the log by some milliseconds, so the last change is looked at a little later too.
         tokio::select! {
             () = updates.closed() => return,
-            changed = durable.changed() => if changed.is_err() { return },
+            () = growth.grown() => {}
             () = tokio::time::sleep(4 * AGAIN) => {}
         }
-        durable.borrow_and_update();
         answer = ask(&node, &sql).await;
     }
 }

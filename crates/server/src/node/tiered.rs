@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition};
 use highwater_lake::LakeStream;
-use highwater_log::{AppendError, Commit, Journal, Log, LogBatch, ReadError, Receipt};
+use highwater_log::{AppendError, Commit, Growth, Journal, Log, LogBatch, ReadError, Receipt};
 use tokio::sync::watch;
 
 /// The lakes of a node by the name that the log knows.
@@ -90,8 +90,8 @@ impl Log for Tiered {
         self.journal.recorded_until()
     }
 
-    fn durable(&self) -> watch::Receiver<u64> {
-        self.journal.durable()
+    fn growth(&self, streams: &[StreamName]) -> Growth {
+        self.journal.growth(streams)
     }
 
     fn poisoned(&self) -> watch::Receiver<Option<String>> {
