@@ -11,6 +11,7 @@ use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::logical_expr::{ident, lit};
 use deltalake::DeltaTable;
+use deltalake::kernel::Add;
 use deltalake::protocol::SaveMode;
 use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, time};
@@ -330,13 +331,12 @@ impl LakeStream {
         })
     }
 
-    async fn append(&self, partition: Partition, batches: &[LogBatch]) -> Result<(), LakeError> {
+    async fn append(self: &Arc<Self>, partition: Partition, batches: Vec<LogBatch>) -> Result<(), LakeError> {
         let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
-        let rows = self.lake_rows(partition, batches)?;
-        let mut writer =
-            RecordBatchWriter::for_table(&self.current().table)?.with_writer_properties(writer_properties());
-        writer.write(rows).await?;
-        let adds = writer.flush().await?;
+        // Sorting and encoding take a core for as long as it takes: not one that other views wait for.
+        let (lake, runtime) = (self.clone(), tokio::runtime::Handle::current());
+        let write = move || runtime.block_on(lake.write_files(partition, &batches));
+        let adds = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)??;
         let id = application_id(&self.stream.name, partition);
         let _alone = self.committing.lock().await;
         let state = self.current();
@@ -347,6 +347,15 @@ impl LakeStream {
         marks.insert(partition, end);
         self.put(State::new(table, marks));
         Ok(())
+    }
+
+    /// Writes rows as files that no version of the table names yet.
+    async fn write_files(&self, partition: Partition, batches: &[LogBatch]) -> Result<Vec<Add>, LakeError> {
+        let rows = self.lake_rows(partition, batches)?;
+        let mut writer =
+            RecordBatchWriter::for_table(&self.current().table)?.with_writer_properties(writer_properties());
+        writer.write(rows).await?;
+        Ok(writer.flush().await?)
     }
 
     /// Rows of the log as the lake keeps them, newest first.
@@ -466,7 +475,7 @@ impl View for LakeView {
 
     async fn apply(&mut self, at: &StreamPartition, batches: Vec<LogBatch>) -> Result<Applied, ViewError> {
         let rows = batches.iter().map(|batch| batch.rows.num_rows() as u64).sum();
-        self.lake.append(at.partition, &batches).await.map_err(retry)?;
+        self.lake.append(at.partition, batches).await.map_err(retry)?;
         Ok(Applied { taken: rows, out: rows, ..Applied::default() })
     }
 
