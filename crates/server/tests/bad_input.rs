@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use highwater_event::SeededRandomness;
@@ -141,6 +143,27 @@ fn with_member(name: &str, value: &str) -> String {
         })
         .collect();
     format!("{{{}}}", members.join(","))
+}
+
+#[test]
+fn invented_methods_are_refused_and_add_nothing_to_the_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let node = Node::start(&data);
+    for path in ["/", "/api/v1/streams"] {
+        for number in 0..20 {
+            let mut stream = TcpStream::connect(node.client.url.trim_start_matches("http://")).unwrap();
+            write!(stream, "BREW{number} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            let status = if path == "/" { "405" } else { "401" };
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        }
+    }
+    let (_, metrics) = node.client.try_get("/metrics").unwrap();
+    assert!(metrics.contains("method=\"other\"") && !metrics.contains("BREW"), "{metrics}");
 }
 
 #[test]

@@ -27,8 +27,10 @@ const DIRTY_KEYS: usize = 100_000;
 const LAKE_ROWS: usize = 256 * 1024;
 /// Stored event ids that could not be read are tried again after this long.
 const LEARN_AGAIN: Duration = Duration::from_secs(30);
-/// A new version may be swapped in when it is at most this many rows behind.
+/// A new version of something that rows keep coming in for is never quite up to date: it is swapped in when it has
+/// been at most this many rows behind at so many looks.
 const SWAP_LAG: u64 = 5_000;
+const SWAP_LOOKS: u32 = 50;
 /// How often it is looked at, and how long after a swap that failed it is tried again.
 const LOOK: Duration = Duration::from_millis(100);
 const SWAP_AGAIN: Duration = Duration::from_secs(5);
@@ -255,6 +257,7 @@ impl Node {
         }
         let node = Arc::downgrade(self);
         self.machine.scheduler.spawn(async move {
+            let mut near = 0;
             while let Some(node) = rest(&node, |_| LOOK).await {
                 let current = node
                     .catalog()
@@ -264,8 +267,13 @@ impl Node {
                 if !current {
                     return;
                 }
-                if !node.has_caught_up(&building) {
-                    continue;
+                match node.rows_behind(&building) {
+                    Some(0) => {}
+                    Some(behind) if behind <= SWAP_LAG && near >= SWAP_LOOKS => {}
+                    behind => {
+                        near = if behind.is_some_and(|behind| behind <= SWAP_LAG) { near + 1 } else { 0 };
+                        continue;
+                    }
                 }
                 let comparison = node.compare(&building).await;
                 match node.swap(&building.root, &comparison).await {
@@ -298,11 +306,15 @@ impl Node {
         current.unwrap_or_else(|| name.to_owned())
     }
 
-    fn has_caught_up(&self, building: &Building) -> bool {
-        building.members.iter().filter_map(view_of).all(|view| {
-            let status = self.driver.status(&view);
-            status.is_some_and(|status| status.state == ViewState::Running && status.lag <= SWAP_LAG)
-        })
+    /// How far the view of a building that is furthest behind has to go; `None` while one of them does not run.
+    fn rows_behind(&self, building: &Building) -> Option<u64> {
+        let lag = |view: String| {
+            self.driver
+                .status(&view)
+                .filter(|status| status.state == ViewState::Running)
+                .map(|status| status.lag)
+        };
+        building.members.iter().filter_map(view_of).try_fold(0, |most, view| Some(most.max(lag(view)?)))
     }
 
     /// The old versions end, and the lake of the new ones takes their folders.
