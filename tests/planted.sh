@@ -19,7 +19,7 @@ while read -r bug target test; do
     echo "NOT FOUND  $bug (by $target)"
     failed=1
   elif grep -q "test result: FAILED" /tmp/planted.log; then
-    echo "found      $bug (by $target: $(grep -m1 -oE "^    [a-z_0-9]+$" /tmp/planted.log | tr -d ' '))"
+    echo "found      $bug (by $target: $(grep -m1 -oE "^    [a-z_0-9:]+$" /tmp/planted.log | tr -d ' '))"
   else
     echo "NOT RUN    $bug: $(tail -1 /tmp/planted.log)"
     failed=1
