@@ -133,7 +133,8 @@ class Node:
 
     def settle(self):
         deadline = time.time() + 120
-        while any(view["lag"] for view in self.call("/api/v1/views")["views"]):
+        # What follows the audit trail is behind by this very question.
+        while any(view["lag"] for view in self.call("/api/v1/views")["views"] if view["source"] != "_audit"):
             assert time.time() < deadline, "the views do not catch up"
             time.sleep(0.2)
 

@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The rooms and their levels; a room imports only rooms of lower levels. Tooling stands outside.
-const LEVELS: [(&str, u8); 7] = [
+const LEVELS: [(&str, u8); 9] = [
     ("highwater-event", 0),
     ("highwater-log", 1),
     ("highwater-ingest", 2),
     ("highwater-sql", 2),
     ("highwater-lake", 2),
     ("highwater-warehouse", 2),
+    ("highwater-auth", 2),
+    ("highwater-audit", 2),
     ("highwater-server", 3),
 ];
 const TOOLING: [&str; 2] = ["highwater-sim", "xtask"];

@@ -7,6 +7,7 @@
 pub mod canonical;
 pub mod clock;
 pub mod columns;
+pub mod hexadecimal;
 pub mod identity;
 pub mod name;
 pub mod planted;

@@ -53,6 +53,8 @@ pub struct StreamOptions {
     pub retention: Option<i64>,
     /// Columns are added as events bring new members.
     pub inferred: bool,
+    /// Column with the tenant that an event belongs to: whoever is of a tenant brings and sees its events only.
+    pub tenant: Option<String>,
     /// After how long without an event a partition's event time goes on with the wall clock,
     /// microseconds; `None`: it never does.
     pub idle_timeout: Option<i64>,
@@ -74,6 +76,7 @@ impl Default for StreamOptions {
             sensitive: Vec::new(),
             retention: None,
             inferred: false,
+            tenant: None,
             idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
         }
     }
@@ -182,6 +185,15 @@ impl StreamSchema {
                 option: "event_time",
                 column: column.clone(),
                 wanted: "a TIMESTAMP",
+            });
+        }
+        if let Some(column) = &schema.options.tenant
+            && schema.role("tenant", column)?.data_type != DataType::Utf8
+        {
+            return Err(SchemaError::WrongType {
+                option: "tenant",
+                column: column.clone(),
+                wanted: "a TEXT",
             });
         }
         if let Some(column) = &schema.options.key {

@@ -104,6 +104,8 @@ pub struct Decoder {
     pub(crate) time: Option<usize>,
     /// Position of the partition key.
     pub(crate) key: Option<usize>,
+    /// Position of the tenant.
+    pub(crate) tenant: Option<usize>,
 }
 
 /// A decoded row before it is in a column.
@@ -140,6 +142,7 @@ impl Decoder {
             id: stream.options.event_id.iter().filter_map(position).collect(),
             time: stream.options.event_time.as_ref().and_then(position),
             key: stream.options.key.as_ref().and_then(position),
+            tenant: stream.options.tenant.as_ref().and_then(position),
             stream,
         })
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use highwater_event::{
     Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition, planted,
 };
+use highwater_log::audit::{self, Entry};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::keyed::StoreError;
 use highwater_log::machine::Scheduler;
@@ -61,6 +62,9 @@ pub struct Submission {
     pub format: Format,
     /// Who sends them; ids are unique per principal.
     pub principal: Principal,
+    /// What the audit trail will say of it. The door completes it, and appends it in the commit of the events;
+    /// when the door answers an error, it has not.
+    pub leaf: Option<Box<Entry>>,
 }
 
 /// What became of one event.
@@ -169,6 +173,7 @@ struct Waiting {
     entrance: Arc<Entrance>,
     principal: Principal,
     load: Load,
+    leaf: Option<Box<Entry>>,
     answer: Answer,
     room: Room,
 }
@@ -273,7 +278,8 @@ impl Door {
             Load::Large(decoded.await.map_err(|error| DoorError::Internal(error.to_string()))??)
         };
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { entrance, principal: submission.principal, load, answer, room };
+        let Submission { principal, leaf, .. } = submission;
+        let waiting = Waiting { entrance, principal, load, leaf, answer, room };
         self.queue.send(waiting).await.map_err(|_| DoorError::Append(AppendError::Closed))?;
         answered.await.unwrap_or(Err(DoorError::Append(AppendError::Closed)))
     }
@@ -357,6 +363,8 @@ type Fresh = HashMap<Digest128, Place, Hasher>;
 struct Group {
     appends: Vec<Append>,
     letters: Vec<DeadLetter>,
+    /// Entries of the audit trail.
+    leaves: Vec<Entry>,
     /// Small rows by entrance and partition, turned into appends at the end. A stream that was altered a
     /// moment ago may have two entrances in one group, with columns of their own.
     small: BTreeMap<(usize, Partition), (usize, Arc<Entrance>, SmallRows)>,
@@ -385,7 +393,7 @@ impl Owner {
 
     async fn serve(&mut self, waiting: Vec<Waiting>) {
         let mut group = Group::default();
-        for Waiting { entrance, principal, load, answer, room } in waiting {
+        for Waiting { entrance, principal, load, leaf, answer, room } in waiting {
             let drafts = match load {
                 Load::Small(body, format) => {
                     self.draft_small(&mut group, &entrance, &principal, &body, format)
@@ -403,7 +411,12 @@ impl Owner {
                 }
             };
             match drafts {
-                Ok(drafts) => group.answers.push((answer, drafts, room)),
+                Ok(drafts) => {
+                    let stream = &entrance.decoder.stream().name;
+                    let leaf = leaf.map(|leaf| complete(*leaf, stream, &drafts, self.clock.now_micros()));
+                    group.leaves.extend(leaf);
+                    group.answers.push((answer, drafts, room));
+                }
                 Err(error) => reply(answer, Err(error)),
             }
         }
@@ -523,6 +536,10 @@ impl Owner {
         }
         if !group.letters.is_empty() {
             group.appends.push(dead_letter::append(DEAD_LETTERS, &group.letters, self.clock.now_micros())?);
+        }
+        // The last ones, so that the places of the others stay what they are.
+        if !group.leaves.is_empty() && !planted::bug("effect_without_leaf") {
+            group.appends.push(audit::append(&group.leaves)?);
         }
         if group.appends.iter().all(|append| append.rows.num_rows() == 0) {
             return Ok(vec![0; group.appends.len()]);
@@ -651,6 +668,36 @@ fn pick(rows: &RecordBatch, picks: Vec<u32>) -> Result<RecordBatch, DoorError> {
         return Ok(filter_record_batch(rows, &BooleanArray::from(keep))?);
     }
     Ok(take_record_batch(rows, &UInt32Array::from(picks))?)
+}
+
+/// What the audit trail says of a request when its events have been judged.
+fn complete(mut leaf: Entry, stream: &StreamName, drafts: &Drafts, now: i64) -> Entry {
+    let (mut accepted, mut duplicates, mut conflicts, mut rejected) = (0, 0, 0, 0);
+    for (_, draft) in drafts {
+        match draft {
+            Draft::New(_) => accepted += 1,
+            Draft::Repeat(_) | Draft::Known(_) => duplicates += 1,
+            Draft::RepeatConflict(_) | Draft::KnownConflict(_) => conflicts += 1,
+            Draft::Rejected(_) => rejected += 1,
+        }
+    }
+    let refused = conflicts + rejected;
+    leaf.cost = drafts.len().max(1) as i64;
+    leaf.latency = (now - leaf.at).max(0);
+    leaf.status = Some(match (refused, drafts.len()) {
+        (0, _) => 202,
+        (1, 1) if conflicts == 1 => 409,
+        (refused, all) if refused == all => 422,
+        _ => 207,
+    });
+    if refused == drafts.len() && refused > 0 {
+        leaf.outcome = audit::Outcome::Failed;
+    }
+    leaf.seen = Some(format!(
+        "{{\"stream\":\"{}\",\"accepted\":{accepted},\"duplicates\":{duplicates},\"conflicts\":{conflicts},\"rejected\":{rejected}}}",
+        stream.public()
+    ));
+    leaf
 }
 
 fn verdict((event_id, draft): (Option<String>, Draft), bases: &[Offset]) -> Verdict {

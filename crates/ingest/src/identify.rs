@@ -127,6 +127,7 @@ impl Decoder {
         now: i64,
         sequence: u64,
     ) -> Result<RowIdentity, RowError> {
+        self.check_tenant(row, principal)?;
         let event_time = self.event_time(row, now)?;
         let Row { cells, undeclared, text, statement, .. } = row;
         statement.fill(cells, &self.members, text, undeclared);
@@ -162,6 +163,27 @@ impl Decoder {
             identity.partition = hash % self.stream.options.partitions;
         }
         Ok(identity)
+    }
+
+    /// Whoever is of a tenant brings its events only; an event that names none is its sender's.
+    fn check_tenant(&self, row: &mut Row, principal: &Principal) -> Result<(), RowError> {
+        let Some(at) = self.tenant else { return Ok(()) };
+        match &row.cells[at] {
+            Cell::Absent | Cell::Null => {
+                let start = row.text.len() as u32;
+                row.text.push_str(&principal.tenant);
+                row.cells[at] = Cell::Text(start, row.text.len() as u32);
+                Ok(())
+            }
+            _ if principal.everywhere => Ok(()),
+            Cell::Text(start, end)
+                if row.text.get(*start as usize..*end as usize) == Some(&principal.tenant) =>
+            {
+                Ok(())
+            }
+            _ => Err(RowError::new("foreign_tenant", "the event names a tenant that its sender is not of")
+                .at(&self.members[at].name)),
+        }
     }
 
     /// The event's own time; an error when it lies too far ahead.

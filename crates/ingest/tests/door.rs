@@ -50,6 +50,7 @@ fn send(stand: &Stand, events: &[(u64, u64)]) -> Result<Vec<Outcome>, DoorError>
         body: lines.join("\n").into(),
         format: Format::NdJson,
         principal: Principal::operator(),
+        leaf: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let verdicts = runtime.block_on(stand.door.submit(submission))?;

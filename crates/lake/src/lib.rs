@@ -20,12 +20,14 @@ mod table;
 
 use std::path::{Path, PathBuf};
 
+use arrow::array::RecordBatch;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, StructType, Transaction};
 use deltalake::parquet::basic::{Compression, ZstdLevel};
 use deltalake::parquet::file::properties::WriterProperties;
 use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
 use highwater_event::{columns, planted};
@@ -151,6 +153,25 @@ fn stats_columns(schema: &arrow::datatypes::Schema) -> String {
         if word { name.to_owned() } else { format!("`{}`", name.replace('`', "``")) }
     });
     quoted.collect::<Vec<_>>().join(",")
+}
+
+/// Writes rows as files that no version of the table names yet. Making, sorting and encoding them take a core for as
+/// long as it takes: not one that calls or views wait for.
+async fn write_files(
+    table: &DeltaTable,
+    rows: impl FnOnce() -> Result<Vec<RecordBatch>, LakeError> + Send + 'static,
+) -> Result<Vec<Add>, LakeError> {
+    let mut writer = RecordBatchWriter::for_table(table)?.with_writer_properties(writer_properties());
+    let runtime = tokio::runtime::Handle::current();
+    let write = move || {
+        runtime.block_on(async {
+            for batch in rows()?.into_iter().filter(|batch| batch.num_rows() > 0) {
+                writer.write(batch).await?;
+            }
+            Ok(writer.flush().await?)
+        })
+    };
+    tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
 }
 
 /// Commits files that are written but not named yet, with the application's position when it moves.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -15,12 +16,11 @@ use arrow::datatypes::SchemaRef;
 use deltalake::kernel::Action;
 use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use deltalake::protocol::SaveMode;
-use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use futures::TryStreamExt;
 use highwater_event::columns;
 
 use crate::stream::{LakeStream, State, newest_first};
-use crate::{DAY_COLUMNS, LakeError, commit, writer_properties};
+use crate::{DAY_COLUMNS, LakeError, commit, write_files};
 
 /// A day is compacted when so many of its files are small.
 const SMALL_FILES: usize = 8;
@@ -36,8 +36,6 @@ pub struct Compacted {
     pub removed: usize,
     /// Files after.
     pub added: usize,
-    /// Rows that were written anew.
-    pub rows: u64,
 }
 
 /// A version of a table.
@@ -81,7 +79,7 @@ impl LakeStream {
     }
 
     /// Writes small files of the same day together. Answers what was done; nothing when there was no need.
-    pub async fn compact(&self) -> Result<Compacted, LakeError> {
+    pub async fn compact(self: &Arc<Self>) -> Result<Compacted, LakeError> {
         let mut days: BTreeMap<Vec<Option<String>>, Vec<DataFile>> = BTreeMap::new();
         for file in self.files()?.into_iter().filter(|file| file.size < SMALL) {
             days.entry(file.day.clone()).or_default().push(file);
@@ -105,16 +103,13 @@ impl LakeStream {
         Ok(done)
     }
 
-    async fn rewrite(&self, paths: Vec<String>, done: &mut Compacted) -> Result<(), LakeError> {
-        let (dir, wanted) = (self.dir.clone(), self.schema.clone());
-        let read = paths.clone();
-        let rows = tokio::task::spawn_blocking(move || read_files(&dir, &read, &wanted)).await;
-        let rows = self.with_day(&newest_first(&rows.map_err(std::io::Error::other)??)?)?;
-        let count = rows.num_rows() as u64;
-        let mut writer =
-            RecordBatchWriter::for_table(&self.current().table)?.with_writer_properties(writer_properties());
-        writer.write(rows).await?;
-        let mut adds = writer.flush().await?;
+    async fn rewrite(self: &Arc<Self>, paths: Vec<String>, done: &mut Compacted) -> Result<(), LakeError> {
+        let (lake, read) = (self.clone(), paths.clone());
+        let rows = move || {
+            let rows = read_files(&lake.dir, &read, &lake.schema)?;
+            Ok(vec![lake.with_day(&newest_first(&rows)?)?])
+        };
+        let mut adds = write_files(&self.current().table, rows).await?;
         adds.iter_mut().for_each(|add| add.data_change = false);
         let added = adds.len();
 
@@ -130,7 +125,6 @@ impl LakeStream {
         self.put(State::new(table, state.marks.clone()));
         done.removed += paths.len();
         done.added += added;
-        done.rows += count;
         Ok(())
     }
 

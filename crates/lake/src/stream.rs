@@ -11,16 +11,14 @@ use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::logical_expr::{ident, lit};
 use deltalake::DeltaTable;
-use deltalake::kernel::Add;
 use deltalake::protocol::SaveMode;
-use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, time};
 use highwater_log::reader::RowReader;
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Log, LogBatch};
 
 use crate::scan::LakeFiles;
-use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, writer_properties};
+use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, write_files};
 
 /// A stream's Delta table, shared by the view that writes it and those who read it.
 pub struct LakeStream {
@@ -333,10 +331,9 @@ impl LakeStream {
 
     async fn append(self: &Arc<Self>, partition: Partition, batches: Vec<LogBatch>) -> Result<(), LakeError> {
         let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
-        // Sorting and encoding take a core for as long as it takes: not one that other views wait for.
-        let (lake, runtime) = (self.clone(), tokio::runtime::Handle::current());
-        let write = move || runtime.block_on(lake.write_files(partition, &batches));
-        let adds = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)??;
+        let lake = self.clone();
+        let rows = move || Ok(vec![lake.lake_rows(partition, &batches)?]);
+        let adds = write_files(&self.current().table, rows).await?;
         let id = application_id(&self.stream.name, partition);
         let _alone = self.committing.lock().await;
         let state = self.current();
@@ -347,15 +344,6 @@ impl LakeStream {
         marks.insert(partition, end);
         self.put(State::new(table, marks));
         Ok(())
-    }
-
-    /// Writes rows as files that no version of the table names yet.
-    async fn write_files(&self, partition: Partition, batches: &[LogBatch]) -> Result<Vec<Add>, LakeError> {
-        let rows = self.lake_rows(partition, batches)?;
-        let mut writer =
-            RecordBatchWriter::for_table(&self.current().table)?.with_writer_properties(writer_properties());
-        writer.write(rows).await?;
-        Ok(writer.flush().await?)
     }
 
     /// Rows of the log as the lake keeps them, newest first.

@@ -7,11 +7,10 @@ use arrow::datatypes::SchemaRef;
 use deltalake::DeltaTable;
 use deltalake::kernel::Action;
 use deltalake::protocol::SaveMode;
-use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use futures::TryStreamExt;
 use highwater_event::StreamName;
 
-use crate::{LakeError, commit, open_or_create, writer_properties};
+use crate::{LakeError, commit, open_or_create, write_files};
 
 /// Writes snapshots of one table.
 pub struct LakeTable {
@@ -40,13 +39,7 @@ impl LakeTable {
     /// Puts a snapshot in the place of the last one.
     pub async fn replace(&mut self, rows: Vec<RecordBatch>, mark: i64) -> Result<(), LakeError> {
         let mut table = self.table.clone();
-        let mut writer = RecordBatchWriter::for_table(&table)?.with_writer_properties(writer_properties());
-        for batch in rows {
-            if batch.num_rows() > 0 {
-                writer.write(batch).await?;
-            }
-        }
-        let adds = writer.flush().await?;
+        let adds = write_files(&table, move || Ok(rows)).await?;
         let log_store = table.log_store();
         let old: Vec<Action> = table
             .snapshot()?

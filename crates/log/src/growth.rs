@@ -34,11 +34,16 @@ impl Followers {
     pub fn follow(&self, streams: &[StreamName]) -> Growth {
         let notify = Arc::new(Notify::new());
         let mut waiting = self.waiting();
+        let join = |followers: &mut Vec<Weak<Notify>>| {
+            // Who follows a quiet stream for a moment, again and again, must not be kept for ever.
+            followers.retain(|follower| follower.strong_count() > 0);
+            followers.push(Arc::downgrade(&notify));
+        };
         if streams.is_empty() {
-            waiting.of_all.push(Arc::downgrade(&notify));
+            join(&mut waiting.of_all);
         }
         for stream in streams {
-            waiting.by_stream.entry(stream.clone()).or_default().push(Arc::downgrade(&notify));
+            join(waiting.by_stream.entry(stream.clone()).or_default());
         }
         Growth(notify)
     }
@@ -98,5 +103,14 @@ mod tests {
         drop((of_a, of_both));
         followers.wake([&a, &b]);
         assert!(followers.waiting().by_stream.is_empty());
+        for _ in 0..3 {
+            drop((followers.follow(std::slice::from_ref(&a)), followers.follow(&[])));
+        }
+        let waiting = followers.waiting();
+        assert_eq!(
+            (waiting.by_stream[&a].len(), waiting.of_all.len()),
+            (1, 2),
+            "one that went, and one that stays"
+        );
     }
 }

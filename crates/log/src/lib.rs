@@ -6,12 +6,14 @@
 //!   partitions, offsets, appends that carry a reader's position in the same transaction.
 //! * [`view`] holds the `View` trait and the driver that resumes, applies, retries, sets aside and
 //!   rebuilds views; [`fold`] and [`keyed`] are what keyed views are made of.
+//! * [`audit`] and [`dead_letter`] say what entries of the streams `_audit`, `_dead_letters` and `_late_events` are.
 //! * [`growth`] wakes who follows a stream; [`idle`] lets event time go on in partitions that nothing comes in.
 //! * [`machine`] is what all this runs on, [`disk`] its file system: traits, so that a simulator can own them.
 //!
 //! The log never interprets the columns that it stores, never repairs damage silently, and never
 //! shows an event that is not fsynced.
 
+pub mod audit;
 pub mod batch;
 pub mod commit;
 pub mod dead_letter;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use highwater_event::SeededRandomness;
 use highwater_sim::mutate;
 use serde_json::{Value, json};
-use support::Node;
+use support::{Node, empty_data};
 
 const EVENT: &str = r#"{"id":"ID","at":"2026-01-01T00:00:00Z","n":1,"d":12.34,"ok":true,"born":"2026-01-01","place":{"city":"Z"},"tags":["p"],"map":{"k":1},"any":{"x":[1]}}"#;
 const STREAM: &str = "CREATE STREAM s (id TEXT NOT NULL, at TIMESTAMP NOT NULL, n SMALLINT, d DECIMAL(6,2), ok BOOLEAN, born DATE, place STRUCT<city TEXT>, tags ARRAY<TEXT>, map MAP<TEXT, INT>, any JSON) WITH (event_id = 'id', event_time = 'at')";
@@ -147,9 +147,7 @@ fn with_member(name: &str, value: &str) -> String {
 
 #[test]
 fn invented_methods_are_refused_and_add_nothing_to_the_metrics() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let node = Node::start(&data);
     for path in ["/", "/api/v1/streams"] {
         for number in 0..20 {
@@ -168,9 +166,7 @@ fn invented_methods_are_refused_and_add_nothing_to_the_metrics() {
 
 #[test]
 fn a_thousand_bad_inputs_get_a_clear_answer() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let node = Node::start(&data);
     assert_eq!(node.client.post("/api/v1/statements", &json!({"sql": STREAM})).0, 200);
     let mut checked = Checked { node, count: 0, slowest: (Duration::ZERO, String::new()) };

@@ -13,7 +13,7 @@ use std::time::Duration;
 use highwater_event::SeededRandomness;
 use highwater_sim::setting;
 use serde_json::{Value, json};
-use support::{Client, Node};
+use support::{Client, Node, empty_data};
 
 const WRITERS: u64 = 8;
 const STATUSES: [&str; 5] = ["completed", "pending", "failed", "processing", "cancelled"];
@@ -37,9 +37,7 @@ fn event(number: u64) -> Value {
 #[test]
 fn kill_9_under_eight_writers() {
     let cycles = setting("HIGHWATER_CYCLES", 50);
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let mut node = Node::start(&data);
 
     let current: Arc<Mutex<Client>> = Arc::new(Mutex::new(node.client.clone()));
@@ -117,9 +115,7 @@ const AT_ONCE: u64 = 4;
 #[ignore = "needs a node with stops: tests/planted.sh"]
 fn stopped_at_every_named_point() {
     let cycles = setting("HIGHWATER_CYCLES", 10);
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let chance = SeededRandomness::new(setting("HIGHWATER_SEED", 11));
     let mut next = 0u64;
     let mut stopped = BTreeMap::new();

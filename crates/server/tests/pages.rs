@@ -7,7 +7,7 @@ mod support;
 
 use highwater_event::SeededRandomness;
 use serde_json::{Value, json};
-use support::{Client, Node};
+use support::{Client, Node, empty_data};
 
 const KINDS: [&str; 3] = ["a", "b", "c"];
 
@@ -90,9 +90,7 @@ fn compare(client: &Client, rows: &[Row], chance: &SeededRandomness) {
 
 #[test]
 fn pages_equal_sorted_rows() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let mut node = Node::start(&data);
     let statement = "CREATE STREAM readings (id TEXT NOT NULL, at TIMESTAMP NOT NULL, kind TEXT, amount INT, card TEXT SENSITIVE)
         WITH (event_id = 'id', event_time = 'at', partitions = 3);";

@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::Node;
+use support::{Node, empty_data};
 
 const EVENTS: usize = 60_000;
 /// What the node may take at most: a GiB is for questions, and a text that grows may be there twice on each core.
@@ -80,9 +80,7 @@ fn peak_mib(node: &Node) -> u64 {
 
 #[test]
 fn what_would_take_too_much_memory_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let mut node = Node::start(&data);
     let sql = "CREATE STREAM big (id TEXT, n BIGINT, at TIMESTAMP) WITH (event_id = 'id', event_time = 'at')";
     assert_eq!(node.client.post("/api/v1/statements", &json!({"sql": sql})).0, 200);

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
-use support::Node;
+use support::{Node, empty_data};
 
 const EVENTS: usize = 60_000;
 
@@ -35,9 +35,7 @@ fn begin(node: &Node) -> (BufReader<TcpStream>, Value) {
 
 #[test]
 fn what_was_cut_short_goes_on_under_its_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let mut node = Node::start(&data);
     for name in ["history", "copy"] {
         let sql = format!("CREATE STREAM {name} (id TEXT, n BIGINT) WITH (event_id = 'id', partitions = 3)");

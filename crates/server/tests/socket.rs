@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Client, Node};
+use support::{Client, Node, empty_data};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::{Message, WebSocket};
 
@@ -32,9 +32,7 @@ fn answer(socket: &mut WebSocket<TcpStream>) -> Option<Value> {
 }
 
 fn start() -> (tempfile::TempDir, Node) {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    std::fs::create_dir(&data).unwrap();
+    let (folder, data) = empty_data();
     let node = Node::start(&data);
     let statement = "CREATE STREAM readings (id TEXT NOT NULL, n BIGINT) WITH (event_id = 'id');";
     let (status, answer) = node.client.post("/api/v1/statements", &json!({"sql": statement}));

@@ -17,7 +17,9 @@ use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema};
 
 use crate::adhoc;
-use crate::dialect::{Alteration, Declared, EndpointParameter, Kind, SqlError, Statement, parse_script};
+use crate::dialect::{
+    Alteration, Declared, EndpointParameter, Kind, RuleEntry, SqlError, Statement, parse_script,
+};
 use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
@@ -131,6 +133,8 @@ pub enum Planned {
     Reference(Arc<ReferenceEntry>),
     /// An endpoint, new or in the place of the one with its path.
     Endpoint(Arc<Endpoint>),
+    /// A row filter or column mask.
+    Rule(Arc<RuleEntry>),
     /// A stream with more columns or other options.
     Altered(Arc<StreamEntry>),
     /// A new version of a statement, and of all that is derived from it, to be built beside the old.
@@ -185,6 +189,8 @@ pub struct Catalog {
     pub references: BTreeMap<StreamName, Arc<ReferenceEntry>>,
     /// Endpoints by path.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// Row filters and column masks by name.
+    pub rules: BTreeMap<StreamName, Arc<RuleEntry>>,
     /// New versions that are being built, by the public name of their root.
     pub building: BTreeMap<StreamName, Arc<Building>>,
     /// Streams and tables that stand still.
@@ -344,6 +350,10 @@ impl Catalog {
                 let endpoint = Endpoint { path, parameters, permission, query, columns, reads, text };
                 Planned::Endpoint(Arc::new(endpoint))
             }
+            Statement::CreateRule { name, relation, rule } => {
+                adhoc::check_rule(engine, self, &relation, &rule)?;
+                Planned::Rule(Arc::new(RuleEntry { name, relation, rule, text }))
+            }
             Statement::AlterStream { .. }
             | Statement::Drop { .. }
             | Statement::Pause { .. }
@@ -466,7 +476,12 @@ impl Catalog {
             .values()
             .filter(|endpoint| endpoint.reads.contains(name))
             .map(|endpoint| format!("endpoint '{}/'", endpoint.path));
-        streams.chain(tables).chain(endpoints).collect()
+        let rules = self
+            .rules
+            .values()
+            .filter(|entry| entry.relation == *name)
+            .map(|entry| format!("rule \"{}\"", entry.name));
+        streams.chain(tables).chain(endpoints).chain(rules).collect()
     }
 
     fn plan_drop(&self, kind: Kind, name: &str, if_exists: bool) -> Result<Planned, SqlError> {
@@ -477,6 +492,7 @@ impl Catalog {
             (Kind::Stream, Some(name)) => self.streams.contains_key(name),
             (Kind::Table, Some(name)) => self.tables.contains_key(name),
             (Kind::ReferenceTable, Some(name)) => self.references.contains_key(name),
+            (Kind::Rule, Some(name)) => self.rules.contains_key(name),
         };
         if !exists && if_exists {
             return Ok(Planned::Unchanged);
@@ -487,6 +503,7 @@ impl Catalog {
                 Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
                 Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
                 Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
+                Kind::Rule => self.rules.keys().map(StreamName::as_str).collect(),
             };
             let error = SqlError::new("not_found", format!("no {} \"{name}\"", kind.text()));
             return Err(match nearest(name, names) {
@@ -494,7 +511,7 @@ impl Catalog {
                 None => error,
             });
         }
-        if let Some(known) = &known {
+        if let Some(known) = known.as_ref().filter(|_| kind != Kind::Rule) {
             if self.streams.get(known).is_some_and(|entry| entry.text.is_empty()) {
                 return Err(SqlError::new(
                     "reserved_name",
@@ -629,6 +646,9 @@ impl Catalog {
             Planned::Endpoint(entry) => {
                 self.endpoints.insert(entry.path.clone(), entry.clone());
             }
+            Planned::Rule(entry) => {
+                self.rules.insert(entry.name.clone(), entry.clone());
+            }
             Planned::Dropped(kind, name) => self.remove(*kind, name),
             Planned::Paused(name) => {
                 self.paused.insert(name.clone());
@@ -645,10 +665,14 @@ impl Catalog {
             return;
         }
         let Ok(name) = StreamName::new(name) else { return };
+        if kind == Kind::Rule {
+            self.rules.remove(&name);
+            return;
+        }
         match kind {
             Kind::Stream => drop(self.streams.remove(&name)),
             Kind::Table => drop(self.tables.remove(&name)),
-            Kind::ReferenceTable | Kind::Endpoint => drop(self.references.remove(&name)),
+            Kind::ReferenceTable | Kind::Endpoint | Kind::Rule => drop(self.references.remove(&name)),
         }
         self.paused.remove(&name);
         self.drop_building(&name);
@@ -676,6 +700,9 @@ impl Catalog {
             Statement::CreateEndpoint { .. } => {
                 self.endpoints.get(name).is_some_and(|entry| same(&entry.text))
             }
+            Statement::CreateRule { .. } => {
+                known.and_then(|name| self.rules.get(name)).is_some_and(|entry| same(&entry.text))
+            }
             Statement::AlterStream { .. }
             | Statement::Drop { .. }
             | Statement::Pause { .. }
@@ -687,6 +714,16 @@ impl Catalog {
     /// anew at any time; streams and tables need OR REPLACE, and raw streams can't be replaced.
     fn check_free(&self, declared: &Declared) -> Result<bool, SqlError> {
         let Ok(name) = StreamName::new(declared.statement.name()) else { return Ok(false) };
+        if matches!(declared.statement, Statement::CreateRule { .. }) {
+            return match self.rules.get(&name) {
+                Some(_) if !declared.replace => {
+                    let detail = format!("a rule \"{name}\" is declared already, and differently");
+                    Err(SqlError::new("already_exists", detail)
+                        .hint("CREATE OR REPLACE puts it in the other's place"))
+                }
+                _ => Ok(false),
+            };
+        }
         let kind = declared.statement.kind();
         let known = if let Some(entry) = self.streams.get(&name) {
             if entry.derivation.is_none() && kind == "stream" {

@@ -59,6 +59,7 @@ pub struct Journal {
     /// Is over when the writer has ended.
     written: oneshot::Receiver<()>,
     damage: Vec<Damage>,
+    id: [u8; 16],
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     /// Old segments are removed, or all are copied: one at a time.
@@ -131,11 +132,17 @@ impl Journal {
             queue,
             written,
             damage: opened.damage,
+            id: opened.log_id,
             disk: kept_disk,
             dir,
             keeping: Mutex::new(()),
             _lock: opened.lock,
         })
+    }
+
+    /// What tells this log from any other; a copy of its files has the same.
+    pub fn id(&self) -> &[u8; 16] {
+        &self.id
     }
 
     /// Damage that was found in the middle of segments when the journal was opened.

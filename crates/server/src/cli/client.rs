@@ -104,10 +104,11 @@ impl Client {
                 .exit(2));
             }
         };
-        let file = target.token_file.clone().or_else(|| folder.map(|folder| folder.join("operator.token")));
+        let of_folder = folder.map(|folder| folder.join("operator.token")).filter(|file| file.exists());
+        let file = target.token_file.clone().or(of_folder).or_else(saved_token);
         let Some(file) = file else {
             return Err(Failure::new("no_token", "there is no token to sign in with")
-                .hint("name its file with --token-file")
+                .hint("name its file with --token-file, or run `highwater login`")
                 .exit(4));
         };
         let token = std::fs::read_to_string(&file).map_err(|error| {
@@ -121,6 +122,12 @@ impl Client {
             .build()
             .into();
         Ok(Self { agent, url, token: token.trim().to_owned() })
+    }
+
+    /// A client without a credential.
+    pub fn anonymous(url: &str) -> Self {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
+        Self { agent, url: url.trim_end_matches('/').to_owned(), token: String::new() }
     }
 
     pub fn get(&self, path: &str) -> Result<String, Failure> {
@@ -139,6 +146,22 @@ impl Client {
             .header("content-type", content_type)
             .header("accept", accept);
         self.answer(request.send(body))
+    }
+
+    /// A call with a method of its own and, for those that bring one, a JSON body.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Failure> {
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", "application/json");
+        let wrong = |error: ureq::http::Error| Failure::new("failed", error.to_string());
+        let agent = self.agent.clone();
+        let body = body.map(Value::to_string).unwrap_or_default();
+        // A body of a DELETE is unusual; the first application has one.
+        let agent =
+            agent.configure_request(request.body(body).map_err(wrong)?).allow_non_standard_methods(true);
+        self.answer(self.agent.run(agent.build()))
     }
 
     /// Sends a body of unknown length.
@@ -228,7 +251,8 @@ impl Client {
     }
 }
 
-fn default_folder() -> Option<PathBuf> {
+/// The data folder that a command is about when it names none.
+pub fn default_folder() -> Option<PathBuf> {
     let mut folders = vec![PathBuf::from("highwater-demo")];
     // The folder that `highwater serve` would take.
     folders.push(
@@ -236,6 +260,13 @@ fn default_folder() -> Option<PathBuf> {
     );
     let running = folders.iter().find(|folder| folder.join(LISTENING).exists());
     running.or_else(|| folders.iter().find(|folder| folder.exists())).cloned()
+}
+
+/// Where `highwater login` keeps its token.
+pub fn saved_token() -> Option<PathBuf> {
+    let home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")))?;
+    Some(home.join("highwater/token"))
 }
 
 /// File that says where the node of a data folder listens.

@@ -22,7 +22,7 @@ struct Known {
     about: &'static str,
 }
 
-const KNOWN: [Known; 10] = [
+const KNOWN: [Known; 14] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -49,6 +49,22 @@ const KNOWN: [Known; 10] = [
     Known { key: "tables.write_back", default: "1 second", about: "time between two write-backs of tables" },
     Known { key: "tables.memory", default: "64 MiB", about: "clean states that one table keeps in memory" },
     Known { key: "query.memory", default: "1024 MiB", about: "what all queries together may hold" },
+    Known {
+        key: "audit.required",
+        default: "true",
+        about: "whether an answer is kept back when its entry of the audit trail can't be written",
+    },
+    Known {
+        key: "auth.sign_up",
+        default: "true",
+        about: "whether whoever finds the page may make an account of their own",
+    },
+    Known { key: "auth.session", default: "60 minutes", about: "how long an access token lets its owner in" },
+    Known {
+        key: "http.trusted_proxies",
+        default: "",
+        about: "addresses of proxies whose word about a caller's address is believed, with commas between them",
+    },
 ];
 
 /// A setting with its value and source.
@@ -239,6 +255,17 @@ impl Settings {
             .ok_or_else(|| Self::wrong(setting, "a size like \"64 MiB\""))
     }
 
+    fn flag(&self, key: &str) -> Result<bool, Failure> {
+        let setting = self.get(key);
+        setting.value.trim().parse().map_err(|_| Self::wrong(setting, "true or false"))
+    }
+
+    fn addresses(&self, key: &str) -> Result<Vec<std::net::IpAddr>, Failure> {
+        let setting = self.get(key);
+        let parts = setting.value.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(|part| part.parse().map_err(|_| Self::wrong(setting, "a list of addresses"))).collect()
+    }
+
     /// The data folder.
     pub fn data(&self) -> PathBuf {
         PathBuf::from(&self.get("data").value)
@@ -271,6 +298,10 @@ impl Settings {
             write_back_every: self.duration("tables.write_back")?,
             table_memory: self.bytes("tables.memory")?,
             query_memory: self.bytes("query.memory")?,
+            audit_required: self.flag("audit.required")?,
+            sign_up: self.flag("auth.sign_up")?,
+            session: self.duration("auth.session")?,
+            trusted_proxies: self.addresses("http.trusted_proxies")?,
             ..NodeOptions::at(self.data())
         })
     }

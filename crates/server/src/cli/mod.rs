@@ -4,12 +4,14 @@
 //! 7 conflict · 8 integrity failure · 130 interrupted.
 
 mod apply;
+mod audit;
 mod client;
 mod config;
 mod follow;
 mod generate;
 mod operate;
 mod output;
+mod people;
 mod read;
 mod replay;
 mod send;
@@ -59,6 +61,23 @@ enum Command {
     Lake(LakeCommand),
     /// Copy everything that can't be derived into a folder, while the node goes on.
     Backup(BackupArgs),
+    /// The audit trail: list, export, verify, prove.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Users.
+    #[command(subcommand)]
+    User(people::UserCommand),
+    /// Roles of users.
+    #[command(subcommand)]
+    Role(people::RoleCommand),
+    /// API keys of clients.
+    #[command(subcommand)]
+    Key(people::KeyCommand),
+    /// What is allowed, and why.
+    #[command(subcommand)]
+    Policy(people::PolicyCommand),
+    /// Sign in: keeps a token for the commands that follow.
+    Login(people::LoginArgs),
     /// Look at settings, data folder, disk and node, and say what is wrong.
     Doctor(DoctorArgs),
     /// Settings and where they come from.
@@ -499,6 +518,12 @@ pub fn main() -> ExitCode {
         Command::Rebuild(arguments) => operate::rebuild(arguments),
         Command::Lake(command) => operate::lake(command),
         Command::Backup(arguments) => operate::backup(&arguments.folder, &arguments.target),
+        Command::Audit(command) => audit::audit(command),
+        Command::User(command) => people::user(command),
+        Command::Role(command) => people::role(command),
+        Command::Key(command) => people::key(command),
+        Command::Policy(command) => people::policy(command),
+        Command::Login(arguments) => people::login(arguments),
         Command::Doctor(arguments) => operate::doctor(arguments),
         Command::Config(command) => config::config(command),
         Command::Completions { shell } => Ok(operate::completions(shell)),

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use axum::ServiceExt;
 use axum::extract::Request;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use highwater_event::Principal;
 use highwater_log::Log;
 use tower::Layer;
@@ -136,7 +138,8 @@ async fn open(
 /// Declares packs, in their order.
 pub async fn declare(node: &Arc<Node>, packs: &[Pack]) -> Result<(), Failure> {
     for pack in packs {
-        node.declare(&pack.script, &Principal::operator(), false).await.map_err(|error| match &error {
+        let leaf = node.leaf(&Principal::operator(), "declare", "node");
+        node.declare(&pack.script, &leaf, false).await.map_err(|error| match &error {
             DeclareError::Sql { error, script } => pack.locate(Failure {
                 line: error.at.map(|at| at.line),
                 ..Failure::new(error.code, error.render(script))
@@ -149,11 +152,18 @@ pub async fn declare(node: &Arc<Node>, packs: &[Pack]) -> Result<(), Failure> {
 
 async fn answer(node: Arc<Node>, listener: tokio::net::TcpListener) -> std::io::Result<()> {
     let app = MapRequestLayer::new(http::trim_slash).layer(http::app(node));
-    axum::serve(NoDelay(listener), ServiceExt::<Request>::into_make_service(app)).await
+    let service = ServiceExt::<Request>::into_make_service_with_connect_info::<http::Peer>(app);
+    axum::serve(NoDelay(listener), service).await
 }
 
 /// Answers are small and somebody waits for each: they are sent at once.
 struct NoDelay(tokio::net::TcpListener);
+
+impl Connected<IncomingStream<'_, NoDelay>> for http::Peer {
+    fn connect_info(stream: IncomingStream<'_, NoDelay>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
 
 impl axum::serve::Listener for NoDelay {
     type Io = tokio::net::TcpStream;

@@ -73,7 +73,8 @@ pub async fn run(node: Arc<Node>, plan: Plan) -> anyhow::Result<()> {
         env!("CARGO_PKG_VERSION"),
         plan.data.display()
     );
-    node.declare(&pack(), &Principal::operator(), false).await?;
+    let leaf = node.leaf(&Principal::operator(), "declare", "node");
+    node.declare(&pack(), &leaf, false).await?;
     let catalog = node.catalog();
     eprintln!("  ✓ log         1 pack, {} streams", catalog.streams.len());
     let views = node.driver.statuses().len();
@@ -142,8 +143,9 @@ async fn history(node: &Arc<Node>, plan: &Plan, events: &mut Transactions) -> an
                 number += 1;
             }
             let node = node.clone();
-            under_way
-                .spawn(async move { node.door.submit(submission(body)?).await.map_err(anyhow::Error::from) });
+            under_way.spawn(async move {
+                node.door.submit(submission(&node, body)?).await.map_err(anyhow::Error::from)
+            });
         } else if let Some(done) = under_way.join_next().await {
             counts.take(&done??);
         }
@@ -166,8 +168,10 @@ async fn history(node: &Arc<Node>, plan: &Plan, events: &mut Transactions) -> an
     Ok(())
 }
 
-fn submission(body: String) -> anyhow::Result<Submission> {
+fn submission(node: &Node, body: String) -> anyhow::Result<Submission> {
+    let entry = node.entry(&Principal::operator(), "ingest", format!("stream:{STREAM}"));
     Ok(Submission {
+        leaf: Some(Box::new(entry)),
         stream: StreamName::new(STREAM)?,
         body: Bytes::from(body),
         format: Format::NdJson,
@@ -193,7 +197,7 @@ async fn live(node: &Arc<Node>, rate: f64, events: &mut Transactions) -> anyhow:
         }
         if !body.is_empty() {
             let sent = Instant::now();
-            counts.take(&node.door.submit(submission(body)?).await?);
+            counts.take(&node.door.submit(submission(node, body)?).await?);
             latencies.push(sent.elapsed().as_secs_f64() * 1000.0);
         }
         let every = Duration::from_secs(if terminal { 1 } else { 10 });

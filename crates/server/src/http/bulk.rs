@@ -6,10 +6,11 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use futures::StreamExt;
-use highwater_event::{Principal, StreamName};
+use highwater_event::StreamName;
 use highwater_ingest::{DoorError, Format, Submission};
 
-use super::events::Tally;
+use super::call::Call;
+use super::events::{self, Tally};
 use super::problem::{Answer, Problem};
 use crate::node::Node;
 
@@ -21,13 +22,7 @@ const MAX_LINE: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes a body of lines. What was accepted before a fault stays accepted, and the answer says how much.
-pub async fn take(
-    node: &Arc<Node>,
-    stream: StreamName,
-    principal: Principal,
-    format: Format,
-    body: Body,
-) -> Answer {
+pub async fn take(node: &Arc<Node>, stream: StreamName, call: &Call, format: Format, body: Body) -> Answer {
     let mut parts = Parts { format, header: None, buffer: Vec::new() };
     let mut chunks = body.into_data_stream();
     let mut tally = Tally::default();
@@ -44,8 +39,8 @@ pub async fn take(
         };
         while let Some(part) = parts.next(last) {
             let part = part.map_err(|problem| so_far(problem, &tally))?;
-            let submission =
-                Submission { stream: stream.clone(), body: part, format, principal: principal.clone() };
+            let submission = events::submission(node, call, stream.clone(), part, format);
+            let submission = submission.map_err(|problem| so_far(problem, &tally))?;
             let verdicts = submit(node, submission).await.map_err(|problem| so_far(problem, &tally))?;
             tally.take(&verdicts);
         }
@@ -56,6 +51,8 @@ pub async fn take(
     if tally.events() == 0 {
         return Err(Problem::bad_request("empty_body", "the body holds no event"));
     }
+    // Each part has an entry of its own, in the commit of its events.
+    call.settle();
     Ok(tally.answer())
 }
 

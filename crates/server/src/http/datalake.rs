@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
+use axum::{Extension, Json};
 use chrono::NaiveDate;
 use datafusion::common::ScalarValue;
 use highwater_event::name::nearest;
@@ -16,6 +16,7 @@ use highwater_sql::adhoc::{self, Day};
 use highwater_sql::dialect::quoted;
 use serde_json::{Value, json};
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::streams;
@@ -59,6 +60,7 @@ pub async fn resources(State(node): State<Arc<Node>>) -> Json<Value> {
         (status = 404, description = "no such stream, day, version or page")))]
 pub async fn stream(
     State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
     Path(name): Path<String>,
     Query(given): Query<Vec<(String, String)>>,
     headers: HeaderMap,
@@ -78,8 +80,12 @@ pub async fn stream(
     let moment = moment(&given)?;
     let (condition, values) = conditions(schema, &given)?;
 
+    let lens = node.lens(&call.identity, "stream", &schema.name.at_version(1));
+    if let Some(seen) = lens.describe() {
+        call.saw("lens", seen);
+    }
     let snapshot = node.stream_snapshot(schema, moment).await?;
-    let relation = snapshot.clone().relation(&node.engine, schema, day.as_ref())?;
+    let relation = snapshot.clone().relation(&node.engine, schema, day.as_ref(), lens.clone())?;
     let fixed = Arc::new(Fixed::new("rows", relation));
     let ask = |sql: String, values: Vec<(String, ScalarValue)>| {
         let (node, fixed) = (node.clone(), fixed.clone());
@@ -97,7 +103,8 @@ pub async fn stream(
         columns::OFFSET,
         (page - 1).saturating_mul(PAGE)
     );
-    let condition = Condition { sql: &condition, values: &values, day: day.as_ref() };
+    let sql_of_page = sql.clone();
+    let condition = Condition { sql: &condition, values: &values, day: day.as_ref(), lens: &lens };
     let counted = node.count(schema, &snapshot, &condition);
     let (count, result) = if page <= NEAR {
         let (count, result) = tokio::try_join!(counted, ask(sql.clone(), values.clone()))?;
@@ -123,14 +130,14 @@ pub async fn stream(
         None => ask(sql, values.clone()).await?,
     };
     let names: Vec<String> = fields.into_iter().map(|(name, _)| name).collect();
-    Ok(typed(
-        "application/json",
-        format!(
-            "{{\"topic\":{},\"count\":{count},\"total_pages\":{pages},\"current_page\":{page},\"results\":[{}]}}",
-            Value::from(schema.name.at_version(1).shown()),
-            rows(&result, &names, ",")
-        ),
-    ))
+    let body = format!(
+        "{{\"topic\":{},\"count\":{count},\"total_pages\":{pages},\"current_page\":{page},\"results\":[{}]}}",
+        Value::from(schema.name.at_version(1).shown()),
+        rows(&result, &names, ",")
+    );
+    call.saw("query", sql_of_page);
+    call.saw_rows(&node, result.row_count(), body.as_bytes());
+    Ok(typed("application/json", body))
 }
 
 fn invalid(name: &str, detail: impl std::fmt::Display) -> Problem {

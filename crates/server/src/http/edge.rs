@@ -1,5 +1,6 @@
-//! What happens around every call, whatever it asks for: it gets an id, its caller is checked, a panic
-//! becomes an answer, a body that nobody read is thrown away, its time is taken, errors are completed.
+//! What happens around every call, whatever it asks for: it gets an id, its caller is identified, the policy
+//! decides, its entry goes into the audit trail before its answer goes out, a panic becomes an answer, a body
+//! that nobody read is thrown away, its time is taken, errors are completed.
 //!
 //! All of it is one layer. A layer of a router is a box around every route, copied with all that it holds
 //! for every call; six of them took more time than the rest of a small call.
@@ -8,53 +9,85 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use axum::body::Body;
+use axum::body::{Body, to_bytes};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use highwater_event::{Randomness, SystemRandomness};
+use highwater_auth::{Asked, Identity};
+use highwater_event::identity::HOME;
+use highwater_event::{Randomness, StreamName, SystemRandomness};
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::auth::{self, Shown};
+use super::call::{Arrival, Call};
 use super::problem::{Problem, ProblemBody};
-use super::{auth, metrics, unread};
-use crate::node::Node;
+use super::routes::{self, Need, Needs};
+use super::{Peer, metrics, unread};
+use crate::node::{Known, Node, is_shared, needs};
 
-/// Whom a route lets in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Everybody: what it answers holds no data.
-    Anyone,
-    /// The holder of the operator's token.
-    Operator,
+/// The longest body of a call that does not bring events.
+const MAX_BODY: usize = 2 << 20;
+
+/// What the layer holds.
+#[derive(Clone)]
+pub struct Around {
+    pub node: Arc<Node>,
+    pub needs: Arc<Needs>,
+}
+
+/// A call that is let in, or the answer that it gets instead; the call is there for its entry either way.
+struct Admitted {
+    need: Need,
+    call: Arc<Call>,
+    refused: Option<Problem>,
 }
 
 /// Answers a call.
-pub async fn answer(
-    State((node, access)): State<(Arc<Node>, Access)>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub async fn answer(State(around): State<Around>, request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let Around { node, needs } = &around;
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
     let trace = request.headers().get("traceparent").cloned();
     let (mut request, left) = unread::watch(request);
-    let mut response = match admit(&node, access, &mut request) {
-        Ok(()) => {
-            let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-            answered.unwrap_or_else(|_panic| panicked().into_response())
-        }
-        Err(problem) => {
+    let Admitted { need, call, refused } = admit(node, needs, route.as_ref(), &id, &request);
+    let mut response = match refused {
+        Some(problem) => {
             drop(request);
             problem.into_response()
         }
+        None => match bring(&call, need, request).await {
+            Ok(brought) => {
+                request = brought;
+                request.extensions_mut().insert(call.clone());
+                request.extensions_mut().insert(call.principal().clone());
+                let announced = announce(node, &call, need, &method).await;
+                let answered = match announced {
+                    Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await,
+                    Err(problem) => Ok(problem.into_response()),
+                };
+                answered.unwrap_or_else(|_panic| panicked().into_response())
+            }
+            Err(problem) => problem.into_response(),
+        },
     };
     left.discard(&mut response).await;
+    if need != Need::Nothing && !call.is_settled() {
+        let entry = call.answered(node, response.status());
+        if let Err(error) = node.trail.write(entry).await
+            && node.options.audit_required
+        {
+            response = Problem::from(error).into_response();
+        }
+    }
     metrics::observe(&method, route.as_ref(), response.status(), started.elapsed());
+    call.show_limit(node, &mut response);
     if let Some(ProblemBody(mut body)) = response.extensions_mut().remove::<ProblemBody>() {
         body.insert("request_id".into(), id.to_str().unwrap_or_default().into());
         body.insert("instance".into(), uri.path().into());
@@ -62,19 +95,153 @@ pub async fn answer(
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().remove(header::CONTENT_ENCODING);
     }
-    response.headers_mut().insert("x-request-id", id);
+    let headers = response.headers_mut();
+    headers.insert("x-request-id", id);
     if let Some(trace) = trace {
-        response.headers_mut().insert("traceparent", trace);
+        headers.insert("traceparent", trace);
     }
+    protect(headers, need);
     response
 }
 
-fn admit(node: &Node, access: Access, request: &mut Request) -> Result<(), Problem> {
-    if access == Access::Operator {
-        let principal = auth::operator(node, request.headers())?;
-        request.extensions_mut().insert(principal);
+/// Headers that keep browsers from doing more with an answer than it is meant for.
+fn protect(headers: &mut HeaderMap, need: Need) {
+    let mut set = |name: HeaderName, value: &'static str| {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    };
+    set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(header::REFERRER_POLICY, "no-referrer");
+    set(header::X_FRAME_OPTIONS, "DENY");
+    if need != Need::Nothing {
+        set(header::CACHE_CONTROL, "no-store");
+        set(header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'");
     }
-    Ok(())
+}
+
+/// Identifies the caller, asks the policy, and takes from the caller's limit.
+fn admit(
+    node: &Node,
+    needs: &Needs,
+    route: Option<&MatchedPath>,
+    id: &HeaderValue,
+    request: &Request,
+) -> Admitted {
+    let (method, path, headers) = (request.method(), request.uri().path(), request.headers());
+    let template = route.map(MatchedPath::as_str);
+    // What no route has is a declared endpoint, or is told to those only who are known.
+    let need = routes::need(needs, template, method).unwrap_or(Need::Known("call"));
+    let shown = auth::shown(headers);
+    let identified = match (&need, &shown) {
+        (Need::Nothing, _) | (_, Shown::Nothing) => Ok(None),
+        (_, Shown::Malformed) => Err(auth::refused(highwater_auth::directory::Refused::Unknown)),
+        (_, Shown::Header(credential) | Shown::Cookie(credential)) => {
+            node.identify(credential).map(Some).map_err(auth::refused)
+        }
+    };
+    let open = matches!(need, Need::Nothing | Need::Open(_));
+    let (known, mut refused) = match identified {
+        Ok(Some(known)) => (Some(known), None),
+        Ok(None) => (None, (!open).then(auth::missing)),
+        // An old credential must not keep anybody from signing in anew.
+        Err(_) if open => (None, None),
+        Err(problem) => (None, Some(problem)),
+    };
+    if refused.is_none() && known.is_some() && matches!(shown, Shown::Cookie(_)) && !open {
+        refused = auth::check_origin(method, headers).err();
+    }
+    let known = known.unwrap_or_else(|| Known { identity: Identity::nobody(), credential: "".into() });
+    let named = match (need, template) {
+        (Need::Stream(_, parameter), Some(template)) => routes::parameter(template, path, parameter),
+        _ => None,
+    };
+    // Names as the handlers will read them: decoded and folded.
+    let named =
+        named.map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned()).unwrap_or_default();
+    let named = StreamName::new(&named).map_or(named, |name| name.to_string());
+    let catalog;
+    let mut asked = need.asked(&named);
+    if template.is_none() {
+        catalog = node.catalog();
+        if let Some(endpoint) = catalog.endpoints.get(path) {
+            let shared = endpoint.reads.iter().all(|name| is_shared(&catalog, name));
+            asked = Asked::on(&endpoint.permission, "endpoint", &endpoint.path).shared(shared);
+            if refused.is_none() && !node.allows(&known.identity, asked) {
+                refused = Some(forbidden(asked));
+            }
+        }
+        let arrival = arrival(node, id, request);
+        let call = Arc::new(Call::new(arrival, known, asked.permission, asked.resource()));
+        return charged(node, need, call, refused);
+    }
+    if asked.kind == "stream" && known.identity.principal.tenant.as_ref() != HOME {
+        let shared = StreamName::new(asked.name).is_ok_and(|name| is_shared(&node.catalog(), &name));
+        asked = asked.shared(shared);
+    }
+    let decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
+    if refused.is_none() && decided && !node.allows(&known.identity, asked) {
+        refused = Some(forbidden(asked));
+    }
+    let call = Arc::new(Call::new(arrival(node, id, request), known, asked.permission, asked.resource()));
+    charged(node, need, call, refused)
+}
+
+fn charged(node: &Node, need: Need, call: Arc<Call>, mut refused: Option<Problem>) -> Admitted {
+    // Calls that bring events pay for each of them, when it is known how many they are.
+    if refused.is_none() && need != Need::Nothing && need.action() != "ingest" {
+        refused = call.charge(node, 1).err();
+    }
+    Admitted { need, call, refused }
+}
+
+/// The answer to what the policy does not allow: it names the permission.
+pub fn forbidden(asked: Asked<'_>) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", needs(asked)).with("permission", asked.permission.into())
+}
+
+fn arrival(node: &Node, id: &HeaderValue, request: &Request) -> Arrival {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    Arrival {
+        request_id: id.to_str().unwrap_or_default().to_owned(),
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        address: peer.map(|ConnectInfo(peer)| peer.address(request.headers(), node)).unwrap_or_default(),
+        at: node.machine.clock.now_micros(),
+    }
+}
+
+/// Reads the body of a call that does not bring events, so that its entry can say what it was.
+async fn bring(call: &Call, need: Need, request: Request) -> Result<Request, Problem> {
+    let brings_events = matches!(need.action(), "ingest");
+    let has_body = !matches!(*request.method(), Method::GET | Method::HEAD);
+    if need == Need::Nothing || brings_events || !has_body {
+        return Ok(request);
+    }
+    let (head, body) = request.into_parts();
+    let declared =
+        head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let too_large = || {
+        let detail = format!("the body of this call may hold {} MiB", MAX_BODY >> 20);
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    };
+    if declared.is_some_and(|length: usize| length > MAX_BODY) {
+        return Err(too_large());
+    }
+    let bytes = to_bytes(body, MAX_BODY).await.map_err(|error| {
+        let limit =
+            std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("limit"));
+        if limit { too_large() } else { Problem::bad_request("body_unreadable", error.to_string()) }
+    })?;
+    call.brought(&bytes);
+    Ok(Request::from_parts(head, Body::from(bytes)))
+}
+
+/// What is done outside the log is written down before it is done, too: there is no commit that could hold both.
+async fn announce(node: &Node, call: &Call, need: Need, method: &Method) -> Result<(), Problem> {
+    if !matches!(need.action(), "operate" | "back_up") || method == Method::GET {
+        return Ok(());
+    }
+    let entry = highwater_log::audit::Entry { status: None, ..call.entry(node) };
+    Ok(node.trail.write(entry).await?)
 }
 
 /// The id that the caller gave, or a new one.

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Query, Request, State};
 use axum::http::{Method, StatusCode};
 use highwater_event::name::nearest;
 use highwater_sql::adhoc::{endpoint_values, run_endpoint};
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
-use crate::node::{Node, NodeRelations, QUERY_LIMITS};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 /// Parameters that are given once each; a repeated one would be read as one of its values at random.
 pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Problem> {
@@ -29,6 +31,7 @@ pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Pr
 /// Answers a declared endpoint, or says that there is no such path.
 pub async fn declared(
     State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
     Query(given): Query<Vec<(String, String)>>,
     request: Request,
 ) -> Answer {
@@ -54,11 +57,13 @@ pub async fn declared(
         });
     }
     let values = endpoint_values(&node.engine, &endpoint, &given).await?;
-    let relations = Arc::new(NodeRelations(node.clone()));
+    let relations = Arc::new(NodeRelations::new(node.clone(), Reader::Endpoint(call.identity.clone())));
     let asked = node.clone();
     let question =
         async move { run_endpoint(&asked.engine, relations, &endpoint, values, QUERY_LIMITS).await };
     let result = node.ask(question).await?;
     let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
-    Ok(typed("application/json", format!("[{}]", rows(&result, &names, ","))))
+    let body = format!("[{}]", rows(&result, &names, ","));
+    call.saw_rows(&node, result.row_count(), body.as_bytes());
+    Ok(typed("application/json", body))
 }

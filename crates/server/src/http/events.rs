@@ -9,13 +9,14 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use highwater_event::StreamName;
 use highwater_event::canonical::push_json_string;
 use highwater_event::name::nearest;
-use highwater_event::{Principal, StreamName};
 use highwater_ingest::{Format, Outcome, Room, Submission, Verdict};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use crate::node::Node;
 
@@ -60,7 +61,7 @@ fn too_large() -> Problem {
         (status = 503, description = "busy; Retry-After says when to send again"), (status = 507, description = "the disk is full")))]
 pub async fn stream_events(
     State(node): State<Arc<Node>>,
-    Extension(principal): Extension<Principal>,
+    Extension(call): Extension<Arc<Call>>,
     Path(stream): Path<String>,
     headers: HeaderMap,
     body: Request,
@@ -68,7 +69,7 @@ pub async fn stream_events(
     let stream = find(&node, &stream)?;
     let mut format = format(&headers)?;
     if matches!(format, Format::NdJson | Format::Csv) {
-        let parts = super::bulk::take(&node, stream, principal, format, body.into_body());
+        let parts = super::bulk::take(&node, stream, &call, format, body.into_body());
         // In a box: a call that brings one event should not move around what a long one needs.
         return Box::pin(parts).await;
     }
@@ -76,14 +77,54 @@ pub async fn stream_events(
     if let Some(envelope) = from_headers(&headers, &body)? {
         (format, body) = (Format::CloudEvents, envelope);
     }
-    let verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
+    let verdicts = submit(&node, room, &call, stream, body, format).await?;
     Ok(batch_answer(&verdicts))
 }
 
 /// Hands events to the door; a stream that learns its columns from them learns first.
-async fn submit(node: &Arc<Node>, room: Room, submission: Submission) -> Result<Vec<Verdict>, Problem> {
+async fn submit(
+    node: &Arc<Node>,
+    room: Room,
+    call: &Call,
+    stream: StreamName,
+    body: Bytes,
+    format: Format,
+) -> Result<Vec<Verdict>, Problem> {
+    let submission = submission(node, call, stream, body, format)?;
     node.learn(&submission).await?;
-    Ok(node.door.submit_into(room, submission).await?)
+    let verdicts = node.door.submit_into(room, submission).await?;
+    // The entry is in the commit of the events.
+    call.settle();
+    Ok(verdicts)
+}
+
+/// What a call hands to the door, when its limit allows so many events.
+pub fn submission(
+    node: &Node,
+    call: &Call,
+    stream: StreamName,
+    body: Bytes,
+    format: Format,
+) -> Result<Submission, Problem> {
+    if call.identity.key.is_some() {
+        call.charge(node, count(format, &body))?;
+    }
+    call.brought_events(&body);
+    let leaf = Some(Box::new(call.entry(node)));
+    Ok(Submission { stream, body, format, principal: call.principal().clone(), leaf })
+}
+
+/// How many events a body brings, as far as a look at it tells: at least 1.
+fn count(format: Format, body: &[u8]) -> usize {
+    let lines = || body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
+    let events = match format {
+        Format::NdJson => lines(),
+        Format::Csv => lines().saturating_sub(1),
+        Format::Json | Format::CloudEvents => {
+            serde_json::from_slice::<Vec<&RawValue>>(body).map_or(1, |events| events.len())
+        }
+    };
+    events.max(1)
 }
 
 /// Takes one event of the built-in stream `events`.
@@ -93,7 +134,7 @@ async fn submit(node: &Arc<Node>, room: Room, submission: Submission) -> Result<
         (status = 422, description = "the event is not valid; path names the member")))]
 pub async fn ingest(
     State(node): State<Arc<Node>>,
-    Extension(principal): Extension<Principal>,
+    Extension(call): Extension<Arc<Call>>,
     headers: HeaderMap,
     body: Request,
 ) -> Answer {
@@ -108,7 +149,7 @@ pub async fn ingest(
         None if media_type(&headers) == "application/cloudevents+json" => (Format::CloudEvents, body),
         None => (Format::Json, body),
     };
-    let mut verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
+    let mut verdicts = submit(&node, room, &call, stream, body, format).await?;
     let Some(Verdict { event_id, outcome }) = verdicts.pop() else {
         return Err(Problem::bad_request("empty_body", "the body holds no event"));
     };
@@ -144,7 +185,7 @@ struct EventBatch<'a> {
     responses((status = 202, description = "all accepted, or known already"), (status = 207, description = "some were rejected"), (status = 422, description = "all were rejected")))]
 pub async fn batch(
     State(node): State<Arc<Node>>,
-    Extension(principal): Extension<Principal>,
+    Extension(call): Extension<Arc<Call>>,
     headers: HeaderMap,
     body: Request,
 ) -> Answer {
@@ -159,9 +200,9 @@ pub async fn batch(
     let stream = StreamName::system(crate::node::EVENTS);
     if format == Format::Csv {
         drop(room);
-        return Box::pin(super::bulk::take(&node, stream, principal, format, body.into())).await;
+        return Box::pin(super::bulk::take(&node, stream, &call, format, body.into())).await;
     }
-    let verdicts = submit(&node, room, Submission { stream, body, format, principal }).await?;
+    let verdicts = submit(&node, room, &call, stream, body, format).await?;
     Ok(batch_answer(&verdicts))
 }
 

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Query, State};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use super::call::{Call, Session};
 use super::problem::{Answer, Problem};
 use crate::node::{Node, Update, follow};
 
@@ -38,6 +40,7 @@ pub struct SubscribeQuery {
         (status = 400, description = "the query is wrong")))]
 pub async fn subscribe(
     State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
     given: Result<Query<SubscribeQuery>, QueryRejection>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
@@ -45,26 +48,29 @@ pub async fn subscribe(
     let Query(given) = given?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let from = last.filter(|id| !id.is_empty()).or(given.from);
-    let updates = follow(&node, &given.query, from.as_deref()).await.map_err(|error| {
+    call.saw("query", given.query.as_str());
+    let updates = follow(&node, &call.identity, &given.query, from.as_deref()).await.map_err(|error| {
         let rendered = error.render(&given.query);
         Problem::from(error).with("rendered", rendered.into())
     })?;
+    let session = call.session(&node);
     Ok(match upgrade {
-        Ok(upgrade) => {
-            upgrade.max_message_size(64 << 10).on_upgrade(move |socket| serve_socket(socket, updates))
-        }
-        Err(_) => serve_events(updates),
+        Ok(upgrade) => upgrade
+            .max_message_size(64 << 10)
+            .on_upgrade(move |socket| serve_socket(socket, updates, session)),
+        Err(_) => serve_events(updates, session),
     })
 }
 
-fn serve_events(updates: mpsc::Receiver<Update>) -> Response {
-    let events = futures::stream::unfold(updates, |mut updates| async {
+fn serve_events(updates: mpsc::Receiver<Update>, session: Session) -> Response {
+    let events = futures::stream::unfold((updates, session), |(mut updates, session)| async {
         let update = updates.recv().await?;
+        session.count(1);
         let mut event = Event::default().event(update.kind).data(update.data.to_string());
         if let Some(mark) = update.mark {
             event = event.id(mark);
         }
-        Some((Ok::<_, Infallible>(event), updates))
+        Some((Ok::<_, Infallible>(event), (updates, session)))
     });
     let mut response =
         Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response();
@@ -73,11 +79,12 @@ fn serve_events(updates: mpsc::Receiver<Update>) -> Response {
     response
 }
 
-async fn serve_socket(mut socket: WebSocket, mut updates: mpsc::Receiver<Update>) {
+async fn serve_socket(mut socket: WebSocket, mut updates: mpsc::Receiver<Update>, session: Session) {
     loop {
         tokio::select! {
             update = updates.recv() => {
                 let Some(update) = update else { break };
+                session.count(1);
                 let message = json!({"type": update.kind, "mark": update.mark, "data": update.data}).to_string();
                 if socket.send(Message::Text(message.into())).await.is_err() {
                     return;

@@ -1,24 +1,30 @@
 //! The HTTP door. `router` lists every route; `edge` is what happens around each call; `problem` turns every
 //! error into RFC 9457; each other file holds the calls of one subject.
 //!
-//! Every call needs the operator's token. Open are only `/healthz`, for load balancers, and pages and
-//! scripts that hold no data (`/`, `/docs`, `/swagger`, `/redoc`): they ask for the token themselves.
+//! Every route says what it needs (`routes`). Open are only sign-in, `/healthz`, for load balancers, the audit
+//! tree, whose leaves say nothing, and pages and scripts that hold no data: they ask for a credential themselves.
 
+mod audit;
 mod auth;
 mod bulk;
+mod call;
 mod datalake;
 mod edge;
 mod endpoints;
 mod events;
 mod health;
+mod keys;
 mod live;
 mod metrics;
 mod openapi;
 mod operate;
 mod pages;
+mod people;
 mod problem;
 mod replay;
 mod router;
+mod routes;
+mod sign_in;
 mod socket;
 mod sql;
 mod statements;
@@ -27,4 +33,30 @@ mod unread;
 mod views;
 
 pub use metrics::install as install_metrics;
-pub use router::{BUILT_IN_PATHS, app, trim_slash};
+pub use router::{app, is_built_in, trim_slash};
+
+use std::net::SocketAddr;
+
+use axum::http::HeaderMap;
+
+use crate::node::Node;
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+impl Peer {
+    /// The caller's address: that of the connection, or what a proxy that is trusted says of it.
+    fn address(self, headers: &HeaderMap, node: &Node) -> String {
+        let trusted = |address: &std::net::IpAddr| node.options.trusted_proxies.contains(address);
+        let peer = self.0.ip();
+        if !trusted(&peer) {
+            return peer.to_string();
+        }
+        let said = headers.get_all("x-forwarded-for").into_iter().filter_map(|value| value.to_str().ok());
+        let said: Vec<&str> = said.flat_map(|value| value.split(',')).map(str::trim).collect();
+        // From the nearest on: what a caller says itself stands further left.
+        let hops = said.iter().rev().map_while(|hop| hop.parse().ok());
+        hops.into_iter().find(|hop| !trusted(hop)).unwrap_or(peer).to_string()
+    }
+}

@@ -15,7 +15,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{RefOr, Required, Schema};
 
 use super::{
-    datalake, events, health, live, metrics, operate, replay, socket, sql, statements, streams, views,
+    audit, datalake, events, health, keys, live, metrics, operate, people, replay, sign_in, socket, sql,
+    statements, streams, views,
 };
 use crate::node::Node;
 
@@ -27,6 +28,33 @@ use crate::node::Node;
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     paths(
+        sign_in::token,
+        sign_in::login,
+        sign_in::refresh,
+        sign_in::logout,
+        sign_in::sign_up,
+        sign_in::password,
+        sign_in::details,
+        people::grant,
+        people::revoke,
+        people::list,
+        people::show,
+        people::create,
+        people::change,
+        people::explain,
+        keys::create,
+        keys::list,
+        keys::remove,
+        keys::toggle,
+        keys::rotate,
+        audit::pages,
+        audit::logs,
+        audit::entry,
+        audit::proof,
+        audit::export,
+        audit::checkpoint,
+        audit::keys,
+        audit::tile,
         events::stream_events,
         socket::stream_socket,
         replay::replay,
@@ -59,9 +87,14 @@ use crate::node::Node;
 )]
 struct BuiltIn;
 
+/// The document without declared endpoints.
+pub fn built_in() -> utoipa::openapi::OpenApi {
+    BuiltIn::openapi()
+}
+
 /// The document as of now.
 pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::OpenApi> {
-    let mut document = BuiltIn::openapi();
+    let mut document = built_in();
     for endpoint in node.catalog().endpoints.values() {
         document.paths.add_path_operation(
             format!("{}/", endpoint.path),
@@ -70,8 +103,8 @@ pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::Op
         );
     }
     let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-    document.components.get_or_insert_with(Default::default).add_security_scheme("operator", scheme);
-    document.security = Some(vec![SecurityRequirement::new::<&str, [&str; 0], &str>("operator", [])]);
+    document.components.get_or_insert_with(Default::default).add_security_scheme("credential", scheme);
+    document.security = Some(vec![SecurityRequirement::new::<&str, [&str; 0], &str>("credential", [])]);
     Json(document)
 }
 

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use highwater_event::time;
 use highwater_lake::{LakeStream, Moment};
 use highwater_sql::adhoc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::streams;
 use crate::node::{Fixed, Node, QUERY_LIMITS};
@@ -73,6 +74,7 @@ pub struct DiffQuery {
     responses((status = 200, description = "{from, to, changes: [{change, rows}]}"), (status = 404, description = "no such stream or version")))]
 pub async fn diff(
     State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
     Path(name): Path<String>,
     query: Result<Query<DiffQuery>, QueryRejection>,
 ) -> Answer {
@@ -80,9 +82,11 @@ pub async fn diff(
     let entry = streams::find(&node, &name)?;
     let lake = lake_of(&node, &name)?;
     let to = to.unwrap_or_else(|| lake.size().2);
+    let lens = node.lens(&call.identity, "stream", &entry.schema.name.at_version(1));
     let positions = |version: u64| {
         let (node, schema) = (node.clone(), entry.schema.clone());
-        async move { node.stream_at(&schema, Moment::Version(version)).await }
+        let lens = lens.clone();
+        async move { node.stream_at(&schema, Moment::Version(version), lens).await }
     };
     let (before, after) = (positions(from).await?, positions(to).await?);
     let relations = Arc::new(Fixed::several([("before".to_owned(), before), ("after".to_owned(), after)]));

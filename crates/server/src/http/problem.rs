@@ -5,8 +5,9 @@
 //! to a status is here and nowhere else.
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use highwater_auth::Rejected;
 use highwater_event::Reaction;
 use highwater_ingest::decode::BodyError;
 use highwater_ingest::{DoorError, RowError};
@@ -15,7 +16,7 @@ use highwater_log::view::ControlError;
 use highwater_sql::SqlError;
 use serde_json::{Map, Value, json};
 
-use crate::node::DeclareError;
+use crate::node::{ChangeError, DeclareError, FORBIDDEN};
 
 /// An error on its way to the caller.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Problem {
     code: String,
     detail: String,
     more: Map<String, Value>,
+    headers: HeaderMap,
 }
 
 /// What handlers answer.
@@ -31,7 +33,7 @@ pub type Answer = Result<Response, Problem>;
 
 impl Problem {
     pub fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { status, code: code.into(), detail: detail.into(), more: Map::new() }
+        Self { status, code: code.into(), detail: detail.into(), more: Map::new(), headers: HeaderMap::new() }
     }
 
     pub fn bad_request(code: &str, detail: impl Into<String>) -> Self {
@@ -45,6 +47,14 @@ impl Problem {
 
     pub fn not_found(code: &str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// With a header in its answer.
+    pub fn header(mut self, name: HeaderName, value: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+        self
     }
 
     pub fn hint(self, hint: impl Into<String>) -> Self {
@@ -114,6 +124,7 @@ impl IntoResponse for Problem {
         if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        headers.extend(self.headers);
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"highwater\""));
         }
@@ -136,6 +147,7 @@ impl From<SqlError> for Problem {
             "stream_not_found" | "relation_not_found" | "not_found" | "no_such_version" => {
                 Self::not_found(error.code, error.message.clone())
             }
+            FORBIDDEN => Self::new(StatusCode::FORBIDDEN, FORBIDDEN, error.message.clone()),
             code => Self::of(error.reaction(), code, error.message.clone()),
         };
         if let Some(hint) = error.hint {
@@ -173,6 +185,24 @@ impl From<AppendError> for Problem {
                 "the log stopped because the disk did not confirm a write; the operator has to act",
             ),
             _ => Self::of(error.reaction(), "log_unavailable", error.to_string()),
+        }
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ChangeError::Append(error) => error.into(),
+            ChangeError::Internal(_) => Self::internal(detail),
+            ChangeError::Rejected(Rejected::Unknown { kind, .. }) => {
+                Self::not_found(&format!("{}_not_found", kind.replace([' ', '-'], "_")), detail)
+            }
+            ChangeError::Rejected(Rejected::NotHeld { .. }) => Self::not_found("not_held", detail),
+            ChangeError::Rejected(Rejected::Taken { .. }) => {
+                Self::new(StatusCode::CONFLICT, "already_exists", detail)
+            }
+            ChangeError::Rejected(Rejected::Malformed(_)) => Self::bad_request("invalid_parameter", detail),
         }
     }
 }

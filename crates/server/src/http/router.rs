@@ -1,109 +1,145 @@
-//! Every route, and the layers around them.
+//! Every route with what it needs, and the layers around them.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Request, StatusCode, Uri};
 use axum::middleware;
-use axum::routing::{get, post};
 use tower::ServiceBuilder;
 use tower_http::compression::CompressionLayer;
 use tower_http::decompression::RequestDecompressionLayer;
 
-use super::edge::{self, Access};
+use super::edge::{self, Around};
 use super::problem::Problem;
+use super::routes::{Need, Needs, Routes};
 use super::{
-    datalake, endpoints, events, health, live, metrics, openapi, operate, pages, replay, socket, sql,
-    statements, streams, views,
+    audit, datalake, endpoints, events, health, keys, live, metrics, openapi, operate, pages, people, replay,
+    sign_in, socket, sql, statements, streams, views,
 };
-use crate::node::Node;
+use crate::node::{EVENTS, Node};
 
 /// The largest body of a call that brings events.
 pub const MAX_BODY: usize = 32 << 20;
 
-/// Paths without parameters that no declared endpoint may take.
-pub const BUILT_IN_PATHS: &[&str] = &[
-    "/",
-    "/healthz",
-    "/metrics",
-    "/docs",
-    "/swagger",
-    "/redoc",
-    "/api/openapi.json",
-    "/api/v1/sql",
-    "/api/v1/subscribe",
-    "/api/v1/statements",
-    "/api/v1/streams",
-    "/api/v1/tables",
-    "/api/v1/endpoints",
-    "/api/v1/views",
-    "/api/v1/maintenance",
-    "/api/v1/backup",
-    "/api/v1/events/ingest",
-    "/api/v1/events/batch",
-    "/api/datalake/resources",
-];
+/// Calls that bring events.
+fn ingest() -> Routes {
+    Routes::default()
+        .post("/api/v1/streams/{stream}/events", Need::Stream("ingest", "stream"), events::stream_events)
+        .get("/api/v1/streams/{stream}/events", Need::Stream("read", "stream"), streams::tail)
+        .post("/api/v1/events/ingest", Need::Named("ingest", EVENTS), events::ingest)
+        .post("/api/v1/events/batch", Need::Named("ingest", EVENTS), events::batch)
+}
+
+/// Calls that ask, declare and look after things.
+fn guarded() -> Routes {
+    Routes::default()
+        .get("/api/v1/streams/{stream}/socket", Need::Stream("ingest", "stream"), socket::stream_socket)
+        .post("/api/v1/streams/{stream}/replay", Need::Stream("replay", "stream"), replay::replay)
+        .post("/api/v1/sql", Need::Node("query"), sql::query)
+        .get("/api/v1/subscribe", Need::Node("query"), live::subscribe)
+        .post("/api/v1/statements", Need::Node("declare"), statements::declare)
+        .get("/api/v1/statements", Need::Node("describe"), statements::list)
+        .get("/api/v1/streams", Need::Node("describe"), streams::list)
+        .get("/api/v1/streams/{stream}", Need::Stream("describe", "stream"), streams::show)
+        .get("/api/v1/tables", Need::Node("describe"), statements::tables)
+        .get("/api/v1/tables/{table}", Need::Node("describe"), statements::table)
+        .get("/api/v1/endpoints", Need::Node("describe"), statements::endpoints)
+        .get("/api/v1/views", Need::Node("describe"), views::list)
+        .get("/api/v1/views/{view}", Need::Node("describe"), views::show)
+        .post("/api/v1/views/{view}/rebuild", Need::Node("operate"), views::rebuild)
+        .post("/api/v1/views/{view}/pause", Need::Node("operate"), views::pause)
+        .post("/api/v1/views/{view}/resume", Need::Node("operate"), views::resume)
+        .get("/api/datalake/streams/{name}", Need::Stream("view_datalake", "name"), datalake::stream)
+        .get("/api/datalake/resources", Need::Node("view_datalake"), datalake::resources)
+        .get("/api/v1/lake/{stream}/versions", Need::Stream("describe", "stream"), operate::versions)
+        .get("/api/v1/lake/{stream}/diff", Need::Stream("read", "stream"), operate::diff)
+        .post("/api/v1/maintenance", Need::Node("operate"), operate::maintain)
+        .post("/api/v1/backup", Need::Node("back_up"), operate::backup)
+        .get("/api/openapi.json", Need::Known("describe"), openapi::document)
+        .get("/metrics", Need::Node("read_metrics"), metrics::render)
+        .post("/api/admin/permissions", Need::Node("manage_permissions"), people::grant)
+        .delete("/api/admin/permissions", Need::Node("manage_permissions"), people::revoke)
+        .post("/admin/permissions", Need::Node("manage_permissions"), people::grant)
+        .delete("/admin/permissions", Need::Node("manage_permissions"), people::revoke)
+        .get("/api/v1/users", Need::Node("manage_users"), people::list)
+        .post("/api/v1/users", Need::Node("manage_users"), people::create)
+        .get("/api/v1/users/{user}", Need::Node("manage_users"), people::show)
+        .patch("/api/v1/users/{user}", Need::Node("manage_users"), people::change)
+        .post("/api/v1/policy/explain", Need::Known("explain"), people::explain)
+        .post("/api/v1/keys", Need::Node("manage_keys"), keys::create)
+        .get("/api/v1/keys", Need::Node("manage_keys"), keys::list)
+        .delete("/api/v1/keys/{id}", Need::Node("manage_keys"), keys::remove)
+        .post("/api/v1/keys/{id}/toggle", Need::Node("manage_keys"), keys::toggle)
+        .post("/api/v1/keys/{id}/rotate", Need::Node("manage_keys"), keys::rotate)
+        .get("/api/audit-logs", Need::Node("read_audit"), audit::pages)
+        .get("/api/v1/audit/logs", Need::Known("read_own_audit"), audit::logs)
+        .get("/api/v1/audit/entries/{id}", Need::Known("read_own_audit"), audit::entry)
+        .get("/api/v1/audit/entries/{id}/proof", Need::Known("read_own_audit"), audit::proof)
+        .get("/api/v1/audit/export", Need::Node("read_audit"), audit::export)
+        .get("/getuserdetails", Need::Known("self"), sign_in::details)
+        .post("/auth/password", Need::Node("self"), sign_in::password)
+        .post("/auth/logout", Need::Node("self"), sign_in::logout)
+}
+
+/// Calls that anybody may make: they sign in, or show no data.
+fn open() -> Routes {
+    Routes::default()
+        .post("/api-token-auth", Need::Open("sign_in"), sign_in::token)
+        .post("/login", Need::Open("sign_in"), sign_in::login)
+        .post("/auth/refresh", Need::Open("sign_in"), sign_in::refresh)
+        .post("/signup", Need::Open("sign_up"), sign_in::sign_up)
+        .get("/audit/checkpoint", Need::Nothing, audit::checkpoint)
+        .get("/audit/keys", Need::Nothing, audit::keys)
+        .get("/audit/tile/{*path}", Need::Nothing, audit::tile)
+        .get("/", Need::Nothing, pages::overview)
+        .get("/docs", Need::Nothing, pages::docs)
+        .get("/redoc", Need::Nothing, pages::redoc)
+        .get("/redoc/redoc.js", Need::Nothing, pages::redoc_script)
+        .get("/swagger", Need::Nothing, pages::swagger)
+        .get("/swagger/{file}", Need::Nothing, pages::swagger_file)
+        .get("/assets/{file}", Need::Nothing, pages::asset)
+        .get("/healthz", Need::Nothing, health::healthz)
+}
+
+/// Every path and method with what it needs.
+pub fn all_needs() -> Needs {
+    let mut needs = ingest().needs;
+    needs.extend(guarded().needs);
+    needs.extend(open().needs);
+    needs
+}
+
+/// Whether a path is one of the engine's own, which no declared endpoint may take.
+pub fn is_built_in(path: &str) -> bool {
+    static PATHS: LazyLock<Needs> = LazyLock::new(all_needs);
+    PATHS.contains_key(path)
+}
 
 /// The application. Declared endpoints are found by the fallback.
 pub fn app(node: Arc<Node>) -> Router {
-    let around = |access: Access| {
+    let needs = Arc::new(all_needs());
+    let around = || {
+        let around = Around { node: node.clone(), needs: needs.clone() };
         ServiceBuilder::new()
-            .layer(middleware::from_fn_with_state((node.clone(), access), edge::answer))
+            .layer(middleware::from_fn_with_state(around, edge::answer))
             .layer(CompressionLayer::new())
     };
-    let ingest = Router::new()
-        .route("/api/v1/streams/{stream}/events", post(events::stream_events).get(streams::tail))
-        .route("/api/v1/events/ingest", post(events::ingest))
-        .route("/api/v1/events/batch", post(events::batch))
-        .method_not_allowed_fallback(wrong_method)
-        .layer(
-            ServiceBuilder::new()
-                .layer(around(Access::Operator))
-                .layer(DefaultBodyLimit::max(MAX_BODY))
-                // What we can't unpack is refused by the handler, with a reason.
-                .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
-                .map_request(|request: Request<_>| request.map(Body::new)),
-        );
-    let guarded = Router::new()
-        .route("/api/v1/streams/{stream}/socket", get(socket::stream_socket))
-        .route("/api/v1/streams/{stream}/replay", post(replay::replay))
-        .route("/api/v1/sql", post(sql::query))
-        .route("/api/v1/subscribe", get(live::subscribe))
-        .route("/api/v1/statements", post(statements::declare).get(statements::list))
-        .route("/api/v1/streams", get(streams::list))
-        .route("/api/v1/streams/{stream}", get(streams::show))
-        .route("/api/v1/tables", get(statements::tables))
-        .route("/api/v1/tables/{table}", get(statements::table))
-        .route("/api/v1/endpoints", get(statements::endpoints))
-        .route("/api/v1/views", get(views::list))
-        .route("/api/v1/views/{view}", get(views::show))
-        .route("/api/v1/views/{view}/rebuild", post(views::rebuild))
-        .route("/api/v1/views/{view}/pause", post(views::pause))
-        .route("/api/v1/views/{view}/resume", post(views::resume))
-        .route("/api/datalake/streams/{name}", get(datalake::stream))
-        .route("/api/datalake/resources", get(datalake::resources))
-        .route("/api/v1/lake/{stream}/versions", get(operate::versions))
-        .route("/api/v1/lake/{stream}/diff", get(operate::diff))
-        .route("/api/v1/maintenance", post(operate::maintain))
-        .route("/api/v1/backup", post(operate::backup))
-        .route("/api/openapi.json", get(openapi::document))
-        .route("/metrics", get(metrics::render))
+    let ingest = ingest().router.method_not_allowed_fallback(wrong_method).layer(
+        ServiceBuilder::new()
+            .layer(around())
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            // What we can't unpack is refused by the handler, with a reason.
+            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+            .map_request(|request: Request<_>| request.map(Body::new)),
+    );
+    let guarded = guarded()
+        .router
         .fallback(endpoints::declared)
         .method_not_allowed_fallback(wrong_method)
-        .layer(around(Access::Operator));
-    let open = Router::new()
-        .route("/", get(pages::overview))
-        .route("/docs", get(pages::docs))
-        .route("/redoc", get(pages::redoc))
-        .route("/redoc/redoc.js", get(pages::redoc_script))
-        .route("/swagger", get(pages::swagger))
-        .route("/swagger/{file}", get(pages::swagger_file))
-        .route("/assets/{file}", get(pages::asset))
-        .route("/healthz", get(health::healthz))
-        .method_not_allowed_fallback(wrong_method)
-        .layer(around(Access::Anyone));
+        .layer(around());
+    let open = open().router.method_not_allowed_fallback(wrong_method).layer(around());
     ingest.merge(guarded).merge(open).with_state(node)
 }
 
@@ -130,4 +166,46 @@ async fn wrong_method(request: Request<Body>) -> Problem {
         "method_not_allowed",
         format!("{} is not a method of this path", request.method()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which permission each call needs, as a file that a change of shows in a review.
+    #[test]
+    fn the_list_of_permissions_is_the_one_that_was_reviewed() {
+        let mut lines: Vec<String> = all_needs()
+            .into_iter()
+            .flat_map(|(path, methods)| {
+                methods
+                    .into_iter()
+                    .map(move |(method, need)| format!("{path}\t{method}\t{}\n", need.describe()))
+            })
+            .collect();
+        lines.sort();
+        let found = lines.concat();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/permissions.tsv");
+        if std::env::var_os("HIGHWATER_WRITE").is_some() {
+            std::fs::write(file, &found).unwrap();
+        }
+        assert_eq!(found, std::fs::read_to_string(file).unwrap(), "HIGHWATER_WRITE=1 writes the file anew");
+    }
+
+    #[test]
+    fn every_documented_call_has_a_need_and_every_other_one_is_documented() {
+        let needs = all_needs();
+        let documented = super::super::openapi::built_in();
+        for path in documented.paths.paths.keys() {
+            let route = path.trim_end_matches('/').replace("{path}", "{*path}");
+            assert!(needs.contains_key(route.as_str()), "{path} is documented and has no route");
+        }
+        for (path, methods) in &needs {
+            let page = methods.iter().all(|(_, need)| *need == Need::Nothing);
+            let path = path.replace("{*path}", "{path}");
+            let known = documented.paths.paths.keys().any(|known| known.trim_end_matches('/') == path);
+            let other_name = ["/admin/permissions", "/api/openapi.json"].contains(&path.as_str());
+            assert!(known || page || other_name, "{path} is not documented");
+        }
+    }
 }

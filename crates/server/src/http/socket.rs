@@ -13,10 +13,11 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgr
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use futures::{FutureExt, SinkExt, StreamExt};
-use highwater_event::{Principal, StreamName};
-use highwater_ingest::{Format, Submission};
+use highwater_event::StreamName;
+use highwater_ingest::Format;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::call::{self, Call};
 use super::events::{self, Tally};
 use super::problem::{Answer, Problem};
 use crate::node::Node;
@@ -48,7 +49,7 @@ static ROOM: Semaphore = Semaphore::const_new(1024);
         (status = 426, description = "the call does not ask for a WebSocket"), (status = 503, description = "as many are open as there may be")))]
 pub async fn stream_socket(
     State(node): State<Arc<Node>>,
-    Extension(principal): Extension<Principal>,
+    Extension(call): Extension<Arc<Call>>,
     Path(stream): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Answer {
@@ -61,7 +62,8 @@ pub async fn stream_socket(
         let detail = "as many WebSockets are open as there may be";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail));
     };
-    let session = Session { node, stream, principal, _room: room };
+    let audited = call.session(&node);
+    let session = Session { node, stream, call, audited, _room: room };
     let upgrade = upgrade.max_message_size(LONGEST).max_frame_size(LONGEST).max_write_buffer_size(UNSENT);
     Ok(upgrade.on_upgrade(move |socket| session.run(socket)))
 }
@@ -69,7 +71,9 @@ pub async fn stream_socket(
 struct Session {
     node: Arc<Node>,
     stream: StreamName,
-    principal: Principal,
+    call: Arc<Call>,
+    /// Its end is written down, too.
+    audited: call::Session,
     _room: SemaphorePermit<'static>,
 }
 
@@ -122,9 +126,13 @@ impl Session {
             Load::Alone(body) => (Format::Json, body, 1),
             Load::Refused(problem) => return vec![refused(group.first, &problem)],
         };
-        let (stream, principal) = (self.stream.clone(), self.principal.clone());
-        let submission = Submission { stream, body, format, principal };
-        let problem = match super::bulk::submit(&self.node, submission).await {
+        self.audited.count(events as u64);
+        let submission = events::submission(&self.node, &self.call, self.stream.clone(), body, format);
+        let outcome = match submission {
+            Ok(submission) => super::bulk::submit(&self.node, submission).await,
+            Err(problem) => Err(problem),
+        };
+        let problem = match outcome {
             Ok(verdicts) if verdicts.len() == events => {
                 let mut tally = Tally::default();
                 let answers = verdicts.iter().zip(group.first..).map(|(verdict, index)| {

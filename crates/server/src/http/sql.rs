@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
 use highwater_sql::adhoc::{self, QueryResult, rows_as_json};
 use highwater_sql::dialect::sql_type;
@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, as_question};
 
@@ -35,6 +36,7 @@ pub struct QueryRequest {
         (status = 400, description = "the query is wrong; `at` points at the word"), (status = 503, description = "stopped by a limit")))]
 pub async fn query(
     State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
     headers: HeaderMap,
     body: Result<Json<QueryRequest>, JsonRejection>,
 ) -> Answer {
@@ -47,7 +49,7 @@ pub async fn query(
         .into_iter()
         .map(|(name, value)| Ok((name.clone(), scalar(&name, value)?)))
         .collect::<Result<Vec<_>, Problem>>()?;
-    let relations = Arc::new(NodeRelations(node.clone()));
+    let relations = Arc::new(NodeRelations::new(node.clone(), call.reader()));
     let (asked, given, sql) = (node.clone(), request.query.clone(), as_question(&request.query));
     let question = async move {
         match asked.explain(&given).await? {
@@ -61,15 +63,21 @@ pub async fn query(
         Problem::from(error).with("rendered", rendered.into())
     })?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    Ok(if accept.contains(ARROW) {
-        arrow_stream(&result)?
+    let (content_type, body): (_, Vec<u8>) = if accept.contains(ARROW) {
+        (ARROW, arrow_stream(&result)?)
     } else if accept.contains("application/x-ndjson") {
-        typed("application/x-ndjson", ndjson(&result))
+        ("application/x-ndjson", ndjson(&result).into())
     } else if accept.contains("text/csv") {
-        typed("text/csv; charset=utf-8", csv(&result)?)
+        ("text/csv; charset=utf-8", csv(&result)?.into())
     } else {
-        typed("application/json", json(&result, started.elapsed().as_secs_f64() * 1000.0))
-    })
+        ("application/json", json(&result, started.elapsed().as_secs_f64() * 1000.0).into())
+    };
+    call.saw_rows(&node, result.row_count(), &body);
+    let mut response = typed(content_type, body);
+    if content_type == ARROW && result.truncated {
+        response.headers_mut().insert("x-truncated", HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 fn scalar(name: &str, value: Value) -> Result<ScalarValue, Problem> {
@@ -93,7 +101,7 @@ fn scalar(name: &str, value: Value) -> Result<ScalarValue, Problem> {
 /// The media type of an Arrow IPC stream.
 const ARROW: &str = "application/vnd.apache.arrow.stream";
 
-fn arrow_stream(result: &QueryResult) -> Answer {
+fn arrow_stream(result: &QueryResult) -> Result<Vec<u8>, Problem> {
     let failed = |error: arrow::error::ArrowError| {
         Problem::bad_request("not_as_arrow", format!("the rows can't be written as Arrow: {error}"))
     };
@@ -101,16 +109,11 @@ fn arrow_stream(result: &QueryResult) -> Answer {
     for batch in &result.batches {
         writer.write(batch).map_err(failed)?;
     }
-    let mut response = writer.into_inner().map_err(failed)?.into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(ARROW));
-    if result.truncated {
-        response.headers_mut().insert("x-truncated", HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    writer.into_inner().map_err(failed)
 }
 
 /// A body with its type.
-pub fn typed(content_type: &'static str, body: String) -> Response {
+pub fn typed(content_type: &'static str, body: impl IntoResponse) -> Response {
     let mut response = body.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -8,11 +8,12 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
-use highwater_event::{Principal, StreamName};
+use highwater_event::StreamName;
 use highwater_sql::catalog::TableEntry;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use crate::node::{Node, Script};
 use highwater_sql::dialect::sql_type;
@@ -37,12 +38,12 @@ pub struct DeclareRequest {
         (status = 409, description = "something of that name is declared differently")))]
 pub async fn declare(
     State(node): State<Arc<Node>>,
-    Extension(principal): Extension<Principal>,
+    Extension(call): Extension<Arc<Call>>,
     body: Result<Json<DeclareRequest>, JsonRejection>,
 ) -> Answer {
     let Json(request) = body?;
     let script = Script { text: request.sql, files: request.files };
-    let outcomes = node.declare(&script, &principal, request.dry_run).await?;
+    let outcomes = node.declare(&script, &call.leaf(&node, StatusCode::OK), request.dry_run).await?;
     Ok((StatusCode::OK, Json(json!({"statements": outcomes, "dry_run": request.dry_run}))).into_response())
 }
 

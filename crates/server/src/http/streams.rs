@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamPartition, StreamSchema};
 use highwater_sql::StreamEntry;
@@ -14,6 +14,7 @@ use highwater_sql::adhoc::{self, StreamRows, stream_relation};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use crate::node::{Fixed, Node, QUERY_LIMITS};
@@ -111,6 +112,7 @@ pub struct TailQuery {
     responses((status = 200, description = "{events: […], next}"), (status = 404, description = "no such stream")))]
 pub async fn tail(
     State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
     Path(name): Path<String>,
     query: Result<Query<TailQuery>, QueryRejection>,
 ) -> Answer {
@@ -124,7 +126,9 @@ pub async fn tail(
     let mut marks: BTreeMap<u32, u64> = ends(&node, schema);
     marks.insert(partition, from);
     let hot = node.hot_rows(schema, &marks, Some(limit))?;
-    let relation = stream_relation(&node.engine, schema, StreamRows { hot, ..StreamRows::default() })?;
+    let read: u64 = hot.iter().map(|batch| batch.num_rows() as u64).sum();
+    let lens = node.lens(&call.identity, "stream", &schema.name.at_version(1));
+    let relation = stream_relation(&node.engine, schema, StreamRows { hot, lens, ..StreamRows::default() })?;
     let hidden = if schema.raw { ", _extra" } else { "" };
     let columns: Vec<String> = schema.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
     let sql = format!(
@@ -135,6 +139,10 @@ pub async fn tail(
         adhoc::query(&node.engine, Arc::new(Fixed::new("rows", relation)), &sql, Vec::new(), QUERY_LIMITS)
             .await?;
     let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
-    let next = from + result.row_count() as u64;
-    Ok(typed("application/json", format!("{{\"events\":[{}],\"next\":{next}}}", rows(&result, &names, ","))))
+    // Rows that are not for this reader are passed over, too.
+    let next = from + read.min(limit as u64);
+    let body = format!("{{\"events\":[{}],\"next\":{next}}}", rows(&result, &names, ","));
+    call.saw("offsets", serde_json::json!({"partition": partition, "from": from, "next": next}));
+    call.saw_rows(&node, result.row_count(), body.as_bytes());
+    Ok(typed("application/json", body))
 }

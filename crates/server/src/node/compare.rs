@@ -11,7 +11,7 @@ use highwater_event::StreamName;
 use highwater_lake::Moment;
 use highwater_log::fold::Program;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{self, table_relation};
+use highwater_sql::adhoc::{self, Lens, table_relation};
 use highwater_sql::catalog::{Building, Catalog, Planned, StreamEntry, TableEntry};
 use highwater_sql::dialect::quoted;
 use highwater_sql::stream::TableRows;
@@ -145,7 +145,7 @@ impl Node {
         let mut schema = entry.schema.as_ref().clone();
         schema.options.sensitive.clear();
         schema.columns.iter_mut().for_each(|column| column.sensitive = false);
-        Ok(Version { rows: self.stream_at(&schema, Moment::Now).await?, columns })
+        Ok(Version { rows: self.stream_at(&schema, Moment::Now, Lens::default()).await?, columns })
     }
 
     async fn table_version(&self, entry: &TableEntry) -> Result<Version, SqlError> {
@@ -153,7 +153,7 @@ impl Node {
         let rows = self.running_rows(entry)?;
         let rows = rows.read(Extent::All).await?;
         let columns = program.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let rows = table_relation(&self.engine, program.schema().clone(), rows, &[])?;
+        let rows = table_relation(&self.engine, program.schema().clone(), rows, &[], &Lens::default())?;
         Ok(Version { rows, columns })
     }
 

@@ -13,7 +13,7 @@ use datafusion::common::ScalarValue;
 use highwater_event::StreamSchema;
 use highwater_lake::FILE_COLUMN;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{self, Day, StreamRows, stream_relation};
+use highwater_sql::adhoc::{self, Day, Lens, StreamRows, stream_relation};
 
 use super::{Fixed, Node, QUERY_LIMITS, StreamSnapshot};
 
@@ -57,13 +57,16 @@ pub struct Condition<'a> {
     pub values: &'a [(String, ScalarValue)],
     /// The UTC day that is asked about.
     pub day: Option<&'a Day>,
+    /// What is seen of the rows.
+    pub lens: &'a Lens,
 }
 
 impl Condition<'_> {
     fn question(&self, schema: &StreamSchema) -> Question {
         let mut hasher = blake3::Hasher::new();
         // Columns and their masks are part of it: a masked column is compared as readers see it.
-        let of_stream = format!("{:?}", (&schema.name, &schema.columns, &schema.options.sensitive, self.day));
+        let of_stream =
+            format!("{:?}", (&schema.name, &schema.columns, &schema.options.sensitive, self.day, self.lens));
         let mut say = |text: &str| {
             // With its length, so that no two texts can run into each other.
             hasher.update(&(text.len() as u64).to_le_bytes());
@@ -88,7 +91,7 @@ impl Node {
         snapshot: &StreamSnapshot,
         condition: &Condition<'_>,
     ) -> Result<u64, SqlError> {
-        let all = condition.sql.is_empty() && condition.day.is_none();
+        let all = condition.sql.is_empty() && condition.day.is_none() && condition.lens.filters.is_empty();
         let Some(files) = &snapshot.files else {
             let counted = self.count_files(schema, None, snapshot, condition).await?;
             return Ok(counted.values().sum());
@@ -133,6 +136,7 @@ impl Node {
             hot: snapshot.hot.clone(),
             day: condition.day,
             beside: Some(FILE_COLUMN),
+            lens: condition.lens.clone(),
         };
         let relation = stream_relation(&self.engine, schema, rows)?;
         let sql = format!("SELECT {FILE_COLUMN}, count(*) FROM rows{} GROUP BY 1", condition.sql);

@@ -17,8 +17,9 @@ use serde::Serialize;
 use super::Node;
 use super::compare::Compared;
 use super::system::{self, Command, CommandKind, SYSTEM};
+use super::trail::Leaf;
 use super::views::Place;
-use crate::http::BUILT_IN_PATHS;
+use crate::http::is_built_in;
 
 /// A script with the files that its statements name.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +77,7 @@ impl Node {
             dead_letter::schema(DEAD_LETTERS),
             dead_letter::schema(LATE_EVENTS),
             highwater_log::idle::schema(),
+            highwater_log::audit::schema(),
         ];
         for schema in builtin {
             catalog.add_builtin(schema);
@@ -85,6 +87,7 @@ impl Node {
         for entry in streams {
             self.start_stream(&entry, Place::Current).await?;
         }
+        self.start_tree();
         Ok(())
     }
 
@@ -104,6 +107,7 @@ impl Node {
             for batch in batches {
                 let Some(batch) = batch.from_offset(next) else { continue };
                 next = batch.end();
+                self.people.replay(&batch);
                 for command in system::commands(&batch) {
                     // One statement that does not fit any more must not keep the others from running.
                     if let Err(error) = self.replay(&mut catalog, command).await {
@@ -171,7 +175,9 @@ impl Node {
         let text = format!("ALTER STREAM {} {}", entry.schema.name.public(), added.join(", "));
         let script = Script { text, files: BTreeMap::new() };
         // In a box: almost no call comes this far, and none should carry what it takes.
-        match Box::pin(self.declare(&script, &Principal::engine(), false)).await {
+        let leaf =
+            self.leaf(&Principal::engine(), "declare", format!("stream:{}", entry.schema.name.public()));
+        match Box::pin(self.declare(&script, &leaf, false)).await {
             // Another call has brought the same columns a moment before.
             Err(DeclareError::Sql { .. })
                 if inferred(self).is_some_and(|now| {
@@ -194,9 +200,10 @@ impl Node {
         let before = self.catalog();
         let Some(swapped) = before.plan_swap(root) else { return Ok(()) };
         let comparison = serde_json::to_string(comparison).ok();
-        let command = Command { kind: CommandKind::Swap, text: root.to_string(), csv: None, comparison };
-        let append = system::append(&[command], &Principal::engine().name, self.machine.clock.now_micros())?;
-        self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
+        let command = Command { comparison, ..Command::new(CommandKind::Swap, root.to_string()) };
+        let leaf = self.leaf(&Principal::engine(), "declare", format!("statement:{root}"));
+        let append = system::append(&[command], &leaf.entry.actor, self.machine.clock.now_micros())?;
+        self.log.append(Commit { appends: vec![append, leaf.append()?], ..Commit::default() }).await?;
         let mut catalog = before.as_ref().clone();
         catalog.insert(&self.engine, swapped.clone());
         self.put_catalog(catalog);
@@ -204,15 +211,15 @@ impl Node {
     }
 
     /// Checks a script as a whole and, unless `dry_run`, makes it take effect in one commit.
-    /// Goes on to its end when the caller goes away: a statement that is in the log must take effect.
+    /// `leaf` goes into the same commit. Goes on to its end when the caller goes away: a statement that is in the log must take effect.
     pub async fn declare(
         self: &Arc<Self>,
         script: &Script,
-        principal: &Principal,
+        leaf: &Leaf,
         dry_run: bool,
     ) -> Result<Vec<Outcome>, DeclareError> {
-        let (node, script, principal) = (self.clone(), script.clone(), principal.clone());
-        let declare = async move { node.declare_now(&script, &principal, dry_run).await };
+        let (node, script, leaf) = (self.clone(), script.clone(), leaf.clone());
+        let declare = async move { node.declare_now(&script, leaf, dry_run).await };
         let declared = self.machine.scheduler.complete(declare).await;
         declared.unwrap_or_else(|error| Err(DeclareError::Start(error.to_string())))
     }
@@ -220,7 +227,7 @@ impl Node {
     async fn declare_now(
         self: &Arc<Self>,
         script: &Script,
-        principal: &Principal,
+        mut leaf: Leaf,
         dry_run: bool,
     ) -> Result<Vec<Outcome>, DeclareError> {
         let _one_at_a_time = self.declaring.lock().await;
@@ -239,10 +246,12 @@ impl Node {
         if commands.is_empty() {
             return Ok(outcomes);
         }
-        tracing::debug!(statements = commands.len(), principal = %principal.name, "declared");
-        let append = system::append(&commands, &principal.name, self.machine.clock.now_micros())
+        tracing::debug!(statements = commands.len(), principal = %leaf.entry.actor, "declared");
+        let append = system::append(&commands, &leaf.entry.actor, self.machine.clock.now_micros())
             .map_err(|error| DeclareError::Start(error.to_string()))?;
-        self.log.append(Commit { appends: vec![append], ..Commit::default() }).await?;
+        leaf.entry.seen = serde_json::to_string(&outcomes).ok();
+        self.log.append(Commit { appends: vec![append, leaf.append()?], ..Commit::default() }).await?;
+        leaf.settle();
         self.put_catalog(catalog);
         // They are in the log: one that can't be started must not keep the others from it.
         let mut failed = None;
@@ -271,7 +280,7 @@ impl Node {
             let (kind, name) = (declared.statement.kind(), declared.statement.name().to_owned());
             let csv = match &declared.statement {
                 Statement::CreateReferenceTable { csv, .. } => script.files.get(csv).cloned(),
-                Statement::CreateEndpoint { path, .. } if BUILT_IN_PATHS.contains(&path.as_str()) => {
+                Statement::CreateEndpoint { path, .. } if is_built_in(path) => {
                     return Err(wrong(SqlError::new(
                         "already_exists",
                         format!("{path} is a path of the engine's own"),
@@ -281,14 +290,13 @@ impl Node {
             };
             let known = match kind {
                 "endpoint" => catalog.endpoints.contains_key(&name),
+                "row filter" | "column mask" => {
+                    StreamName::new(&name).is_ok_and(|name| catalog.rules.contains_key(&name))
+                }
                 _ => StreamName::new(&name).is_ok_and(|name| catalog.references.contains_key(&name)),
             };
-            let command = Command {
-                kind: CommandKind::Declare,
-                text: declared.text.clone(),
-                csv: csv.clone(),
-                comparison: None,
-            };
+            let command =
+                Command { csv: csv.clone(), ..Command::new(CommandKind::Declare, declared.text.clone()) };
             let plan = catalog.plan(&self.engine, declared, csv).await.map_err(wrong)?;
             let outcome = match plan {
                 Planned::Unchanged => "unchanged",

@@ -206,7 +206,8 @@ impl Node {
             // What is not there has no columns, but that is not what was asked.
             let bare =
                 rest.split_whitespace().last().unwrap_or_default().trim_matches('"').to_ascii_lowercase();
-            let names = highwater_sql::adhoc::Relations::names(&super::NodeRelations(self.clone()));
+            let names =
+                highwater_sql::adhoc::Relations::names(&super::NodeRelations::for_engine(self.clone()));
             if !names.contains(&bare) {
                 let error = SqlError::new("relation_not_found", format!("no stream or table \"{bare}\""));
                 return Err(match highwater_event::name::nearest(&bare, names.iter().map(String::as_str)) {
@@ -223,11 +224,11 @@ impl Node {
         let steps = if rest.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("create"))
         {
             let script = Script { text: rest.to_owned(), files: Default::default() };
-            let outcomes =
-                self.declare(&script, &Principal::operator(), true).await.map_err(|error| match error {
-                    DeclareError::Sql { error, .. } => SqlError { at: None, ..error },
-                    other => SqlError::new("internal", other.to_string()),
-                })?;
+            let leaf = self.leaf(&Principal::engine(), "query", "node");
+            let outcomes = self.declare(&script, &leaf, true).await.map_err(|error| match error {
+                DeclareError::Sql { error, .. } => SqlError { at: None, ..error },
+                other => SqlError::new("internal", other.to_string()),
+            })?;
             outcomes.into_iter().flat_map(|outcome| outcome.steps).collect::<Vec<Step>>()
         } else {
             let bare = rest.trim_matches('"');

@@ -83,7 +83,12 @@ impl Node {
         Ok(kept)
     }
 
-    async fn keep_lake(&self, lake: &LakeStream, vacuum: bool, kept: &mut Kept) -> Result<(), LakeError> {
+    async fn keep_lake(
+        &self,
+        lake: &Arc<LakeStream>,
+        vacuum: bool,
+        kept: &mut Kept,
+    ) -> Result<(), LakeError> {
         let Compacted { removed, added, .. } = lake.compact().await?;
         kept.files_before += removed;
         kept.files_after += added;

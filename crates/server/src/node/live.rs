@@ -11,15 +11,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use highwater_auth::{Asked, Identity};
 use highwater_event::{Offset, Partition, StreamPartition};
 use highwater_log::reader::RowReader;
-use highwater_sql::adhoc::{self, Limits, LiveQuery, QueryResult, rows_as_json};
+use highwater_sql::adhoc::{self, Lens, Limits, LiveQuery, QueryResult, rows_as_json};
 use highwater_sql::dialect::{parse_live_query, sql_type};
 use highwater_sql::{SqlError, StreamEntry};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Node, NodeRelations};
+use super::{Node, NodeRelations, Reader, is_shared};
 
 /// Rows of the log that are read for one update.
 const ROWS: usize = 4096;
@@ -79,6 +80,7 @@ fn show_marks(marks: &BTreeMap<Partition, Offset>) -> Option<String> {
 /// Starts a query and answers where its updates come out. It ends when nobody listens any more.
 pub async fn follow(
     node: &Arc<Node>,
+    identity: &Arc<Identity>,
     sql: &str,
     from: Option<&str>,
 ) -> Result<mpsc::Receiver<Update>, SqlError> {
@@ -86,8 +88,17 @@ pub async fn follow(
     let (query, _) = parse_live_query(sql)?;
     let (updates, out) = mpsc::channel(4);
     let stream = adhoc::followed(&query).and_then(|name| node.catalog().streams.get(&name).cloned());
+    let lens = match &stream {
+        Some(entry) => {
+            let name = entry.schema.name.at_version(1);
+            let shared = is_shared(&node.catalog(), &name);
+            node.authorize(identity, Asked::on("read", "stream", name.as_str()).shared(shared))?;
+            node.lens(identity, "stream", &name)
+        }
+        None => Lens::default(),
+    };
     if let Some(entry) = stream
-        && let Some(live) = LiveQuery::plan(&node.engine, &entry.schema, query.clone()).await?
+        && let Some(live) = LiveQuery::plan(&node.engine, &entry.schema, query.clone(), &lens).await?
     {
         let marks = begin(node, &entry, start);
         node.queries.spawn(follow_stream(node.clone(), entry, live, marks, updates));
@@ -95,8 +106,8 @@ pub async fn follow(
     }
     // Asked once before the answer begins, so that a wrong query is an error and not an update.
     let text = query.to_string();
-    let first = ask(node, &text).await?;
-    node.queries.spawn(follow_answer(node.clone(), text, first, updates));
+    let first = ask(node, identity, &text).await?;
+    node.queries.spawn(follow_answer(node.clone(), identity.clone(), text, first, updates));
     Ok(out)
 }
 
@@ -211,8 +222,8 @@ fn as_values(batches: &[arrow::record_batch::RecordBatch]) -> Result<Vec<Value>,
     Ok(values)
 }
 
-async fn ask(node: &Arc<Node>, sql: &str) -> Result<QueryResult, SqlError> {
-    let relations = Arc::new(NodeRelations(node.clone()));
+async fn ask(node: &Arc<Node>, identity: &Arc<Identity>, sql: &str) -> Result<QueryResult, SqlError> {
+    let relations = Arc::new(NodeRelations::new(node.clone(), Reader::Caller(identity.clone())));
     let answer = adhoc::query(&node.engine, relations, sql, Vec::new(), COMPARED).await?;
     if answer.truncated {
         return Err(SqlError::new(
@@ -233,7 +244,13 @@ fn counted(answer: &QueryResult) -> Result<HashMap<String, i64>, SqlError> {
     Ok(counts)
 }
 
-async fn follow_answer(node: Arc<Node>, sql: String, first: QueryResult, updates: mpsc::Sender<Update>) {
+async fn follow_answer(
+    node: Arc<Node>,
+    identity: Arc<Identity>,
+    sql: String,
+    first: QueryResult,
+    updates: mpsc::Sender<Update>,
+) {
     let growth = node.log.growth(&[]);
     let head = Update { kind: "columns", mark: None, data: columns(&first.schema) };
     if updates.send(head).await.is_err() {
@@ -272,7 +289,7 @@ async fn follow_answer(node: Arc<Node>, sql: String, first: QueryResult, updates
             () = growth.grown() => {}
             () = tokio::time::sleep(4 * AGAIN) => {}
         }
-        answer = ask(&node, &sql).await;
+        answer = ask(&node, &identity, &sql).await;
     }
 }
 

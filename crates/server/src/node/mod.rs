@@ -6,6 +6,9 @@
 //! <data>/lake/           Delta tables (derived)
 //! <data>/operator.token  the operator's token, mode 0600
 //! <data>/token.key       the secret behind TOKENIZE, mode 0600
+//! <data>/audit.key       signs checkpoints of the audit tree, mode 0600
+//! <data>/access.key      signs access tokens, mode 0600
+//! <data>/audit.checkpoint  the newest checkpoint that was signed
 //! <data>/server.json     where the running node listens
 //! ```
 
@@ -16,6 +19,8 @@ mod idle;
 mod information;
 mod keep;
 mod live;
+pub mod offline;
+mod people;
 mod relations;
 mod secrets;
 #[cfg(test)]
@@ -23,6 +28,7 @@ mod simulation;
 mod snapshots;
 mod system;
 mod tiered;
+mod trail;
 mod views;
 
 use std::collections::BTreeMap;
@@ -31,6 +37,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
+use highwater_audit::Tree;
+use highwater_auth::{AccessTokens, Limiter, Policies};
 use highwater_event::{StreamName, planted};
 use highwater_ingest::{Door, DoorOptions};
 use highwater_lake::LakeStream;
@@ -49,8 +57,11 @@ pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
 pub use live::{Update, follow};
-pub use relations::{Fixed, NodeRelations, StreamSnapshot};
+pub use people::{ChangeError, FORBIDDEN, Known, People, needs};
+pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
+pub use secrets::replace_secret;
 pub use system::EVENTS;
+pub use trail::{Leaf, Trail};
 
 /// How a node is run.
 #[derive(Debug, Clone)]
@@ -75,6 +86,16 @@ pub struct NodeOptions {
     pub table_memory: usize,
     /// Bytes of a segment of the log.
     pub segment_bytes: u64,
+    /// How often the audit tree is signed when it has grown.
+    pub checkpoint_every: Duration,
+    /// An answer is kept back when its entry of the audit trail can't be written.
+    pub audit_required: bool,
+    /// Whoever finds the page may sign up, as a client or developer who sees nothing but what is theirs.
+    pub sign_up: bool,
+    /// How long somebody stays signed in without a refresh.
+    pub session: Duration,
+    /// Proxies whose word about a caller's address is believed.
+    pub trusted_proxies: Vec<std::net::IpAddr>,
 }
 
 impl NodeOptions {
@@ -91,6 +112,11 @@ impl NodeOptions {
             query_memory: 1 << 30,
             table_memory: 64 << 20,
             segment_bytes: 64 << 20,
+            checkpoint_every: Duration::from_secs(1),
+            audit_required: true,
+            sign_up: true,
+            session: Duration::from_secs(3600),
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -108,6 +134,14 @@ pub struct Node {
     pub driver: Driver,
     pub operator_token: String,
     pub write_back: Arc<WriteBack>,
+    /// Users, keys and policies.
+    pub people: People,
+    /// What callers did during the last minute.
+    pub limiter: Limiter,
+    /// Takes entries of the audit trail.
+    pub trail: Trail,
+    /// The tree over them.
+    pub tree: Arc<Tree>,
     /// Why the node must stop, when its keyed store has.
     pub failed: tokio::sync::watch::Sender<Option<String>>,
     queries: tokio::runtime::Handle,
@@ -144,7 +178,9 @@ impl Node {
         let machine = Machine::real();
         let for_views = Machine { scheduler: Arc::new(Threads::new(Some(views))), ..machine.clone() };
         let store = Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
-        Self::open_on(machine, for_views, store, queries, options).await
+        let node = Self::open_on(machine, for_views, store, queries, options).await?;
+        node.publish_checkpoints()?;
+        Ok(node)
     }
 
     /// The same, on any machine and any store.
@@ -172,7 +208,17 @@ impl Node {
             secrets::token_key(&options.data, machine.randomness.as_ref())?,
             options.query_memory,
         )?;
+        let (trail, gather) = Trail::new(log.clone());
+        drop(machine.scheduler.spawn(gather));
+        let audit_key = secrets::audit_key(&options.data, machine.randomness.as_ref())?;
+        let access_key = secrets::access_key(&options.data, machine.randomness.as_ref())?;
+        let tree = Arc::new(trail::tree(store.clone(), journal.id(), &audit_key)?);
+        let people = People::new(Policies::new(&[])?, AccessTokens::new(tree.origin(), &access_key)?);
         let node = Arc::new(Self {
+            people,
+            trail,
+            tree,
+            limiter: Limiter::default(),
             door: Door::open(log.clone(), &machine, DoorOptions::default())?,
             driver: Driver::new(log.clone(), for_views),
             write_back: Arc::new(WriteBack::new(store)),
@@ -199,6 +245,8 @@ impl Node {
         let idle = node.idle.clone();
         node.machine.scheduler.work(move || idle.load()).await??;
         node.replay_declarations().await?;
+        let limits = node.clone();
+        node.machine.scheduler.work(move || limits.refill_limits()).await??;
         node.start_background();
         Ok(node)
     }

@@ -7,21 +7,69 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, TableProvider};
+use highwater_auth::{Asked, Identity};
+use highwater_event::identity::HOME;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema};
 use highwater_lake::{LakeFiles, Moment};
 use highwater_log::reader::RowReader;
-use highwater_sql::adhoc::{Day, Relations, StreamRows, stream_relation, table_relation};
+use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, table_relation};
+use highwater_sql::dialect::{Asker, Rule, of_tenant};
 use highwater_sql::stream::table::Extent;
-use highwater_sql::{Engine, SqlError};
+use highwater_sql::{Catalog, Engine, SqlError};
 
-use super::Node;
+use super::{FORBIDDEN, Node, needs};
 
-/// All relations of a node.
-pub struct NodeRelations(pub Arc<Node>);
+/// For whom relations are read.
+#[derive(Debug, Clone)]
+pub enum Reader {
+    /// The engine's own questions.
+    Engine,
+    /// Somebody who may read what their permissions say, relation by relation.
+    Caller(Arc<Identity>),
+    /// Somebody who was let in to a declared endpoint: it says itself what it reads.
+    Endpoint(Arc<Identity>),
+}
+
+/// All relations of a node, as somebody may read them.
+pub struct NodeRelations {
+    node: Arc<Node>,
+    reader: Reader,
+}
 
 impl fmt::Debug for NodeRelations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("NodeRelations")
+        f.debug_struct("NodeRelations").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}
+
+impl NodeRelations {
+    /// Relations for a reader.
+    pub fn new(node: Arc<Node>, reader: Reader) -> Self {
+        Self { node, reader }
+    }
+
+    /// Relations for the engine's own questions.
+    pub fn for_engine(node: Arc<Node>) -> Self {
+        Self::new(node, Reader::Engine)
+    }
+
+    /// Lets a reader in to a relation, and answers what it sees of it.
+    fn lens(&self, kind: &str, name: &StreamName) -> Result<Lens, SqlError> {
+        let catalog = self.node.catalog();
+        let asked = Asked::on("read", kind, name.as_str()).shared(is_shared(&catalog, name));
+        match &self.reader {
+            Reader::Engine => return Ok(Lens::default()),
+            Reader::Caller(identity) => self.node.authorize(identity, asked)?,
+            // The endpoint was allowed; what belongs to no tenant is still its owner's.
+            Reader::Endpoint(identity) if identity.principal.tenant.as_ref() != HOME && !asked.shared => {
+                return Err(SqlError::new(FORBIDDEN, needs(asked)));
+            }
+            Reader::Endpoint(_) => {}
+        }
+        let (Reader::Caller(identity) | Reader::Endpoint(identity)) = &self.reader else {
+            return Ok(Lens::default());
+        };
+        Ok(self.node.lens(identity, kind, name))
     }
 }
 
@@ -35,19 +83,26 @@ const READ_ROWS: usize = 64 * 1024;
 #[async_trait]
 impl Relations for NodeRelations {
     fn names(&self) -> Vec<String> {
-        let catalog = self.0.catalog();
-        catalog
-            .streams
-            .keys()
-            .chain(catalog.tables.keys())
-            .chain(catalog.references.keys())
-            .map(ToString::to_string)
-            .chain(super::information::NAMES.map(str::to_owned))
-            .collect()
+        let catalog = self.node.catalog();
+        let names = catalog.streams.keys().chain(catalog.tables.keys()).chain(catalog.references.keys());
+        // No error may tell a tenant what others have.
+        let told = |name: &&StreamName| match &self.reader {
+            Reader::Caller(identity) | Reader::Endpoint(identity)
+                if identity.principal.tenant.as_ref() != HOME =>
+            {
+                is_shared(&catalog, name)
+            }
+            _ => true,
+        };
+        let information = super::information::NAMES.map(str::to_owned);
+        names.filter(told).map(ToString::to_string).chain(information).collect()
     }
 
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
-        if let Some(information) = self.0.information(name)? {
+        if let Some(information) = self.node.information(name)? {
+            if let Reader::Caller(identity) | Reader::Endpoint(identity) = &self.reader {
+                self.node.authorize(identity, Asked::node("describe"))?;
+            }
             return Ok(Some(information));
         }
         let (bare, extent) = match name.strip_suffix(NEWEST) {
@@ -55,29 +110,72 @@ impl Relations for NodeRelations {
             None => (name, Extent::All),
         };
         let Ok(name) = StreamName::new(bare) else { return Ok(None) };
-        let catalog = self.0.catalog();
+        let catalog = self.node.catalog();
         if let Some(entry) = catalog.streams.get(&name) {
-            return self.0.stream_at(&entry.schema, Moment::Now).await.map(Some);
+            let lens = self.lens("stream", &name)?;
+            return self.node.stream_at(&entry.schema, Moment::Now, lens).await.map(Some);
         }
         if let Some(entry) = catalog.references.get(&name) {
+            self.lens("table", &name)?;
             let rows = entry.table.rows.clone();
             return Ok(Some(Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows]])?)));
         }
-        let Some(rows) = self.0.table(&name) else { return Ok(None) };
+        let Some(rows) = self.node.table(&name) else { return Ok(None) };
+        let lens = self.lens("table", &name)?;
         let program = rows.program();
         let batches = rows.read(extent).await?;
-        table_relation(&self.0.engine, program.schema().clone(), batches, program.sensitive()).map(Some)
+        table_relation(&self.node.engine, program.schema().clone(), batches, program.sensitive(), &lens)
+            .map(Some)
     }
 }
 
+/// Whether the rows of a relation belong to tenants, each of which sees its own only.
+pub fn is_shared(catalog: &Catalog, name: &StreamName) -> bool {
+    let by_column = catalog.streams.get(name).is_some_and(|entry| entry.schema.options.tenant.is_some());
+    let by_rule = |rule: &Rule| match rule {
+        Rule::RowFilter { using } => using.to_string().to_ascii_lowercase().contains("session_tenant("),
+        Rule::ColumnMask { .. } => false,
+    };
+    by_column || catalog.rules.values().any(|entry| entry.relation == *name && by_rule(&entry.rule))
+}
+
 impl Node {
+    /// What somebody sees of a relation: their tenant's rows, those that the filters let through, and masks
+    /// where they have no permission to see more.
+    pub fn lens(&self, identity: &Identity, kind: &str, name: &StreamName) -> Lens {
+        let catalog = self.catalog();
+        let principal = &identity.principal;
+        let asker = Asker { user: &principal.name, tenant: &principal.tenant };
+        let mut lens = Lens::default();
+        let shared = is_shared(&catalog, name);
+        if let Some(entry) = catalog.streams.get(name) {
+            let tenant = entry.schema.options.tenant.as_ref().filter(|_| !principal.everywhere);
+            lens.filters.extend(tenant.map(|column| of_tenant(column, &principal.tenant)));
+        }
+        for entry in catalog.rules.values().filter(|entry| entry.relation == *name) {
+            match &entry.rule {
+                Rule::RowFilter { using } if !principal.everywhere => lens.filters.push(asker.of(using)),
+                Rule::RowFilter { .. } => {}
+                Rule::ColumnMask { column, using, unless } => {
+                    let asked = |permission| Asked::on(permission, kind, name.as_str()).shared(shared);
+                    if !unless.as_deref().is_some_and(|permission| self.allows(identity, asked(permission))) {
+                        lens.masks.push((column.clone(), asker.of(using)));
+                    }
+                }
+            }
+        }
+        lens.revealed = self.allows(identity, Asked::on("reveal", kind, name.as_str()).shared(shared));
+        lens
+    }
+
     /// A stream as a relation: lake and log at once, or the lake alone at an earlier moment.
     pub async fn stream_at(
         &self,
         schema: &StreamSchema,
         moment: Moment,
+        lens: Lens,
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
-        self.stream_snapshot(schema, moment).await?.relation(&self.engine, schema, None)
+        self.stream_snapshot(schema, moment).await?.relation(&self.engine, schema, None, lens)
     }
 
     /// The rows of a stream at a moment: lake and log at once, or the lake alone at an earlier one.
@@ -169,9 +267,10 @@ impl StreamSnapshot {
         engine: &Engine,
         schema: &StreamSchema,
         day: Option<&Day>,
+        lens: Lens,
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
         let lake = self.files.map(|files| files.relation());
-        stream_relation(engine, schema, StreamRows { lake, hot: self.hot, day, beside: None })
+        stream_relation(engine, schema, StreamRows { lake, hot: self.hot, day, beside: None, lens })
     }
 }
 

@@ -210,7 +210,7 @@ async fn open(
 /// Declares something; false when the log does not take it any more.
 async fn declare(node: &Arc<Node>, text: &str) -> Result<bool, SqlError> {
     let script = Script { text: text.to_owned(), files: BTreeMap::new() };
-    match node.declare(&script, &Principal::operator(), false).await {
+    match node.declare(&script, &node.leaf(&Principal::operator(), "declare", "node"), false).await {
         Ok(_) => Ok(true),
         Err(DeclareError::Sql { error, .. }) => Err(error),
         Err(_) => Ok(false),
@@ -264,6 +264,7 @@ async fn client(
             body: body.into(),
             format: Format::NdJson,
             principal: Principal::operator(),
+            leaf: Some(Box::new(node.entry(&Principal::operator(), "ingest", format!("stream:{stream}")))),
         };
         let Ok(verdicts) = node.door.submit(submission).await else {
             lock(&memory).refused += 1;
@@ -408,7 +409,7 @@ fn no_view_has_failed(node: &Arc<Node>) {
 
 /// Rows that a question answers, one JSON object each.
 async fn ask(node: &Arc<Node>, sql: String) -> Vec<String> {
-    let (asked, relations) = (node.clone(), Arc::new(NodeRelations(node.clone())));
+    let (asked, relations) = (node.clone(), Arc::new(NodeRelations::for_engine(node.clone())));
     let text = sql.clone();
     let question =
         async move { adhoc::query(&asked.engine, relations, &text, Vec::new(), QUERY_LIMITS).await };

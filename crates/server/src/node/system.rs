@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
+use highwater_auth::Credentials;
 use highwater_event::{Column, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
 use highwater_log::{Append, LogBatch};
 
@@ -23,6 +24,7 @@ pub fn system_schema() -> StreamSchema {
             Column::new("csv", DataType::Utf8, true),
             Column::new("principal", DataType::Utf8, false),
             Column { json: true, ..Column::new("comparison", DataType::Utf8, true) },
+            Column { sensitive: true, ..Column::new("secret", DataType::Utf8, true) },
         ],
         // In the lake too, so that old segments of the log may go.
         options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
@@ -62,6 +64,21 @@ pub struct Command {
     pub csv: Option<String>,
     /// For a swap: how the new version differs from the old one, as JSON. For people to read.
     pub comparison: Option<String>,
+    /// For commands about people: what is kept of the secret that came with it.
+    pub secret: Option<String>,
+}
+
+impl Command {
+    /// A command of that kind and no more.
+    pub fn new(kind: CommandKind, text: String) -> Self {
+        Self { kind, text, csv: None, comparison: None, secret: None }
+    }
+
+    /// A change of the directory of people and keys.
+    pub fn people(given: &Credentials) -> Result<Self, serde_json::Error> {
+        let text = serde_json::to_string(&given.command)?;
+        Ok(Self { secret: given.secret.clone(), ..Self::new(CommandKind::People, text) })
+    }
 }
 
 /// What a command does.
@@ -71,13 +88,17 @@ pub enum CommandKind {
     Declare,
     /// Puts the new version of a statement, which has caught up, in the place of the old one.
     Swap,
+    /// Changes the directory of people and keys.
+    People,
 }
 
 impl CommandKind {
-    fn text(self) -> &'static str {
+    /// As it stands in the log.
+    pub fn text(self) -> &'static str {
         match self {
             Self::Declare => "declare",
             Self::Swap => "swap",
+            Self::People => "people",
         }
     }
 }
@@ -93,6 +114,7 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
             Arc::new(commands.iter().map(|command| command.csv.as_deref()).collect::<StringArray>()),
             Arc::new(StringArray::from(vec![principal; rows])),
             Arc::new(commands.iter().map(|command| command.comparison.as_deref()).collect::<StringArray>()),
+            Arc::new(commands.iter().map(|command| command.secret.as_deref()).collect::<StringArray>()),
             Arc::new(
                 TimestampMicrosecondArray::from_value(now, rows).with_data_type(columns::timestamp_type()),
             ),
@@ -101,17 +123,19 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
     Ok(Append { to: StreamPartition::new(StreamName::system(SYSTEM), 0), rows: batch })
 }
 
-/// The declarations of a batch of `_system`.
+/// The declarations of a batch of `_system`; commands about people are for [`super::people`].
 pub fn commands(batch: &LogBatch) -> Vec<Command> {
     let kinds = batch.rows.column(0).as_string::<i32>();
     let texts = batch.rows.column(1).as_string::<i32>();
     let csvs = batch.rows.column(2).as_string::<i32>();
     (0..batch.rows.num_rows())
+        .filter(|row| kinds.value(*row) != CommandKind::People.text())
         .map(|row| Command {
-            kind: if kinds.value(row) == "swap" { CommandKind::Swap } else { CommandKind::Declare },
-            text: texts.value(row).to_owned(),
             csv: csvs.is_valid(row).then(|| csvs.value(row).to_owned()),
-            comparison: None,
+            ..Command::new(
+                if kinds.value(row) == "swap" { CommandKind::Swap } else { CommandKind::Declare },
+                texts.value(row).to_owned(),
+            )
         })
         .collect()
 }

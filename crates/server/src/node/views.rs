@@ -94,7 +94,7 @@ impl Node {
                 self.pause(before, name, false).await;
                 Ok(())
             }
-            Planned::Reference(_) | Planned::Endpoint(_) | Planned::Unchanged => Ok(()),
+            Planned::Reference(_) | Planned::Endpoint(_) | Planned::Rule(_) | Planned::Unchanged => Ok(()),
         }
     }
 
@@ -364,7 +364,7 @@ impl Node {
                 }
             }
             Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
-            Kind::Endpoint => {}
+            Kind::Endpoint | Kind::Rule => {}
         }
     }
 

@@ -9,7 +9,8 @@ use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast::Query;
 use highwater_event::StreamSchema;
 
-use super::relation::{masked, sensitive_columns};
+use super::lens::Lens;
+use super::relation::sensitive_columns;
 use crate::dialect::SqlError;
 use crate::plan::{as_statement, reads_of};
 use crate::session::Engine;
@@ -32,17 +33,19 @@ pub fn followed(query: &Query) -> Option<highwater_event::StreamName> {
 }
 
 impl LiveQuery {
-    /// Plans a query over a stream, whose SENSITIVE columns are masked inside the plan. `None` when it
+    /// Plans a query over a stream as it is seen through a lens. `None` when it
     /// aggregates.
     pub async fn plan(
         engine: &Engine,
         stream: &StreamSchema,
         query: Box<Query>,
+        lens: &Lens,
     ) -> Result<Option<Self>, SqlError> {
         let schema = stream.reader_schema();
         let feed = Arc::new(FeedTable::new(schema.clone()));
         let scan = LogicalPlanBuilder::scan("log", provider_as_source(feed.clone()), None)?.build()?;
-        let rows = Arc::new(ViewTable::new(masked(engine, scan, &schema, &sensitive_columns(stream))?, None));
+        let rows =
+            Arc::new(ViewTable::new(lens.over(engine, scan, &schema, &sensitive_columns(stream))?, None));
         let state = engine.state_with([(stream.name.public().to_owned(), rows as _)])?;
         let context = datafusion::prelude::SessionContext::new_with_state(state);
         context.deregister_udf("tokenize");

@@ -8,6 +8,7 @@ mod branches;
 mod budget;
 mod endpoint;
 mod json;
+mod lens;
 mod live;
 mod relation;
 mod repeated;
@@ -43,8 +44,9 @@ use crate::session::Engine;
 
 pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
 pub use json::{rows_as_json, value_as_json};
+pub use lens::Lens;
 pub use live::{LiveQuery, followed};
-pub use relation::{Day, StreamRows, stream_relation, table_relation};
+pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};
 
 /// What can be read by name.
 #[async_trait]
@@ -276,7 +278,7 @@ impl SchemaProvider for Named {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
-        self.0.relation(name).await.map_err(|error| DataFusionError::Plan(error.message))
+        self.0.relation(name).await.map_err(|error| DataFusionError::External(Box::new(error)))
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -7,10 +7,13 @@ use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::datasource::{ViewTable, provider_as_source};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident, lit};
-use highwater_event::{StreamSchema, columns};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, ident, lit};
+use highwater_event::name::nearest;
+use highwater_event::{StreamName, StreamSchema, columns};
 
-use crate::dialect::SqlError;
+use super::lens::Lens;
+use crate::catalog::Catalog;
+use crate::dialect::{Asker, Rule, SqlError};
 use crate::session::Engine;
 
 /// A UTC day: its zero-padded parts and its bounds in microseconds, the second exclusive.
@@ -33,6 +36,8 @@ pub struct StreamRows<'a> {
     pub day: Option<&'a Day>,
     /// A column of the lake's that is shown after the stream's own, a whole number; null for rows of the log.
     pub beside: Option<&'a str>,
+    /// What is seen of them.
+    pub lens: Lens,
 }
 
 /// A stream as one relation.
@@ -41,7 +46,7 @@ pub fn stream_relation(
     stream: &StreamSchema,
     rows: StreamRows<'_>,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
-    let StreamRows { lake, hot, day, beside } = rows;
+    let StreamRows { lake, hot, day, beside, lens } = rows;
     let mut schema = stream.reader_schema();
     let hot = MemTable::try_new(schema.clone(), vec![hot])?;
     let views = lake.is_some();
@@ -90,7 +95,7 @@ pub fn stream_relation(
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
         plan = plan.union(cold.project(columns)?.build()?)?;
     }
-    let plan = masked(engine, plan.build()?, &schema, &sensitive_columns(stream))?;
+    let plan = lens.over(engine, plan.build()?, &schema, &sensitive_columns(stream))?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 
@@ -116,43 +121,50 @@ pub fn table_relation(
     schema: SchemaRef,
     rows: Vec<RecordBatch>,
     sensitive: &[String],
+    lens: &Lens,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
     let table: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(schema.clone(), vec![rows])?);
-    if sensitive.is_empty() {
+    if sensitive.is_empty() && *lens == Lens::default() {
         return Ok(table);
     }
     let plan = LogicalPlanBuilder::scan("rows", provider_as_source(table), None)?.build()?;
     let sensitive: Vec<&str> = sensitive.iter().map(String::as_str).collect();
-    Ok(Arc::new(ViewTable::new(masked(engine, plan, &schema, &sensitive)?, None)))
+    Ok(Arc::new(ViewTable::new(lens.over(engine, plan, &schema, &sensitive)?, None)))
 }
 
-/// Puts a mask over columns, inside the plan.
-pub(super) fn masked(
+/// Checks what a row filter or column mask says against the relation that it is about.
+pub fn check_rule(
     engine: &Engine,
-    plan: LogicalPlan,
-    schema: &SchemaRef,
-    sensitive: &[&str],
-) -> Result<LogicalPlan, SqlError> {
-    if sensitive.is_empty() {
-        return Ok(plan);
-    }
-    let state = engine.state();
-    let mask = state
-        .scalar_functions()
-        .get("mask")
-        .cloned()
-        .ok_or_else(|| SqlError::new("internal", "the mask function is missing"))?;
-    let columns: Vec<Expr> = schema
-        .fields()
-        .iter()
-        .map(|field| {
-            let column = ident(field.name());
-            if sensitive.contains(&field.name().as_str()) {
-                mask.call(vec![column]).alias(field.name())
-            } else {
-                column
+    catalog: &Catalog,
+    relation: &StreamName,
+    rule: &Rule,
+) -> Result<(), SqlError> {
+    let schema = if let Some(entry) = catalog.streams.get(relation) {
+        entry.schema.reader_schema()
+    } else if let Some(entry) = catalog.tables.get(relation) {
+        entry.program.schema().clone()
+    } else {
+        return Err(SqlError::new("relation_not_found", format!("no stream or table \"{relation}\"")));
+    };
+    let somebody = Asker { user: "somebody", tenant: "a tenant" };
+    let lens = match rule {
+        Rule::RowFilter { using } => Lens { filters: vec![somebody.of(using)], ..Lens::default() },
+        Rule::ColumnMask { column, using, .. } => {
+            if schema.field_with_name(column).is_err() {
+                let error =
+                    SqlError::new("invalid_schema", format!("\"{relation}\" has no column \"{column}\""));
+                let names = schema.fields().iter().map(|field| field.name().as_str());
+                return Err(match nearest(column, names) {
+                    Some(near) => error.hint(format!("did you mean \"{near}\"?")),
+                    None => error,
+                });
             }
-        })
-        .collect();
-    Ok(LogicalPlanBuilder::new(plan).project(columns)?.build()?)
+            Lens { masks: vec![(column.clone(), somebody.of(using))], ..Lens::default() }
+        }
+    };
+    let rows = provider_as_source(Arc::new(MemTable::try_new(schema.clone(), vec![Vec::new()])?));
+    let scan = LogicalPlanBuilder::scan("rows", rows, None)?.build()?;
+    let plan = lens.over(engine, scan, &schema, &[])?;
+    engine.state().optimize(&plan)?;
+    Ok(())
 }

@@ -57,8 +57,14 @@ impl Words {
         } else if self.take("REFERENCE") {
             self.expect("TABLE")?;
             Kind::ReferenceTable
+        } else if self.take("ROW") {
+            self.expect("FILTER")?;
+            Kind::Rule
+        } else if self.take("COLUMN") {
+            self.expect("MASK")?;
+            Kind::Rule
         } else {
-            return Err(self.expected("STREAM, TABLE, REFERENCE TABLE or ENDPOINT"));
+            return Err(self.expected("STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER or COLUMN MASK"));
         };
         let if_exists = self.take("IF");
         if if_exists {
@@ -350,9 +356,10 @@ impl Words {
                 "sensitive",
                 "retention",
                 "idle_timeout",
+                "tenant",
             ]
         } else {
-            &["lake", "aliases", "hidden", "retention", "idle_timeout"]
+            &["lake", "aliases", "hidden", "retention", "idle_timeout", "tenant"]
         };
         let given = self.options(known)?;
         let mut options = StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() };
@@ -412,6 +419,7 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
         match name.as_str() {
             "event_id" => options.event_id = list(&text_value(&name, &value)?),
             "event_time" => options.event_time = Some(text_value(&name, &value)?.to_ascii_lowercase()),
+            "tenant" => options.tenant = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "key" => options.key = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "hidden" => options.hidden = list(&text_value(&name, &value)?),
             "sensitive" => options.sensitive = list(&text_value(&name, &value)?),

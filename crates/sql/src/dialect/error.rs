@@ -99,6 +99,12 @@ impl SqlError {
 
 impl From<DataFusionError> for SqlError {
     fn from(error: DataFusionError) -> Self {
+        // What our own relations said comes through as it was.
+        if let DataFusionError::External(inner) = error.find_root()
+            && let Some(ours) = inner.downcast_ref::<Self>()
+        {
+            return ours.clone();
+        }
         let mut at = None;
         let mut message = None;
         for part in error.iter() {

@@ -1,6 +1,6 @@
 //! The declaration language: standard SQL with ksqlDB's everyday statements on top.
 //!
-//! Our own statements (CREATE STREAM, ALTER, DROP, …) and clauses (WINDOW, WITHIN, EMIT) are parsed
+//! Our own statements (CREATE STREAM, ROW FILTER, ALTER, DROP, …) and clauses (WINDOW, WITHIN, EMIT) are parsed
 //! here; queries and expressions are left to `sqlparser`, with the tokens' places kept, so that every
 //! error can point at its word.
 
@@ -8,11 +8,15 @@ mod clauses;
 mod create;
 mod error;
 mod parser;
+mod rules;
 mod statement;
 mod types;
 
 pub use clauses::{Emit, parse_duration};
 pub use error::{Place, SqlError};
 pub use parser::{check_statement, parse_live_query, parse_query, parse_script, quoted};
-pub use statement::{Alteration, Declared, EndpointParameter, Kind, Statement, Window, WindowKind, Within};
+pub use rules::{Asker, RuleEntry, of_tenant};
+pub use statement::{
+    Alteration, Declared, EndpointParameter, Kind, Rule, Statement, Window, WindowKind, Within,
+};
 pub use types::{arrow_type, sql_type, stored_type};

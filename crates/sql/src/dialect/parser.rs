@@ -110,7 +110,21 @@ pub(super) fn parser(tokens: Vec<TokenWithSpan>) -> Parser<'static> {
     Parser::new(&DIALECT).with_tokens_with_locations(tokens)
 }
 
+/// `session_user` is a word of SQL's own that takes no parentheses; people write it like session_tenant().
+fn without_empty_parentheses(mut tokens: Vec<TokenWithSpan>) -> Vec<TokenWithSpan> {
+    let mut at = 0;
+    while at + 2 < tokens.len() {
+        let [word, open, close] = [0, 1, 2].map(|next| &tokens[at + next].token);
+        if Words::is(word, "SESSION_USER") && (open, close) == (&Token::LParen, &Token::RParen) {
+            tokens.drain(at + 1..at + 3);
+        }
+        at += 1;
+    }
+    tokens
+}
+
 fn statement(tokens: Vec<TokenWithSpan>) -> Result<(Statement, bool), SqlError> {
+    let tokens = without_empty_parentheses(tokens);
     let mut words = Words { parser: parser(tokens.clone()) };
     if words.take("DROP") {
         return Ok((words.drop()?, false));
@@ -144,11 +158,15 @@ fn statement(tokens: Vec<TokenWithSpan>) -> Result<(Statement, bool), SqlError> 
         words.create_reference_table()
     } else if words.take("ENDPOINT") {
         words.create_endpoint(&tokens)
+    } else if words.take("ROW") {
+        words.create_row_filter()
+    } else if words.take("COLUMN") {
+        words.create_column_mask()
     } else {
         let token = words.parser.peek_token();
         Err(SqlError::unsupported(format!("CREATE {token} is not supported"))
             .at(token.span)
-            .hint("supported: CREATE [OR REPLACE] STREAM, TABLE, REFERENCE TABLE, ENDPOINT"))
+            .hint("supported: CREATE [OR REPLACE] STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER, COLUMN MASK"))
     };
     Ok((statement?, replace))
 }

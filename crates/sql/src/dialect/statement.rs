@@ -74,6 +74,15 @@ pub enum Statement {
         /// The query.
         query: Box<Query>,
     },
+    /// CREATE ROW FILTER or CREATE COLUMN MASK: what readers see of a relation.
+    CreateRule {
+        /// Its name.
+        name: StreamName,
+        /// The stream or table.
+        relation: StreamName,
+        /// What it does.
+        rule: Rule,
+    },
     /// ALTER STREAM name ….
     AlterStream {
         /// Its name.
@@ -113,6 +122,8 @@ pub enum Kind {
     ReferenceTable,
     /// An endpoint.
     Endpoint,
+    /// A row filter or a column mask.
+    Rule,
 }
 
 impl Kind {
@@ -123,8 +134,28 @@ impl Kind {
             Self::Table => "table",
             Self::ReferenceTable => "reference table",
             Self::Endpoint => "endpoint",
+            Self::Rule => "rule",
         }
     }
+}
+
+/// What readers see.
+#[derive(Debug, Clone)]
+pub enum Rule {
+    /// Rows for which a condition holds.
+    RowFilter {
+        /// Over the columns as they are; session_tenant() and session_user() say who asks.
+        using: Box<Expr>,
+    },
+    /// Something else in the place of a column.
+    ColumnMask {
+        /// The column.
+        column: String,
+        /// What is seen.
+        using: Box<Expr>,
+        /// Who has this permission sees the column as it is.
+        unless: Option<String>,
+    },
 }
 
 /// A change of a stream.
@@ -207,6 +238,7 @@ impl Statement {
             Self::CreateReferenceTable { .. } => "reference table",
             Self::CreateEndpoint { .. } => "endpoint",
             Self::AlterStream { .. } => "stream",
+            Self::CreateRule { rule, .. } => super::rules::kind(rule),
             Self::Drop { kind, .. } => kind.text(),
             Self::Pause { .. } | Self::Resume { .. } => "view",
         }
@@ -220,6 +252,7 @@ impl Statement {
             | Self::CreateTableAs { name, .. }
             | Self::CreateReferenceTable { name, .. }
             | Self::AlterStream { name, .. }
+            | Self::CreateRule { name, .. }
             | Self::Pause { name }
             | Self::Resume { name } => name.as_str(),
             Self::CreateEndpoint { path, .. } => path,

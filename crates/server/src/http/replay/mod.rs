@@ -26,7 +26,8 @@ use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
-use highwater_event::{Column, Offset, Partition, Principal, StreamPartition, StreamSchema, columns, time};
+use highwater_auth::Asked;
+use highwater_event::{Column, Offset, Partition, StreamPartition, StreamSchema, columns, time};
 use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::{LogBatch, ReadError};
 use highwater_sql::SqlError;
@@ -36,6 +37,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::rows::Rows;
+use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::{bulk, events, streams};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS};
@@ -89,7 +91,7 @@ pub struct ReplayRequest {
         (status = 400, description = "the condition, a time or the name is wrong"), (status = 404, description = "no such stream"), (status = 409, description = "the stream is derived: name another with `into`; or that one would show what is SENSITIVE")))]
 pub async fn replay(
     State(node): State<Arc<Node>>,
-    Extension(principal): Extension<Principal>,
+    Extension(call): Extension<Arc<Call>>,
     Path(name): Path<String>,
     body: Result<Json<ReplayRequest>, JsonRejection>,
 ) -> Answer {
@@ -97,7 +99,7 @@ pub async fn replay(
         Problem::from(rejection).hint("send {} as application/json, or {\"where\": \"…\", \"into\": \"…\"}")
     })?;
     let dry_run = request.dry_run;
-    let replay = Replay::plan(node, principal, &name, request).await?;
+    let replay = Replay::plan(node, call, &name, request).await?;
     if dry_run {
         return Ok(lines(format!("{}\n", replay.summary())));
     }
@@ -151,7 +153,7 @@ fn offsets(result: &QueryResult) -> Vec<Offset> {
 /// A replay on its way.
 struct Replay {
     node: Arc<Node>,
-    principal: Principal,
+    call: Arc<Call>,
     source: Arc<StreamSchema>,
     target: Arc<StreamSchema>,
     /// What goes behind the id, and the column that it stands in.
@@ -192,7 +194,7 @@ impl std::ops::AddAssign for Totals {
 impl Replay {
     async fn plan(
         node: Arc<Node>,
-        principal: Principal,
+        call: Arc<Call>,
         stream: &str,
         request: ReplayRequest,
     ) -> Result<Self, Problem> {
@@ -203,6 +205,7 @@ impl Replay {
             None => problem.hint("name a stream that takes events with `into`"),
         })?;
         let target = streams::find(&node, target.public())?.schema.clone();
+        node.authorize(&call.identity, Asked::on("ingest", "stream", target.name.public()))?;
         stays_hidden(&source, &target)?;
         let name = id_suffix(&node, &source, &target, request.name)?;
         let (mut condition, parameters) = condition(
@@ -219,7 +222,7 @@ impl Replay {
             condition.push_str(&format!(" AND right({}, {}) <> '{suffix}'", quoted(id), suffix.len()));
         }
         let mut replay = Self {
-            principal,
+            call,
             name,
             now: request.now,
             condition,
@@ -256,7 +259,7 @@ impl Replay {
 
     async fn ask(&self, sql: String) -> Result<QueryResult, SqlError> {
         let (node, parameters) = (self.node.clone(), self.parameters.clone());
-        let relations = Arc::new(NodeRelations(self.node.clone()));
+        let relations = Arc::new(NodeRelations::new(self.node.clone(), self.call.reader()));
         let question =
             async move { adhoc::query(&node.engine, relations, &sql, parameters, QUERY_LIMITS).await };
         self.node.ask(question).await
@@ -377,7 +380,8 @@ impl Replay {
                 stream: self.target.name.clone(),
                 body: body.into(),
                 format: Format::NdJson,
-                principal: self.principal.clone(),
+                principal: self.call.principal().clone(),
+                leaf: Some(Box::new(self.call.entry(&self.node))),
             };
             for verdict in bulk::submit(&self.node, submission).await? {
                 totals.events += 1;

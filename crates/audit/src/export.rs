@@ -1,0 +1,287 @@
+//! A copy of the trail that anybody can verify, with this program or without it: docs/AUDIT.md says how.
+//!
+//! ```text
+//! entries.ndjson   a line for each entry: {"entry":RECORD,"index":N,"salt":"HEX"}, in order and from 0;
+//!                  {"commitment":"HEX","index":N} for an entry that was erased or is past its retention
+//! checkpoint       the signed checkpoint of exactly these entries
+//! keys             verifier keys, one a line
+//! ```
+//! Every byte counts: a line that says the same in another form is a changed line.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use highwater_event::hexadecimal;
+
+use crate::AuditError;
+use crate::checkpoint::Checkpoint;
+use crate::leaf::{Record, commitment, read_salt};
+use crate::note::{SignedNote, Verifier};
+use crate::tree::{Frontier, Hash, leaf_hash};
+
+/// Name of the file with the entries.
+pub const ENTRIES: &str = "entries.ndjson";
+/// Name of the file with the checkpoint.
+pub const CHECKPOINT: &str = "checkpoint";
+/// Name of the file with the keys.
+pub const KEYS: &str = "keys";
+/// Bytes of the longest line: what an entry may hold is bounded where it is made.
+const MAX_LINE: u64 = 4 << 20;
+
+/// The line of an entry.
+pub fn line(index: u64, record: &Record) -> String {
+    format!(
+        "{{\"entry\":{},\"index\":{index},\"salt\":\"{}\"}}\n",
+        record.json,
+        hexadecimal::show(&record.salt)
+    )
+}
+
+/// The line of an entry whose content is gone.
+pub fn erased_line(index: u64, commitment: &Hash) -> String {
+    format!("{{\"commitment\":\"{}\",\"index\":{index}}}\n", hexadecimal::show(commitment))
+}
+
+/// What an export showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Entries of which only the commitment is there.
+    pub erased: u64,
+    /// The checkpoint that all of it leads to.
+    pub checkpoint: Checkpoint,
+    /// Sizes of the earlier checkpoints that it continues.
+    pub continues: Vec<u64>,
+}
+
+/// Whom and what a verifier believes beside the export itself.
+#[derive(Debug, Default)]
+pub struct Trust {
+    /// Keys that are known from elsewhere; without them those of the export count.
+    pub keys: Vec<Verifier>,
+    /// Checkpoints that were kept elsewhere: the export must continue each of them.
+    pub earlier: Vec<SignedNote>,
+}
+
+fn changed(what: impl Into<String>) -> AuditError {
+    AuditError::Changed(what.into())
+}
+
+fn unreadable(path: &Path) -> impl Fn(io::Error) -> AuditError {
+    let path = path.display().to_string();
+    move |error| AuditError::Missing(format!("{path} can't be read: {error}"))
+}
+
+/// Reads verifier keys, one a line.
+pub fn read_keys(text: &str) -> Result<Vec<Verifier>, AuditError> {
+    let lines = text.strip_suffix('\n').ok_or_else(|| changed("the list of keys does not end in a line"))?;
+    lines.split('\n').map(Verifier::parse).collect()
+}
+
+/// Verifies a folder with an export.
+pub fn verify_folder(folder: &Path, trust: &Trust) -> Result<Verified, AuditError> {
+    let text = |name: &str| {
+        let path = folder.join(name);
+        let bytes = std::fs::read(&path).map_err(unreadable(&path))?;
+        String::from_utf8(bytes).map_err(|_| changed(format!("{name} is not text")))
+    };
+    let path = folder.join(ENTRIES);
+    let entries = BufReader::new(File::open(&path).map_err(unreadable(&path))?);
+    verify(entries, &text(CHECKPOINT)?, &text(KEYS)?, trust)
+}
+
+/// Verifies an export: every entry's leaf, the root over them, the signatures under it, and that it continues
+/// what was signed before.
+pub fn verify(entries: impl BufRead, note: &str, keys: &str, trust: &Trust) -> Result<Verified, AuditError> {
+    let own = read_keys(keys)?;
+    let note = SignedNote::parse(note)?;
+    let signed = note.verify(&own)?;
+    if signed != note.signatures() {
+        return Err(changed("a signature under the checkpoint is of a key that the export does not name"));
+    }
+    let believed = if trust.keys.is_empty() { &own } else { &trust.keys };
+    let checkpoint = Checkpoint::open(&note, believed)?;
+
+    let mut earlier = Vec::new();
+    for note in &trust.earlier {
+        let before = Checkpoint::open(note, believed)?;
+        if before.origin != checkpoint.origin {
+            return Err(changed(format!(
+                "a checkpoint of \"{}\" says nothing of \"{}\"",
+                before.origin, checkpoint.origin
+            )));
+        }
+        earlier.push(before);
+    }
+    earlier.sort_by_key(|before| before.size);
+
+    let mut frontier = Frontier::default();
+    let mut erased = 0;
+    let mut waiting = earlier.iter().peekable();
+    let mut continues = Vec::new();
+    let mut meet = |frontier: &Frontier| {
+        while let Some(before) = waiting.next_if(|before| before.size == frontier.size()) {
+            if before.root != frontier.root() {
+                return Err(changed(format!(
+                    "the first {} entries are not the ones that were signed earlier",
+                    before.size
+                )));
+            }
+            continues.push(before.size);
+        }
+        Ok(())
+    };
+    meet(&frontier)?;
+    let mut entries = entries;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut entries).take(MAX_LINE).read_until(b'\n', &mut line);
+        if read.map_err(|error| AuditError::Missing(format!("the entries can't be read: {error}")))? == 0 {
+            break;
+        }
+        let index = frontier.size();
+        let text = line.strip_suffix(b"\n").and_then(|line| std::str::from_utf8(line).ok());
+        let leaf = text.and_then(|line| read_line(index, line));
+        let (commitment, is_erased) =
+            leaf.ok_or_else(|| changed(format!("line {} is not entry {index}", index + 1)))?;
+        erased += u64::from(is_erased);
+        frontier.push(leaf_hash(&commitment));
+        meet(&frontier)?;
+    }
+    if (frontier.size(), frontier.root()) != (checkpoint.size, checkpoint.root) {
+        return Err(changed(format!(
+            "the {} entries are not the {} that were signed",
+            frontier.size(),
+            checkpoint.size
+        )));
+    }
+    if continues.len() != earlier.len() {
+        return Err(changed(format!(
+            "a checkpoint of {} entries was signed earlier; this is the trail of {}",
+            earlier.last().map_or(0, |before| before.size),
+            checkpoint.size
+        )));
+    }
+    Ok(Verified { erased, checkpoint, continues })
+}
+
+/// The commitment that a line leads to, and whether its entry is gone.
+fn read_line(index: u64, line: &str) -> Option<(Hash, bool)> {
+    if let Some(rest) = line.strip_prefix("{\"commitment\":\"") {
+        let (digits, rest) = rest.split_at_checked(64)?;
+        (rest == format!("\",\"index\":{index}}}")).then_some(())?;
+        return Some((hexadecimal::read(digits)?.try_into().ok()?, true));
+    }
+    let rest = line.strip_prefix("{\"entry\":")?.strip_suffix("\"}")?;
+    let (rest, salt) = rest.split_at_checked(rest.len().checked_sub(32)?)?;
+    let record = rest.strip_suffix(&format!(",\"index\":{index},\"salt\":\""))?;
+    Some((commitment(&read_salt(salt)?, record), false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::note::Signer;
+    use highwater_event::SeededRandomness;
+
+    const ORIGIN: &str = "log.example";
+
+    fn record(number: u64) -> Record {
+        let json = format!(r#"{{"action":"query","actor":"user {number}","cost":1}}"#);
+        Record { salt: [number as u8; 16], json }
+    }
+
+    fn signer() -> Signer {
+        Signer::new(ORIGIN, &[5; 32]).unwrap()
+    }
+
+    /// What somebody with the key makes of some lines.
+    fn sign(lines: &[String]) -> String {
+        let mut frontier = Frontier::default();
+        for (index, line) in lines.iter().enumerate() {
+            let (commitment, _) = read_line(index as u64, line.trim_end()).unwrap();
+            frontier.push(leaf_hash(&commitment));
+        }
+        let checkpoint = Checkpoint { origin: ORIGIN.into(), size: frontier.size(), root: frontier.root() };
+        checkpoint.sign(&[signer()]).to_string()
+    }
+
+    fn lines(records: &[Record]) -> Vec<String> {
+        records.iter().enumerate().map(|(index, record)| line(index as u64, record)).collect()
+    }
+
+    fn keys() -> String {
+        format!("{}\n", signer().verifier())
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let mut lines = lines(&(0..12).map(record).collect::<Vec<_>>());
+        lines[3] = erased_line(3, &record(3).commitment());
+        let (entries, note, keys) = (lines.concat(), sign(&lines), keys());
+        let verified = verify(entries.as_bytes(), &note, &keys, &Trust::default()).unwrap();
+        assert_eq!((verified.erased, verified.checkpoint.size), (1, 12));
+        let parts = [entries.as_bytes(), note.as_bytes(), keys.as_bytes()];
+        let mut flips = 0;
+        for part in 0..parts.len() {
+            for bit in 0..parts[part].len() * 8 {
+                let mut flipped = parts.map(<[u8]>::to_vec);
+                flipped[part][bit / 8] ^= 1 << (bit % 8);
+                let [entries, note, keys] = flipped;
+                let (Ok(note), Ok(keys)) = (String::from_utf8(note), String::from_utf8(keys)) else {
+                    continue;
+                };
+                let found = verify(&entries[..], &note, &keys, &Trust::default());
+                assert!(found.is_err(), "part {part}, bit {bit}");
+                flips += 1;
+            }
+        }
+        assert!(flips > 5_000, "{flips}");
+    }
+
+    /// With the signing key and the whole disk in hand everything can be made to fit together again, except
+    /// with a checkpoint that is kept elsewhere.
+    #[test]
+    fn ten_thousand_edits_are_found_against_a_checkpoint_kept_elsewhere() {
+        const KEPT: u64 = 150;
+        let honest: Vec<Record> = (0..200).map(record).collect();
+        let kept = sign(&lines(&honest)[..KEPT as usize]);
+        let trust =
+            || Trust { keys: vec![signer().verifier()], earlier: vec![SignedNote::parse(&kept).unwrap()] };
+        let all = lines(&honest);
+        let verified = verify(all.concat().as_bytes(), &sign(&all), &keys(), &trust()).unwrap();
+        assert_eq!(verified.continues, [KEPT]);
+        let chance = SeededRandomness::new(7);
+        let mut kinds = [0; 7];
+        for edit in 0..10_000 {
+            let mut records = honest.clone();
+            let (at, other) = (chance.below(KEPT) as usize, chance.below(KEPT) as usize);
+            let kind = chance.below(7) as usize;
+            match kind {
+                0 => records[at].json = records[at].json.replace("user ", "User "),
+                1 => records[at].json = records[at].json.replace("\"cost\":1", "\"cost\":2"),
+                2 => drop(records.remove(at)),
+                3 if at != other => records.swap(at, other),
+                4 => records.truncate(at),
+                5 => records.insert(at, record(1000 + edit)),
+                // The salt tells equal entries apart.
+                6 => records[at].salt[(edit % 16) as usize] ^= 1,
+                _ => continue,
+            }
+            kinds[kind] += 1;
+            let edited = lines(&records);
+            let found = verify(edited.concat().as_bytes(), &sign(&edited), &keys(), &trust());
+            assert!(matches!(found, Err(AuditError::Changed(_))), "edit {edit} of kind {kind}: {found:?}");
+        }
+        assert!(kinds.iter().all(|count| *count > 1000), "{kinds:?}");
+    }
+
+    #[test]
+    fn another_key_does_not_pass_for_the_known_one() {
+        let lines = lines(&[record(1)]);
+        let trust =
+            Trust { keys: vec![Signer::new(ORIGIN, &[6; 32]).unwrap().verifier()], ..Trust::default() };
+        assert!(verify(lines.concat().as_bytes(), &sign(&lines), &keys(), &trust).is_err());
+    }
+}

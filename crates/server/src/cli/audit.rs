@@ -1,0 +1,151 @@
+//! `highwater audit`: the trail, proofs of its entries, and copies that verify themselves.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use highwater_audit::export::{self, Trust};
+use highwater_audit::{AuditError, Checkpoint, SignedNote, Verifier};
+use serde_json::json;
+
+use super::client::Client;
+use super::read::{encode, objects, parse};
+use super::{Failure, Output, Target, output};
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// The newest entries.
+    List {
+        /// At most so many.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// What the path contains; `failed` finds what did not succeed.
+        #[arg(long)]
+        endpoint: Option<String>,
+        /// A client, or the name of a user.
+        #[arg(long)]
+        client_id: Option<String>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Copy the whole trail, its checkpoint and its keys into a folder.
+    Export {
+        /// An empty folder.
+        folder: PathBuf,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Verify a copy, or the trail of a node: every entry, the tree over them, the signatures. Exit code 8 when
+    /// anything was changed.
+    Verify {
+        /// Folder with a copy; without it the trail of the node is copied and verified.
+        #[arg(long)]
+        export: Option<PathBuf>,
+        /// A verifier key that is known from elsewhere; without it those of the copy count. May be given several times.
+        #[arg(long)]
+        key: Vec<String>,
+        /// A checkpoint that was kept elsewhere, which the trail must continue. May be given several times.
+        #[arg(long)]
+        checkpoint: Vec<PathBuf>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// The proof that an entry is in the tree, as a file of its own.
+    Proof {
+        /// Place of the entry.
+        id: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+fn integrity(error: AuditError) -> Failure {
+    match error {
+        AuditError::Changed(detail) => Failure::new("integrity", detail).exit(8),
+        other => Failure::new("unreadable", other.to_string()),
+    }
+}
+
+/// `highwater audit`.
+pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
+    match command {
+        AuditCommand::List { limit, endpoint, client_id, target, output } => {
+            let mut path = format!("/api/v1/audit/logs?limit={limit}");
+            for (name, value) in [("endpoint", endpoint), ("client_id", client_id)] {
+                if let Some(value) = value {
+                    path.push_str(&format!("&{name}={}", encode(&value)));
+                }
+            }
+            let answer = parse(&Client::new(&target)?.get(&path)?)?;
+            let columns = [
+                "id", "time", "actor", "action", "resource", "outcome", "status", "method", "path", "address",
+            ];
+            output::print(output.output, &columns.map(str::to_owned), &objects(&answer["logs"]))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        AuditCommand::Export { folder, target } => {
+            let size = copy(&Client::new(&target)?, &folder)?;
+            eprintln!("{size} entries are in {}", folder.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        AuditCommand::Verify { export, key, checkpoint, target } => {
+            let keys =
+                key.iter().map(|key| Verifier::parse(key)).collect::<Result<_, _>>().map_err(integrity)?;
+            let earlier = checkpoint
+                .iter()
+                .map(|file| SignedNote::parse(&std::fs::read_to_string(file)?).map_err(integrity))
+                .collect::<Result<_, Failure>>()?;
+            let trust = Trust { keys, earlier };
+            let verified = match export {
+                Some(folder) => export::verify_folder(&folder, &trust),
+                None => {
+                    let folder = std::env::temp_dir().join(format!("highwater-audit-{}", std::process::id()));
+                    let copied = copy(&Client::new(&target)?, &folder);
+                    let verified = copied.map(|_| export::verify_folder(&folder, &trust));
+                    std::fs::remove_dir_all(&folder).ok();
+                    verified?
+                }
+            };
+            let verified = verified.map_err(integrity)?;
+            let Checkpoint { origin, size, root } = verified.checkpoint;
+            let root = highwater_event::hexadecimal::show(&root);
+            let said = json!({"verified": true, "origin": origin, "entries": size, "erased": verified.erased, "root": root, "continues": verified.continues});
+            writeln!(std::io::stdout().lock(), "{said}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        AuditCommand::Proof { id, target } => {
+            let proof = Client::new(&target)?.get(&format!("/api/v1/audit/entries/{id}/proof"))?;
+            write!(std::io::stdout().lock(), "{proof}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Copies the trail of a node into a folder; answers the number of entries.
+fn copy(client: &Client, folder: &Path) -> Result<u64, Failure> {
+    let empty = std::fs::read_dir(folder).map_or(true, |mut inside| inside.next().is_none());
+    if !empty {
+        return Err(Failure::new("not_empty", format!("{} is not empty", folder.display())).exit(2));
+    }
+    std::fs::create_dir_all(folder)?;
+    let checkpoint = client.get("/audit/checkpoint")?;
+    let note = SignedNote::parse(&checkpoint).map_err(integrity)?;
+    let size = Checkpoint::parse(&note.text).map_err(integrity)?.size;
+    let mut entries = client.open(&format!("/api/v1/audit/export?size={size}"))?;
+    let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(export::ENTRIES))?);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = entries.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        file.write_all(&buffer[..read])?;
+    }
+    file.flush()?;
+    std::fs::write(folder.join(export::CHECKPOINT), checkpoint)?;
+    std::fs::write(folder.join(export::KEYS), client.get("/audit/keys")?)?;
+    Ok(size)
+}
