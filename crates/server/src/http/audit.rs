@@ -1,7 +1,6 @@
 //! The audit trail: pages of it, the tree over it, proofs, and a copy that anybody can verify.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -368,15 +367,14 @@ pub async fn export(
         let node = node.clone();
         async move {
             let from = next.filter(|from| *from < size)?;
-            let piece = match piece(&node, from, size).await {
-                Ok((text, next)) => (text, Some(next)),
-                // Cut short, it does not lead to the root: nobody takes it for whole.
+            Some(match piece(&node, from, size).await {
+                Ok((text, next)) => (Ok(Bytes::from(text)), Some(next)),
                 Err(problem) => {
-                    tracing::error!(detail = %problem.summary(), "an export of the audit trail was cut short");
-                    (String::new(), None)
+                    let detail = problem.summary();
+                    tracing::error!(%detail, "an export of the audit trail was cut short");
+                    (Err(std::io::Error::other(detail.to_string())), None)
                 }
-            };
-            Some((Ok::<_, Infallible>(Bytes::from(piece.0)), piece.1))
+            })
         }
     });
     let mut response = Body::from_stream(pieces).into_response();
@@ -387,6 +385,9 @@ pub async fn export(
 async fn piece(node: &Arc<Node>, from: u64, size: u64) -> Result<(String, u64), Problem> {
     let (mut text, mut next) = (String::new(), from);
     for batch in read(node, from, PIECE).await? {
+        if next == size {
+            break;
+        }
         let Some(batch) = batch.from_offset(next) else { continue };
         if batch.base != next {
             return Err(Problem::internal(format!("entry {next} is missing")));

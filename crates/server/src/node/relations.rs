@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{MemTable, TableProvider};
 use highwater_auth::{Asked, Identity};
 use highwater_event::identity::HOME;
-use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, planted};
 use highwater_lake::{LakeFiles, Moment};
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, table_relation};
@@ -150,6 +150,7 @@ impl Node {
         let shared = is_shared(&catalog, name);
         if let Some(entry) = catalog.streams.get(name) {
             let tenant = entry.schema.options.tenant.as_ref().filter(|_| !principal.everywhere);
+            let tenant = tenant.filter(|_| !planted::bug("no_tenant_predicate"));
             lens.filters.extend(tenant.map(|column| of_tenant(column, &principal.tenant)));
         }
         for entry in catalog.rules.values().filter(|entry| entry.relation == *name) {
