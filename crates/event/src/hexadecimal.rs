@@ -16,7 +16,7 @@ pub fn read(text: &str) -> Option<Vec<u8>> {
         _ => None,
     };
     let digits = text.as_bytes();
-    (digits.len() % 2 == 0).then_some(())?;
+    digits.len().is_multiple_of(2).then_some(())?;
     digits.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 

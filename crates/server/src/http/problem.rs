@@ -5,7 +5,7 @@
 //! to a status is here and nowhere else.
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use highwater_auth::Rejected;
 use highwater_event::Reaction;
@@ -24,8 +24,8 @@ pub struct Problem {
     status: StatusCode,
     code: String,
     detail: String,
-    more: Map<String, Value>,
-    headers: HeaderMap,
+    more: Box<Map<String, Value>>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What handlers answer.
@@ -33,7 +33,7 @@ pub type Answer = Result<Response, Problem>;
 
 impl Problem {
     pub fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { status, code: code.into(), detail: detail.into(), more: Map::new(), headers: HeaderMap::new() }
+        Self { status, code: code.into(), detail: detail.into(), more: Box::default(), headers: Vec::new() }
     }
 
     pub fn bad_request(code: &str, detail: impl Into<String>) -> Self {
@@ -52,7 +52,7 @@ impl Problem {
     /// With a header in its answer.
     pub fn header(mut self, name: HeaderName, value: &str) -> Self {
         if let Ok(value) = HeaderValue::from_str(value) {
-            self.headers.insert(name, value);
+            self.headers.push((name, value));
         }
         self
     }
@@ -83,7 +83,7 @@ impl Problem {
 
     /// Code, detail and what else there is to say, for answers that hold several outcomes.
     pub fn summary(&self) -> Value {
-        let mut summary = self.more.clone();
+        let mut summary = self.more.as_ref().clone();
         summary.insert("code".into(), self.code.clone().into());
         summary.insert("detail".into(), self.detail.clone().into());
         Value::Object(summary)
@@ -111,7 +111,7 @@ impl IntoResponse for Problem {
         if self.status.is_server_error() && self.status != StatusCode::SERVICE_UNAVAILABLE {
             tracing::error!(code = self.code, detail = self.detail, "a call failed");
         }
-        let mut body = self.more;
+        let mut body = *self.more;
         body.insert("type".into(), "about:blank".into());
         body.insert("title".into(), title.into());
         body.insert("status".into(), json!(self.status.as_u16()));
@@ -124,7 +124,9 @@ impl IntoResponse for Problem {
         if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        headers.extend(self.headers);
+        for (name, value) in self.headers {
+            headers.insert(name, value);
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"highwater\""));
         }
