@@ -11,7 +11,7 @@ use crate::command::{Command, Credentials};
 use crate::credential::{digest, key_id, key_prefix, same};
 use crate::policy::ROLES;
 
-/// Opaque tokens that a user has at most; older ones end.
+/// Opaque tokens, and sessions, that a user has at most; older ones end.
 const TOKENS: usize = 32;
 /// Names that nobody may take.
 const TAKEN: [&str; 4] = ["operator", "engine", ANONYMOUS, "system"];
@@ -520,6 +520,13 @@ impl Directory {
             Command::OpenSession { id, user, expires_at } => {
                 // Those that ended by themselves are forgotten when another one begins.
                 self.sessions.retain(|_, session| session.expires_at > at);
+                let mut own: Vec<(i64, String)> = (self.sessions.iter())
+                    .filter(|(_, session)| session.user.as_ref() == user)
+                    .map(|(id, session)| (session.expires_at, id.clone()))
+                    .collect();
+                own.sort();
+                let too_many = (own.len() + 1).saturating_sub(TOKENS);
+                own[..too_many].iter().for_each(|(_, id)| drop(self.sessions.remove(id)));
                 let session = Session { user: user.into(), expires_at, refresh: given.secret.clone() };
                 self.sessions.insert(id, session);
             }
@@ -539,6 +546,8 @@ impl Directory {
             owner.tokens.drain(..).for_each(|token| drop(self.tokens.remove(&token)));
         }
         self.sessions.retain(|_, session| session.user.as_ref() != user);
+        // Whoever follows a stream with what has ended now follows it no more.
+        self.change_user(user, |_| {});
     }
 
     fn change_user(&mut self, name: &str, change: impl FnOnce(&mut User)) {

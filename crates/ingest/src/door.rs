@@ -417,7 +417,16 @@ impl Owner {
                     group.leaves.extend(leaf);
                     group.answers.push((answer, drafts, room));
                 }
-                Err(error) => reply(answer, Err(error)),
+                Err(error) => {
+                    // Rows before the fault may be in the commit already: they are not without an entry.
+                    let failed = leaf.map(|leaf| Entry {
+                        outcome: audit::Outcome::Failed,
+                        status: Some(503),
+                        ..*leaf
+                    });
+                    group.leaves.extend(failed.filter(|_| !matches!(error, DoorError::Body(_))));
+                    reply(answer, Err(error));
+                }
             }
         }
         if planted::bug("dedupe_before_log") {

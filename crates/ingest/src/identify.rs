@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use highwater_event::canonical::push_json_string;
+use highwater_event::identity::HOME;
 use highwater_event::{Digest128, Principal, comparable_json, time};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -146,7 +147,9 @@ impl Decoder {
             };
             // Each part with its length: ("a|b", "c") is not ("a", "b|c").
             let parts = [self.stream.name.as_str(), &principal.name].into_iter();
-            let parts = parts.chain(id.iter().map(String::as_str));
+            // Names of clients are unique in a tenant only.
+            let tenant = (principal.tenant.as_ref() != HOME).then_some(principal.tenant.as_ref());
+            let parts = parts.chain(tenant).chain(id.iter().map(String::as_str));
             identity.key = Some(Digest128::of_parts(parts.map(str::as_bytes)));
             identity.event_id = if id.len() == 1 { id.pop() } else { Some(id.join("|")) };
         }

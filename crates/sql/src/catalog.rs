@@ -825,6 +825,17 @@ fn stored_name(planned: &Planned) -> Option<&StreamName> {
     }
 }
 
+/// The streams, tables and reference tables that a statement reads, or is a rule about.
+pub fn read_by(statement: &Statement) -> BTreeSet<StreamName> {
+    match statement {
+        Statement::CreateStreamAs { query, .. }
+        | Statement::CreateTableAs { query, .. }
+        | Statement::CreateEndpoint { query, .. } => names_read(query),
+        Statement::CreateRule { relation, .. } => BTreeSet::from([relation.clone()]),
+        _ => BTreeSet::new(),
+    }
+}
+
 fn from_span(query: &Query) -> Option<Span> {
     query.body.as_select().and_then(|select| select.from.first()).map(Spanned::span)
 }

@@ -8,6 +8,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::connect_info::ConnectInfo;
@@ -16,8 +17,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use highwater_auth::{Asked, Identity};
-use highwater_event::identity::HOME;
+use highwater_auth::{Asked, Identity, Window};
+use highwater_event::identity::{ANONYMOUS, HOME};
 use highwater_event::{Randomness, StreamName, SystemRandomness};
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
@@ -27,11 +28,17 @@ use super::auth::{self, Shown};
 use super::call::{Arrival, Call};
 use super::problem::{Problem, ProblemBody};
 use super::routes::{self, Need, Needs};
+use super::sign_in::network;
 use super::{Peer, metrics, unread};
 use crate::node::{Known, Node, is_shared, needs};
 
 /// The longest body of a call that does not bring events.
 const MAX_BODY: usize = 2 << 20;
+
+/// Calls without a credential that one address makes.
+const STRANGERS: Window = Window { limit: 15_000, length: Duration::from_secs(300) };
+/// How long the body of a call that brings no events may take.
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// What the layer holds.
 #[derive(Clone)]
@@ -56,7 +63,12 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
     let id = request_id(request.headers());
     let trace = request.headers().get("traceparent").cloned();
     let (mut request, left) = unread::watch(request);
-    let Admitted { need, call, refused } = admit(node, needs, route.as_ref(), &id, &request);
+    let Admitted { need, call, mut refused } = admit(node, needs, route.as_ref(), &id, &request);
+    let flood = is_flood(node, need, &call);
+    if flood {
+        let detail = "too many calls without a credential come from this address";
+        refused = Some(Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail));
+    }
     let mut response = match refused {
         Some(problem) => {
             drop(request);
@@ -78,7 +90,10 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
         },
     };
     left.discard(&mut response).await;
-    if need != Need::Nothing && !call.is_settled() {
+    if flood {
+        // Said to whoever asks, and not written down: strangers must not be able to fill the disk.
+        tracing::debug!(address = call.address, "a stranger calls too often");
+    } else if need != Need::Nothing && !call.is_settled() {
         let entry = call.answered(node, response.status());
         if let Err(error) = node.trail.write(entry).await
             && node.options.audit_required
@@ -193,6 +208,15 @@ fn charged(node: &Node, need: Need, call: Arc<Call>, mut refused: Option<Problem
     Admitted { need, call, refused }
 }
 
+/// Calls of strangers from one address are let in, and written down, up to a limit.
+fn is_flood(node: &Node, need: Need, call: &Call) -> bool {
+    if need == Need::Nothing || *call.principal().name != *ANONYMOUS {
+        return false;
+    }
+    let name = format!("stranger:{}", network(&call.address));
+    !node.sign_ins.admit(&name, STRANGERS, 1, node.limit_clock()).allowed
+}
+
 /// The answer to what the policy does not allow: it names the permission.
 pub fn forbidden(asked: Asked<'_>) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", needs(asked)).with("permission", asked.permission.into())
@@ -226,7 +250,11 @@ async fn bring(call: &Call, need: Need, request: Request) -> Result<Request, Pro
     if declared.is_some_and(|length: usize| length > MAX_BODY) {
         return Err(too_large());
     }
-    let bytes = to_bytes(body, MAX_BODY).await.map_err(|error| {
+    let Ok(read) = tokio::time::timeout(ARRIVAL, to_bytes(body, MAX_BODY)).await else {
+        let detail = format!("the body did not arrive within {} s", ARRIVAL.as_secs());
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail));
+    };
+    let bytes = read.map_err(|error| {
         let limit =
             std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("limit"));
         if limit { too_large() } else { Problem::bad_request("body_unreadable", error.to_string()) }

@@ -119,7 +119,11 @@ fn count(format: Format, body: &[u8]) -> usize {
     let lines = || body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
     let events = match format {
         Format::NdJson => lines(),
-        Format::Csv => lines().saturating_sub(1),
+        // A record of CSV may end in a carriage return alone.
+        Format::Csv => {
+            let ends = |byte: &u8| matches!(byte, b'\n' | b'\r');
+            body.split(ends).filter(|line| !line.trim_ascii().is_empty()).count().saturating_sub(1)
+        }
         Format::Json | Format::CloudEvents => {
             serde_json::from_slice::<Vec<&RawValue>>(body).map_or(1, |events| events.len())
         }

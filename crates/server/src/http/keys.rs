@@ -7,9 +7,9 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
-use highwater_auth::Command;
 use highwater_auth::credential::{digest, key_prefix, new_id, new_key};
 use highwater_auth::directory::Key;
+use highwater_auth::{Asked, Command};
 use highwater_event::time;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -90,6 +90,15 @@ pub async fn create(
             })?,
         ),
     };
+    let scopes = new.scopes.unwrap_or_else(|| SCOPES.map(str::to_owned).to_vec());
+    for scope in &scopes {
+        let (permission, on) = scope.split_once('@').unwrap_or((scope, "node:"));
+        let (kind, name) = on.split_once(':').unwrap_or((on, ""));
+        // Nobody gives more than they have.
+        if !SCOPES.contains(&permission) {
+            node.authorize(&call.identity, Asked::on(permission, kind, name))?;
+        }
+    }
     let random = node.machine.randomness.as_ref();
     let id = new_id(random).map_err(Problem::internal)?;
     let secret = new_key(&id, random).map_err(Problem::internal)?;
@@ -99,7 +108,7 @@ pub async fn create(
         client: new.client_id,
         name: new.name,
         tenant: tenant(&call, new.tenant)?,
-        scopes: new.scopes.unwrap_or_else(|| SCOPES.map(str::to_owned).to_vec()),
+        scopes,
         sources: new.sources,
         rate_limit: new.rate_limit.unwrap_or(RATE_LIMIT),
         expires_at,

@@ -268,6 +268,10 @@ pub async fn change(
             "name what is to change: active, password, grant_role, revoke_role",
         ));
     }
+    // One that does not fit keeps the others from being done.
+    for command in &commands {
+        node.people.directory().check(command).map_err(crate::node::ChangeError::from)?;
+    }
     for command in commands {
         node.change(command, call.leaf(&node, StatusCode::OK)).await?;
     }

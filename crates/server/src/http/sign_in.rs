@@ -55,6 +55,17 @@ pub struct Login {
     password: String,
 }
 
+/// Whom an address belongs to: of IPv6 somebody has at least the last 64 bits.
+pub fn network(address: &str) -> String {
+    match address.parse() {
+        Ok(std::net::IpAddr::V6(address)) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}")
+        }
+        _ => address.to_owned(),
+    }
+}
+
 /// Whether name and password fit: the user's name, or none. It takes as long either way, and guessing is slow.
 async fn verify(
     node: &Arc<Node>,
@@ -64,12 +75,13 @@ async fn verify(
 ) -> Result<Option<Principal>, Problem> {
     call.about(format!("user:{}", name.chars().take(128).collect::<String>()));
     let now = node.limit_clock();
+    // The address first: one that has tried too often must not keep others from their accounts.
     let windows = [
+        (format!("sign-in-from:{}", network(&call.address)), BY_ADDRESS),
         (format!("sign-in:{}", digest(&name.to_lowercase())), BY_NAME),
-        (format!("sign-in-from:{}", call.address), BY_ADDRESS),
     ];
     for (window, limit) in &windows {
-        let verdict = node.limiter.admit(window, *limit, 1, now);
+        let verdict = node.sign_ins.admit(window, *limit, 1, now);
         if !verdict.allowed {
             return Err(too_many(verdict, "too many sign-ins have failed; wait before the next one"));
         }
@@ -87,7 +99,7 @@ async fn verify(
     let fits = verified.map_err(Problem::internal)?;
     let Some((principal, true, _)) = known.filter(|_| fits) else { return Ok(None) };
     for (window, limit) in &windows {
-        node.limiter.give_back(window, *limit, 1, now);
+        node.sign_ins.give_back(window, *limit, 1, now);
     }
     call.signed_in_as(principal.clone());
     Ok(Some(principal))
@@ -256,8 +268,8 @@ pub async fn sign_up(
     } else if role == "Client" {
         return Err(wrong("source is missing: a Client is about one"));
     }
-    let from = format!("sign-up-from:{}", call.address);
-    let verdict = node.limiter.admit(&from, BY_ADDRESS, 1, node.limit_clock());
+    let from = format!("sign-up-from:{}", network(&call.address));
+    let verdict = node.sign_ins.admit(&from, BY_ADDRESS, 1, node.limit_clock());
     if !verdict.allowed {
         return Err(too_many(verdict, "too many accounts were asked for; wait before the next one"));
     }

@@ -127,7 +127,11 @@ impl Session {
             Load::Refused(problem) => return vec![refused(group.first, &problem)],
         };
         self.audited.count(events as u64);
-        let submission = events::submission(&self.node, &self.call, self.stream.clone(), body, format);
+        let submission = if self.node.is_current(&self.call.identity) {
+            events::submission(&self.node, &self.call, self.stream.clone(), body, format)
+        } else {
+            Err(super::auth::refused(highwater_auth::directory::Refused::Expired))
+        };
         let outcome = match submission {
             Ok(submission) => super::bulk::submit(&self.node, submission).await,
             Err(problem) => Err(problem),

@@ -51,8 +51,9 @@ pub async fn query(
         .collect::<Result<Vec<_>, Problem>>()?;
     let relations = Arc::new(NodeRelations::new(node.clone(), call.reader()));
     let (asked, given, sql) = (node.clone(), request.query.clone(), as_question(&request.query));
+    let identity = call.identity.clone();
     let question = async move {
-        match asked.explain(&given).await? {
+        match asked.explain(&identity, &given).await? {
             Some(explained) => Ok(explained),
             None => adhoc::query(&asked.engine, relations, &sql, parameters, QUERY_LIMITS).await,
         }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::problem::{Answer, Problem};
-use crate::node::{Node, Script};
+use crate::node::{FORBIDDEN, Node, Script};
 use highwater_sql::dialect::sql_type;
 
 /// A script.
@@ -43,6 +43,11 @@ pub async fn declare(
 ) -> Answer {
     let Json(request) = body?;
     let script = Script { text: request.sql, files: request.files };
+    // What can't be parsed is told by the declaration itself, with its place.
+    match node.authorize_script(&call.identity, &script.text) {
+        Err(error) if error.code == FORBIDDEN => return Err(error.into()),
+        _ => {}
+    }
     let outcomes = node.declare(&script, &call.leaf(&node, StatusCode::OK), request.dry_run).await?;
     Ok((StatusCode::OK, Json(json!({"statements": outcomes, "dry_run": request.dry_run}))).into_response())
 }

@@ -7,13 +7,14 @@ use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray}
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use datafusion::catalog::{MemTable, TableProvider};
+use highwater_auth::{Asked, Identity};
 use highwater_event::{Principal, StreamName, StreamPartition};
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::QueryResult;
 use highwater_sql::dialect::sql_type;
 use highwater_sql::stream::Step;
 
-use super::{DeclareError, Node, Script};
+use super::{DeclareError, FORBIDDEN, Node, Script};
 
 /// The relations, for messages.
 pub(super) const NAMES: [&str; 5] = ["_streams", "_tables", "_columns", "_endpoints", "_views"];
@@ -199,9 +200,21 @@ impl Node {
 
     /// Answers EXPLAIN of a declaration, or of the name of a stream or table: how each part is kept up
     /// and what that costs. `None` when it is about a query.
-    pub async fn explain(self: &Arc<Self>, sql: &str) -> Result<Option<QueryResult>, SqlError> {
+    pub async fn explain(
+        self: &Arc<Self>,
+        identity: &Identity,
+        sql: &str,
+    ) -> Result<Option<QueryResult>, SqlError> {
         let sql = sql.trim().trim_end_matches(';').trim_end();
         let Some((word, rest)) = sql.split_once(char::is_whitespace) else { return Ok(None) };
+        if ["explain", "describe", "desc"].iter().any(|known| word.eq_ignore_ascii_case(known)) {
+            self.authorize(identity, Asked::node("describe"))?;
+            // How many rows a filter left out is not for everybody.
+            let second = rest.split_whitespace().next().unwrap_or_default();
+            if second.eq_ignore_ascii_case("analyze") && !identity.principal.everywhere {
+                return Err(SqlError::new(FORBIDDEN, "EXPLAIN ANALYZE is for administrators of the node"));
+            }
+        }
         if word.eq_ignore_ascii_case("describe") || word.eq_ignore_ascii_case("desc") {
             // What is not there has no columns, but that is not what was asked.
             let bare =
@@ -223,6 +236,8 @@ impl Node {
         let rest = rest.trim();
         let steps = if rest.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("create"))
         {
+            self.authorize(identity, Asked::node("declare"))?;
+            self.authorize_script(identity, rest)?;
             let script = Script { text: rest.to_owned(), files: Default::default() };
             let leaf = self.leaf(&Principal::engine(), "query", "node");
             let outcomes = self.declare(&script, &leaf, true).await.map_err(|error| match error {

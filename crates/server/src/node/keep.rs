@@ -12,7 +12,7 @@ use highwater_log::disk::RealDisk;
 use highwater_log::{Extent, Retired};
 use serde::Serialize;
 
-use super::{Node, rest, secrets};
+use super::{Node, rest, secrets, trail};
 
 /// Earlier versions of the lake can be read for this long.
 const HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -146,6 +146,8 @@ impl Node {
         std::fs::create_dir_all(to).with_context(|| format!("{} can't be made", to.display()))?;
         // No segment may go between the copy of the lake and that of the log.
         let _alone = self.keeping.lock().await;
+        // Before the log: entries that the copy lacks must not have been signed in it.
+        let checkpoint = self.last_checkpoint()?;
         // The lake first: a lake that is ahead of its log would hide events.
         let lakes: Vec<(StreamName, Arc<LakeStream>)> = {
             let lakes = self.lakes.read().unwrap_or_else(PoisonError::into_inner);
@@ -158,6 +160,9 @@ impl Node {
         let copied = self.machine.scheduler.work(move || {
             let bytes = node.journal.copy_to(&RealDisk, &folder.join("log"))?;
             secrets::copy(&node.options.data, &folder)?;
+            if let Some(checkpoint) = checkpoint {
+                trail::keep_checkpoint(&folder, &checkpoint)?;
+            }
             anyhow::Ok(bytes)
         });
         copied.await?

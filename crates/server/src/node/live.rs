@@ -20,7 +20,7 @@ use highwater_sql::{SqlError, StreamEntry};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Node, NodeRelations, Reader, is_shared};
+use super::{FORBIDDEN, Node, NodeRelations, Reader, is_shared};
 
 /// Rows of the log that are read for one update.
 const ROWS: usize = 4096;
@@ -30,6 +30,9 @@ const AGAIN: Duration = Duration::from_millis(250);
 const QUIET: Duration = Duration::from_secs(10);
 /// Rows that an answer may hold which is compared with the one before.
 const COMPARED: Limits = Limits { time: Duration::from_secs(30), rows: 20_000, bytes: 64 << 20 };
+
+/// What a reader is told whose permissions are others by now.
+const CHANGED: &str = "what you may see has changed: begin again";
 
 /// Something that a reader is told.
 #[derive(Debug, Clone)]
@@ -98,10 +101,19 @@ pub async fn follow(
         None => Lens::default(),
     };
     if let Some(entry) = stream
-        && let Some(live) = LiveQuery::plan(&node.engine, &entry.schema, query.clone(), &lens).await?
+        && let Some(live) =
+            LiveQuery::plan(&node.engine, &entry.schema, query.clone(), &lens, node.may_look_up(identity))
+                .await?
     {
         let marks = begin(node, &entry, start);
-        node.queries.spawn(follow_stream(node.clone(), entry, live, marks, updates));
+        node.queries.spawn(follow_stream(
+            node.clone(),
+            (identity.clone(), lens),
+            entry,
+            live,
+            marks,
+            updates,
+        ));
         return Ok(out);
     }
     // Asked once before the answer begins, so that a wrong query is an error and not an update.
@@ -135,6 +147,7 @@ fn columns(schema: &arrow::datatypes::Schema) -> Value {
 
 async fn follow_stream(
     node: Arc<Node>,
+    (identity, lens): (Arc<Identity>, Lens),
     entry: Arc<StreamEntry>,
     live: LiveQuery,
     mut marks: BTreeMap<Partition, Offset>,
@@ -147,7 +160,13 @@ async fn follow_stream(
         return;
     }
     let growth = node.log.growth(std::slice::from_ref(&entry.schema.name));
+    let name = entry.schema.name.at_version(1);
     loop {
+        if !node.is_current(&identity) || node.lens(&identity, "stream", &name) != lens {
+            let data = json!({"code": FORBIDDEN, "detail": CHANGED});
+            drop(updates.send(Update { kind: "error", mark: show_marks(&marks), data }).await);
+            return;
+        }
         match read_once(&node, &entry, &reader, &live, &mut marks).await {
             Ok(Some(rows)) => {
                 let update = Update { kind: "rows", mark: show_marks(&marks), data: rows };
@@ -289,7 +308,11 @@ async fn follow_answer(
             () = growth.grown() => {}
             () = tokio::time::sleep(4 * AGAIN) => {}
         }
-        answer = ask(&node, &identity, &sql).await;
+        answer = if node.is_current(&identity) {
+            ask(&node, &identity, &sql).await
+        } else {
+            Err(SqlError::new(FORBIDDEN, CHANGED))
+        };
     }
 }
 

@@ -138,6 +138,8 @@ pub struct Node {
     pub people: People,
     /// What callers did during the last minute.
     pub limiter: Limiter,
+    /// Sign-ins that failed, and calls without a credential.
+    pub sign_ins: Limiter,
     /// Takes entries of the audit trail.
     pub trail: Trail,
     /// The tree over them.
@@ -219,6 +221,7 @@ impl Node {
             trail,
             tree,
             limiter: Limiter::default(),
+            sign_ins: Limiter::default(),
             door: Door::open(log.clone(), &machine, DoorOptions::default())?,
             driver: Driver::new(log.clone(), for_views),
             write_back: Arc::new(WriteBack::new(store)),

@@ -150,6 +150,23 @@ impl Node {
         Ok(Known { identity: directory.identify_token(credential, now)?, credential: "token".into() })
     }
 
+    /// Whether somebody is who they were when they were identified: signed in, active, with the same roles and
+    /// permissions.
+    pub fn is_current(&self, identity: &Identity) -> bool {
+        let now = self.machine.clock.now_micros();
+        let directory = self.people.directory();
+        match &identity.key {
+            Some((id, _)) => directory.key(id).is_some_and(|key| {
+                key.active && key.version == identity.version && key.expires_at.is_none_or(|end| end > now)
+            }),
+            None => match directory.user(&identity.principal.name) {
+                Some(user) => user.active && user.version == identity.version,
+                // The operator, who is no user.
+                None => identity.version == 0,
+            },
+        }
+    }
+
     /// Whether somebody may do something.
     pub fn allows(&self, identity: &Identity, asked: Asked<'_>) -> bool {
         self.people.policies.allows(identity, asked)

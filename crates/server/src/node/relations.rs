@@ -13,7 +13,7 @@ use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSche
 use highwater_lake::{LakeFiles, Moment};
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, table_relation};
-use highwater_sql::dialect::{Asker, Rule, of_tenant};
+use highwater_sql::dialect::{Asker, Rule, Statement, of_tenant, parse_script};
 use highwater_sql::stream::table::Extent;
 use highwater_sql::{Catalog, Engine, SqlError};
 
@@ -98,6 +98,13 @@ impl Relations for NodeRelations {
         names.filter(told).map(ToString::to_string).chain(information).collect()
     }
 
+    fn may_look_up(&self) -> bool {
+        match &self.reader {
+            Reader::Caller(identity) => self.node.may_look_up(identity),
+            Reader::Engine | Reader::Endpoint(_) => true,
+        }
+    }
+
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
         if let Some(information) = self.node.information(name)? {
             if let Reader::Caller(identity) | Reader::Endpoint(identity) = &self.reader {
@@ -140,6 +147,35 @@ pub fn is_shared(catalog: &Catalog, name: &StreamName) -> bool {
 }
 
 impl Node {
+    /// Lets somebody declare only what reads what they may read, and see as it is: what is derived from it
+    /// shows it to others.
+    pub fn authorize_script(&self, identity: &Identity, text: &str) -> Result<(), SqlError> {
+        let catalog = self.catalog();
+        for declared in parse_script(text)? {
+            let statement = &declared.statement;
+            let derives =
+                !matches!(statement, Statement::CreateRule { .. } | Statement::CreateEndpoint { .. });
+            for name in highwater_sql::catalog::read_by(statement) {
+                let kind = if catalog.streams.contains_key(&name) { "stream" } else { "table" };
+                let asked = Asked::on("read", kind, name.as_str()).shared(is_shared(&catalog, &name));
+                self.authorize(identity, asked)?;
+                let lens = self.lens(identity, kind, &name);
+                let whole = lens.filters.is_empty() && lens.masks.is_empty();
+                if derives && !identity.principal.everywhere && !whole {
+                    let detail =
+                        format!("\"{name}\" has filters or masks for you; what is derived from it would not");
+                    return Err(SqlError::new(FORBIDDEN, detail));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody may look into every reference table: only who may read everything.
+    pub fn may_look_up(&self, identity: &Identity) -> bool {
+        self.allows(identity, Asked::node("read"))
+    }
+
     /// What somebody sees of a relation: their tenant's rows, those that the filters let through, and masks
     /// where they have no permission to see more.
     pub fn lens(&self, identity: &Identity, kind: &str, name: &StreamName) -> Lens {

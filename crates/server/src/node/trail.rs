@@ -118,16 +118,22 @@ impl Node {
         self.driver.start(Box::new(AuditTree::new(self.write_back.store().clone())));
     }
 
+    /// The checkpoint that was written last.
+    pub(super) fn last_checkpoint(&self) -> std::io::Result<Option<String>> {
+        match std::fs::read_to_string(self.options.data.join(CHECKPOINT)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Goes on from the checkpoint that was signed last, and from now on writes each beside the data.
     pub(super) fn publish_checkpoints(self: &Arc<Self>) -> anyhow::Result<()> {
         let path = self.options.data.join(CHECKPOINT);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                let note = SignedNote::parse(&text).and_then(|note| self.tree.continue_from(note));
-                note.with_context(|| format!("{} is not the last checkpoint of this log", path.display()))?;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("{} can't be read", path.display())),
+        let last = self.last_checkpoint().with_context(|| format!("{} can't be read", path.display()))?;
+        if let Some(text) = last {
+            let note = SignedNote::parse(&text).and_then(|note| self.tree.continue_from(note));
+            note.with_context(|| format!("{} is not the last checkpoint of this log", path.display()))?;
         }
         let publish = publish(Arc::downgrade(self));
         super::lock(&self.background).push(self.machine.scheduler.spawn(publish));
@@ -156,7 +162,8 @@ async fn publish(node: std::sync::Weak<Node>) {
         let signed = node.machine.scheduler.work(move || {
             let note = tree.checkpoint()?;
             if known.as_ref() != Some(&note) {
-                write(&data, &note).map_err(|error| AuditError::Missing(error.to_string()))?;
+                keep_checkpoint(&data, &note.to_string())
+                    .map_err(|error| AuditError::Missing(error.to_string()))?;
             }
             Ok::<_, AuditError>(note)
         });
@@ -177,6 +184,7 @@ async fn publish(node: std::sync::Weak<Node>) {
     }
 }
 
-fn write(data: &Path, note: &SignedNote) -> anyhow::Result<()> {
-    secrets::replace(&data.join(CHECKPOINT), note.to_string().as_bytes(), 0o644)
+/// Writes a checkpoint beside the data.
+pub(super) fn keep_checkpoint(data: &Path, note: &str) -> anyhow::Result<()> {
+    secrets::replace(&data.join(CHECKPOINT), note.as_bytes(), 0o644)
 }

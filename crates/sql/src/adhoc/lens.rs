@@ -1,9 +1,14 @@
 //! What a reader sees of a relation: which rows, and what stands in the place of columns. It is put inside the
 //! plan, below everything that a question says, so that no door leads around it.
 
+use std::sync::Arc;
+
 use arrow::datatypes::SchemaRef;
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::ViewTable;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident};
 
+use super::behind::Behind;
 use crate::dialect::SqlError;
 use crate::session::Engine;
 
@@ -33,6 +38,22 @@ impl Lens {
             parts.push("SENSITIVE columns revealed".into());
         }
         (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
+    /// The rows of a plan as a relation that is seen through the lens; `sensitive` are the columns whose mask is usual.
+    pub(super) fn relation(
+        &self,
+        engine: &Engine,
+        plan: LogicalPlan,
+        schema: &SchemaRef,
+        sensitive: &[&str],
+    ) -> Result<Arc<dyn TableProvider>, SqlError> {
+        let plan = self.over(engine, plan, schema, sensitive)?;
+        Ok(if self.filters.is_empty() {
+            Arc::new(ViewTable::new(plan, None))
+        } else {
+            Arc::new(Behind::new(plan))
+        })
     }
 
     /// A plan as it is seen through the lens; `sensitive` are the columns whose mask is usual.

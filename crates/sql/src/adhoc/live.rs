@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast::Query;
 use highwater_event::StreamSchema;
@@ -12,6 +12,7 @@ use highwater_event::StreamSchema;
 use super::lens::Lens;
 use super::relation::sensitive_columns;
 use crate::dialect::SqlError;
+use crate::functions::LOOKING_UP;
 use crate::plan::{as_statement, reads_of};
 use crate::session::Engine;
 use crate::stream::feed::{FeedPlan, FeedTable};
@@ -40,14 +41,17 @@ impl LiveQuery {
         stream: &StreamSchema,
         query: Box<Query>,
         lens: &Lens,
+        may_look_up: bool,
     ) -> Result<Option<Self>, SqlError> {
         let schema = stream.reader_schema();
         let feed = Arc::new(FeedTable::new(schema.clone()));
         let scan = LogicalPlanBuilder::scan("log", provider_as_source(feed.clone()), None)?.build()?;
-        let rows =
-            Arc::new(ViewTable::new(lens.over(engine, scan, &schema, &sensitive_columns(stream))?, None));
-        let state = engine.state_with([(stream.name.public().to_owned(), rows as _)])?;
+        let rows = lens.relation(engine, scan, &schema, &sensitive_columns(stream))?;
+        let state = engine.state_with([(stream.name.public().to_owned(), rows)])?;
         let context = datafusion::prelude::SessionContext::new_with_state(state);
+        for name in LOOKING_UP.iter().filter(|_| !may_look_up) {
+            context.deregister_udf(name);
+        }
         context.deregister_udf("tokenize");
         let state = context.state();
         let planned = state.statement_to_plan(as_statement(query)).await?;

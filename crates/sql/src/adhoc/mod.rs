@@ -4,6 +4,7 @@
 //! and system streams. They are read-only and limited in time, rows and memory. What is SENSITIVE is
 //! masked inside the plan, so no projection, filter or sort can tell what a mask hides.
 
+mod behind;
 mod branches;
 mod budget;
 mod endpoint;
@@ -38,7 +39,7 @@ use futures::StreamExt;
 use self::branches::SortBranches;
 use self::window::AccountForWindows;
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
-use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, weight};
+use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, weight};
 use crate::plan::as_statement;
 use crate::session::Engine;
 
@@ -53,6 +54,10 @@ pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation}
 pub trait Relations: Send + Sync + fmt::Debug {
     /// The names, for messages.
     fn names(&self) -> Vec<String>;
+    /// Whether LOOKUP and IN_REFERENCE may be asked: they look into every reference table.
+    fn may_look_up(&self) -> bool {
+        true
+    }
     /// A relation as of now; `None` when there is none of that name.
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError>;
 }
@@ -94,8 +99,11 @@ pub async fn query(
     parameters: Vec<(String, ScalarValue)>,
     limits: Limits,
 ) -> Result<QueryResult, SqlError> {
-    let names = relations.names();
+    let (names, may_look_up) = (relations.names(), relations.may_look_up());
     let context = context(engine, relations)?;
+    for name in LOOKING_UP.iter().filter(|_| !may_look_up) {
+        context.deregister_udf(name);
+    }
     // With it a reader could look tokens up by trying all values; declarations may use it.
     context.deregister_udf("tokenize");
     // Rows of a question come in no order that these could go by.

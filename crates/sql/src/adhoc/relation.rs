@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::ScalarValue;
-use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, ident, lit};
 use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema, columns};
@@ -95,8 +95,7 @@ pub fn stream_relation(
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
         plan = plan.union(cold.project(columns)?.build()?)?;
     }
-    let plan = lens.over(engine, plan.build()?, &schema, &sensitive_columns(stream))?;
-    Ok(Arc::new(ViewTable::new(plan, None)))
+    lens.relation(engine, plan.build()?, &schema, &sensitive_columns(stream))
 }
 
 /// The columns of a stream whose mask readers see.
@@ -129,7 +128,7 @@ pub fn table_relation(
     }
     let plan = LogicalPlanBuilder::scan("rows", provider_as_source(table), None)?.build()?;
     let sensitive: Vec<&str> = sensitive.iter().map(String::as_str).collect();
-    Ok(Arc::new(ViewTable::new(lens.over(engine, plan, &schema, &sensitive)?, None)))
+    lens.relation(engine, plan, &schema, &sensitive)
 }
 
 /// Checks what a row filter or column mask says against the relation that it is about.

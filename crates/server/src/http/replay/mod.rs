@@ -205,6 +205,12 @@ impl Replay {
             None => problem.hint("name a stream that takes events with `into`"),
         })?;
         let target = streams::find(&node, target.public())?.schema.clone();
+        let lens = node.lens(&call.identity, "stream", &source.name.at_version(1));
+        if source.name != target.name && !lens.masks.is_empty() {
+            let detail = format!("columns of \"{stream}\" are masked for you; elsewhere they would not be");
+            return Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail)
+                .hint("replay it into itself, or ask for the permission that the mask names"));
+        }
         node.authorize(&call.identity, Asked::on("ingest", "stream", target.name.public()))?;
         stays_hidden(&source, &target)?;
         let name = id_suffix(&node, &source, &target, request.name)?;
