@@ -31,6 +31,7 @@ independent:
 bench: build
 	$(CARGO) bench -p highwater-server -p highwater-ingest --bench decode
 	$(CARGO) bench -p highwater-server -p highwater-log --bench append
+	$(CARGO) bench -p highwater-server -p highwater-auth --bench decide
 	$(CARGO) bench -p highwater-server -p highwater-warehouse --bench cold_keys
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench micro_batch
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench nexmark

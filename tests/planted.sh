@@ -43,6 +43,7 @@ lost_mask                 scenarios statements
 effect_without_leaf       audit     no_effect_is_without_its_leaf
 unsalted                  audit     changed_copies
 no_tenant_predicate       permissions canaries
+no_wall                   permissions canaries
 ack_before_fsync          node      whole_nodes
 mark_before_ids           node      whole_nodes
 no_suppression            node      whole_nodes

@@ -93,6 +93,9 @@ func (t tiles) ReadTiles(wanted []tlog.Tile) ([][]byte, error) {
 }
 
 func main() {
+	if len(os.Args) != 3 {
+		check(fmt.Errorf("usage: go run . EXPORT-FOLDER NODE-URL"))
+	}
 	folder, url := os.Args[1], os.Args[2]
 	verifier, err := note.NewVerifier(strings.TrimSpace(string(read(folder, "keys"))))
 	check(err)

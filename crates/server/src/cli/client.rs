@@ -92,8 +92,7 @@ impl Client {
     pub fn new(target: &Target) -> Result<Self, Failure> {
         let folder = target.data.clone().or_else(default_folder);
         let url = match (&target.url, &folder) {
-            (Some(url), _) if url.contains("://") => url.trim_end_matches('/').to_owned(),
-            (Some(url), _) => format!("http://{}", url.trim_end_matches('/')),
+            (Some(url), _) => with_scheme(url),
             (None, Some(folder)) => listening(folder)?,
             (None, None) => {
                 return Err(Failure::new(
@@ -105,7 +104,13 @@ impl Client {
             }
         };
         let of_folder = folder.map(|folder| folder.join("operator.token")).filter(|file| file.exists());
-        let file = target.token_file.clone().or(of_folder).or_else(saved_token);
+        // Whoever has signed in at this node acts as themselves.
+        if target.token_file.is_none()
+            && let Some(token) = saved_for(&url)
+        {
+            return Ok(Self { agent: agent(), url, token });
+        }
+        let file = target.token_file.clone().or(of_folder);
         let Some(file) = file else {
             return Err(Failure::new("no_token", "there is no token to sign in with")
                 .hint("name its file with --token-file, or run `highwater login`")
@@ -115,19 +120,12 @@ impl Client {
             Failure::new("no_token", format!("the token in {} can't be read: {error}", file.display()))
                 .exit(4)
         })?;
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(5)))
-            .proxy(None)
-            .build()
-            .into();
-        Ok(Self { agent, url, token: token.trim().to_owned() })
+        Ok(Self { agent: agent(), url, token: token.trim().to_owned() })
     }
 
     /// A client without a credential.
     pub fn anonymous(url: &str) -> Self {
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
-        Self { agent, url: url.trim_end_matches('/').to_owned(), token: String::new() }
+        Self { agent: agent(), url: url.trim_end_matches('/').to_owned(), token: String::new() }
     }
 
     pub fn get(&self, path: &str) -> Result<String, Failure> {
@@ -262,6 +260,24 @@ pub fn default_folder() -> Option<PathBuf> {
     running.or_else(|| folders.iter().find(|folder| folder.exists())).cloned()
 }
 
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
+    config.timeout_connect(Some(Duration::from_secs(5))).build().into()
+}
+
+/// An address as a URL.
+pub fn with_scheme(url: &str) -> String {
+    let url = url.trim_end_matches('/');
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
+}
+
+/// The token that `highwater login` has kept for a node, and for no other.
+fn saved_for(url: &str) -> Option<String> {
+    let text = std::fs::read_to_string(saved_token()?).ok()?;
+    let (node, token) = text.trim_end().split_once('\n')?;
+    (node == url).then(|| token.to_owned())
+}
+
 /// Where `highwater login` keeps its token.
 pub fn saved_token() -> Option<PathBuf> {
     let home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
@@ -272,7 +288,8 @@ pub fn saved_token() -> Option<PathBuf> {
 /// File that says where the node of a data folder listens.
 pub const LISTENING: &str = "server.json";
 
-fn listening(folder: &Path) -> Result<String, Failure> {
+/// Where the node of a data folder listens.
+pub fn listening(folder: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(folder.join(LISTENING)).map_err(|_| {
         Failure::new("not_running", format!("no node runs on {}", folder.display()))
             .hint(format!("start one with `highwater serve --data {}`", folder.display()))

@@ -12,7 +12,7 @@ use highwater_event::SystemRandomness;
 use highwater_event::identity::HOME;
 use serde_json::{Map, Value, json};
 
-use super::client::{Client, LISTENING, default_folder, saved_token};
+use super::client::{Client, LISTENING, default_folder, listening, saved_token, with_scheme};
 use super::read::{encode, objects, parse, print_json};
 use super::{Failure, Output, Target, output};
 use crate::node::offline;
@@ -201,9 +201,9 @@ pub enum PolicyCommand {
 
 #[derive(Debug, Args)]
 pub struct LoginArgs {
-    /// Address of the node.
-    #[arg(long, env = "HIGHWATER_URL", default_value = "http://127.0.0.1:7700")]
-    url: String,
+    /// Address of the node; by default the one that runs here.
+    #[arg(long, env = "HIGHWATER_URL")]
+    url: Option<String>,
     /// Name.
     #[arg(long)]
     user: String,
@@ -458,7 +458,10 @@ pub fn login(arguments: LoginArgs) -> Result<ExitCode, Failure> {
             line.trim_end_matches(['\n', '\r']).to_owned()
         }
     };
-    let client = Client::anonymous(&arguments.url);
+    let here = || default_folder().and_then(|folder| listening(&folder).ok());
+    let url = arguments.url.clone().or_else(here).unwrap_or_else(|| "http://127.0.0.1:7700".into());
+    let url = with_scheme(&url);
+    let client = Client::anonymous(&url);
     let body = json!({"username": arguments.user, "password": password});
     let answer = client.call("POST", "/api-token-auth/", Some(&body)).map_err(|failure| failure.exit(4))?;
     let answer = parse(&answer)?;
@@ -466,7 +469,8 @@ pub fn login(arguments: LoginArgs) -> Result<ExitCode, Failure> {
         answer["token"].as_str().ok_or_else(|| Failure::new("bad_answer", "the node sent no token"))?;
     let file = saved_token()
         .ok_or_else(|| Failure::new("no_home", "there is no home folder to keep the token in").exit(2))?;
-    crate::node::replace_secret(&file, token)?;
-    eprintln!("signed in as {} at {}; the token is in {}", arguments.user, arguments.url, file.display());
+    // With the node that it is for: it is sent to no other.
+    crate::node::replace_secret(&file, &format!("{url}\n{token}\n"))?;
+    eprintln!("signed in as {} at {url}; the token is in {}", arguments.user, file.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -298,9 +298,13 @@ async fn read(node: &Arc<Node>, from: u64, most: usize) -> Result<Vec<LogBatch>,
 pub async fn entry(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,
-    Path(id): Path<u64>,
+    Path(id): Path<String>,
 ) -> Answer {
-    find(&node, &call, id).await.map(|line| typed("application/json", line))
+    find(&node, &call, place(&id)?).await.map(|line| typed("application/json", line))
+}
+
+fn place(id: &str) -> Result<u64, Problem> {
+    id.parse().map_err(|_| Problem::not_found("entry_not_found", format!("there is no entry \"{id}\"")))
 }
 
 /// The line of an entry that the caller may see.
@@ -327,8 +331,9 @@ async fn find(node: &Arc<Node>, call: &Call, id: u64) -> Result<String, Problem>
 pub async fn proof(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,
-    Path(id): Path<u64>,
+    Path(id): Path<String>,
 ) -> Answer {
+    let id = place(&id)?;
     find(&node, &call, id).await?;
     let tree = node.tree.clone();
     let proof = node.machine.scheduler.work(move || tree.proof(id)).await.map_err(Problem::internal)??;

@@ -67,7 +67,8 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
     let flood = is_flood(node, need, &call);
     if flood {
         let detail = "too many calls without a credential come from this address";
-        refused = Some(Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail));
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+        refused = Some(problem.header(header::RETRY_AFTER, "60"));
     }
     let mut response = match refused {
         Some(problem) => {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::Call;
-use super::people::tenant;
+use super::people::{known_permission, tenant};
 use super::problem::{Answer, Problem};
 use crate::node::Node;
 
@@ -92,6 +92,7 @@ pub async fn create(
     };
     let scopes = new.scopes.unwrap_or_else(|| SCOPES.map(str::to_owned).to_vec());
     for scope in &scopes {
+        known_permission(&node, scope)?;
         let (permission, on) = scope.split_once('@').unwrap_or((scope, "node:"));
         let (kind, name) = on.split_once(':').unwrap_or((on, ""));
         // Nobody gives more than they have.

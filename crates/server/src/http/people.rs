@@ -10,6 +10,7 @@ use axum::{Extension, Json};
 use highwater_auth::directory::{Applied, User, check_permission};
 use highwater_auth::policy::{ACTIONS, APPLICATION_PERMISSIONS};
 use highwater_auth::{Asked, Command};
+use highwater_event::StreamName;
 use highwater_event::identity::HOME;
 use highwater_event::name::nearest;
 use highwater_event::time;
@@ -20,7 +21,7 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sign_in::hashed;
-use crate::node::Node;
+use crate::node::{Node, is_shared};
 
 /// A permission of a user.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -32,7 +33,7 @@ pub struct PermissionOf {
 }
 
 /// Refuses a permission that nothing asks for.
-fn known_permission(node: &Node, permission: &str) -> Result<(), Problem> {
+pub fn known_permission(node: &Node, permission: &str) -> Result<(), Problem> {
     check_permission(permission)
         .map_err(|error| Problem::bad_request("unknown_permission", error.to_string()))?;
     let bare = permission.split('@').next().unwrap_or(permission);
@@ -318,7 +319,9 @@ pub async fn explain(
             Problem::bad_request("invalid_parameter", "on is kind:name, such as stream:orders")
         })?,
     };
-    let decision = node.people.policies.decide(&identity, Asked::on(&permission, kind, name));
+    let shared = StreamName::new(name).is_ok_and(|name| is_shared(&node.catalog(), &name));
+    let asked = Asked::on(&permission, kind, name).shared(shared);
+    let decision = node.people.policies.decide(&identity, asked);
     let mut answer = Map::new();
     answer.insert("allowed".into(), decision.allowed.into());
     answer.insert("reasons".into(), json!(decision.reasons));

@@ -8,6 +8,8 @@ use datafusion::catalog::TableProvider;
 use datafusion::datasource::ViewTable;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, ident};
 
+use highwater_event::planted;
+
 use super::behind::Behind;
 use crate::dialect::SqlError;
 use crate::session::Engine;
@@ -49,11 +51,10 @@ impl Lens {
         sensitive: &[&str],
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
         let plan = self.over(engine, plan, schema, sensitive)?;
-        Ok(if self.filters.is_empty() {
-            Arc::new(ViewTable::new(plan, None))
-        } else {
-            Arc::new(Behind::new(plan))
-        })
+        if self.filters.is_empty() || planted::bug("no_wall") {
+            return Ok(Arc::new(ViewTable::new(plan, None)));
+        }
+        Ok(Arc::new(Behind::new(plan)))
     }
 
     /// A plan as it is seen through the lens; `sensitive` are the columns whose mask is usual.
