@@ -2,7 +2,7 @@
 //! state and the same refusals, so that a node that starts again knows exactly whom it knew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use highwater_event::Principal;
 use highwater_event::identity::{ANONYMOUS, HOME};
@@ -124,20 +124,28 @@ pub struct Identity {
 impl Identity {
     /// The holder of the operator's token.
     pub fn operator() -> Self {
-        Self { principal: Principal::operator(), ..Self::nobody().with_role("admin") }
+        // Made once: it is asked for with every call of the operator.
+        static OPERATOR: LazyLock<Identity> = LazyLock::new(|| Identity {
+            principal: Principal::operator(),
+            ..Identity::nobody().with_role("admin")
+        });
+        OPERATOR.clone()
     }
 
     /// A caller without a credential.
     pub fn nobody() -> Self {
-        let none = Arc::new(BTreeSet::new());
-        Self {
-            principal: Principal::new(ANONYMOUS, HOME),
-            key: None,
-            roles: none.clone(),
-            grants: none.clone(),
-            sources: none,
-            version: 0,
-        }
+        static NOBODY: LazyLock<Identity> = LazyLock::new(|| {
+            let none = Arc::new(BTreeSet::new());
+            Identity {
+                principal: Principal::new(ANONYMOUS, HOME),
+                key: None,
+                roles: none.clone(),
+                grants: none.clone(),
+                sources: none,
+                version: 0,
+            }
+        });
+        NOBODY.clone()
     }
 
     /// With a role more.
