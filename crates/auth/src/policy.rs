@@ -340,11 +340,10 @@ mod tests {
             assert_eq!(allows(Asked::node("declare")), declares, "{role} declares");
             assert_eq!(allows(trail), audits, "{role} reads the trail");
             assert_eq!(allows(Asked::node("manage_users")), manages, "{role} manages");
-            assert_eq!(
-                allows(Asked::node("view_metrics")),
-                ["admin", "superuser"].contains(&role),
-                "{role} uses"
-            );
+            let everything = ["admin", "superuser"].contains(&role);
+            let lake = everything || ["DataEngineer", "DataAnalyst"].contains(&role);
+            assert_eq!(allows(Asked::node("view_metrics")), lake, "{role} uses metrics");
+            assert_eq!(allows(Asked::node("trigger_ml_model")), everything, "{role} trains");
         }
     }
 
