@@ -121,16 +121,12 @@ fn objects(result: &QueryResult) -> Result<Vec<Map<String, Value>>, Problem> {
     serde_json::from_str(&format!("[{}]", rows(result, &names, ","))).map_err(Problem::internal)
 }
 
-fn invalid(name: &str, detail: impl std::fmt::Display) -> Problem {
-    Problem::bad_request("invalid_parameter", format!("parameter {name}: {detail}"))
-}
-
 fn number(given: &BTreeMap<String, String>, name: &str, usual: usize, most: usize) -> Result<usize, Problem> {
     match given.get(name) {
         None => Ok(usual),
         Some(text) => match text.parse() {
             Ok(number) if (1..=most).contains(&number) => Ok(number),
-            _ => Err(invalid(name, format!("\"{text}\" is not a number from 1 to {most}"))),
+            _ => Err(Problem::parameter(name, format!("\"{text}\" is not a number from 1 to {most}"))),
         },
     }
 }
@@ -138,8 +134,9 @@ fn number(given: &BTreeMap<String, String>, name: &str, usual: usize, most: usiz
 fn instant(given: &BTreeMap<String, String>, name: &str) -> Result<Option<ScalarValue>, Problem> {
     let Some(text) = given.get(name) else { return Ok(None) };
     let micros = time::parse_micros(text);
-    let micros = micros
-        .ok_or_else(|| invalid(name, format!("\"{text}\" is not a time (RFC 3339, a date, or epoch)")))?;
+    let micros = micros.ok_or_else(|| {
+        Problem::parameter(name, format!("\"{text}\" is not a time (RFC 3339, a date, or epoch)"))
+    })?;
     Ok(Some(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into()))))
 }
 
@@ -234,7 +231,8 @@ pub async fn logs(
         wanted.add(|value| format!("_event_time < {value}"), to);
     }
     if let Some(before) = given.get("before") {
-        let before = before.parse().map_err(|_| invalid("before", format!("\"{before}\" is not an id")))?;
+        let before =
+            before.parse().map_err(|_| Problem::parameter("before", format!("\"{before}\" is not an id")))?;
         wanted.add(|value| format!("_offset < {value}"), ScalarValue::Int64(Some(before)));
     }
     let found = Trail::now(&node).await?.newest(&wanted, limit, 0).await?;
@@ -359,7 +357,9 @@ pub async fn export(
     let newest = Checkpoint::parse(&node.tree.checkpoint()?.text)?.size;
     let size = match given.get("size") {
         None => newest,
-        Some(text) => text.parse().map_err(|_| invalid("size", format!("\"{text}\" is not a number")))?,
+        Some(text) => {
+            text.parse().map_err(|_| Problem::parameter("size", format!("\"{text}\" is not a number")))?
+        }
     };
     if size > newest {
         return Err(Problem::not_found(

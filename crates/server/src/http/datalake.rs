@@ -140,16 +140,12 @@ pub async fn stream(
     Ok(typed("application/json", body))
 }
 
-fn invalid(name: &str, detail: impl std::fmt::Display) -> Problem {
-    Problem::bad_request("invalid_parameter", format!("parameter {name}: {detail}"))
-}
-
 fn page(given: &BTreeMap<String, String>) -> Result<usize, Problem> {
     match given.get("page") {
         None => Ok(1),
         Some(text) => match text.parse() {
             Ok(page) if page > 0 => Ok(page),
-            _ => Err(invalid("page", format!("\"{text}\" is not a page number (1, 2, …)"))),
+            _ => Err(Problem::parameter("page", format!("\"{text}\" is not a page number (1, 2, …)"))),
         },
     }
 }
@@ -247,7 +243,7 @@ fn conditions(
 }
 
 fn filter_value(parameter: &str, text: &str, data_type: &DataType) -> Result<ScalarValue, Problem> {
-    let wrong = |wanted: &str| invalid(parameter, format!("\"{text}\" is not {wanted}"));
+    let wrong = |wanted: &str| Problem::parameter(parameter, format!("\"{text}\" is not {wanted}"));
     match data_type {
         DataType::Utf8 => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
         DataType::Timestamp(..) => {
@@ -256,7 +252,7 @@ fn filter_value(parameter: &str, text: &str, data_type: &DataType) -> Result<Sca
             Ok(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
         }
         DataType::Struct(_) | DataType::List(_) => {
-            Err(invalid(parameter, "a nested column can't be compared; name a member like a.b"))
+            Err(Problem::parameter(parameter, "a nested column can't be compared; name a member like a.b"))
         }
         // Numbers are compared as exact decimals, so that 10.005 finds nothing in a column of two digits
         // instead of failing.
@@ -275,17 +271,19 @@ fn day(given: &BTreeMap<String, String>) -> Result<Option<Day>, Problem> {
     let [year, month, date] = match parts.as_slice() {
         [None, None, None] => return Ok(None),
         [Some(year), Some(month), Some(date)] => [year, month, date],
-        _ => return Err(invalid("year, month, day", "a version by day needs all three")),
+        _ => return Err(Problem::parameter("year, month, day", "a version by day needs all three")),
     };
     let number = |name: &str, text: &str| {
-        text.parse::<u32>().map_err(|_| invalid(name, format!("\"{text}\" is not a number")))
+        text.parse::<u32>().map_err(|_| Problem::parameter(name, format!("\"{text}\" is not a number")))
     };
     let (year, month, date) = (number("year", year)?, number("month", month)?, number("day", date)?);
     let start = i32::try_from(year)
         .ok()
         .and_then(|year| NaiveDate::from_ymd_opt(year, month, date))
         .and_then(|day| day.and_hms_opt(0, 0, 0))
-        .ok_or_else(|| invalid("year, month, day", format!("{year}-{month}-{date} is not a day")))?;
+        .ok_or_else(|| {
+            Problem::parameter("year, month, day", format!("{year}-{month}-{date} is not a day"))
+        })?;
     let start = start.and_utc().timestamp_micros();
     Ok(Some(Day { parts: time::day_parts(start), bounds: (start, start + 86_400_000_000) }))
 }
@@ -302,14 +300,14 @@ fn no_such_day(day: &Day, headers: &HeaderMap) -> Problem {
 
 fn moment(given: &BTreeMap<String, String>) -> Result<Moment, Problem> {
     match (given.get("version"), given.get("as_of")) {
-        (Some(_), Some(_)) => Err(invalid("version, as_of", "give one of them")),
+        (Some(_), Some(_)) => Err(Problem::parameter("version, as_of", "give one of them")),
         (Some(version), None) => version
             .parse()
             .map(Moment::Version)
-            .map_err(|_| invalid("version", format!("\"{version}\" is not a version number"))),
+            .map_err(|_| Problem::parameter("version", format!("\"{version}\" is not a version number"))),
         (None, Some(text)) => time::parse_micros(text)
             .map(Moment::Time)
-            .ok_or_else(|| invalid("as_of", format!("\"{text}\" is not a time"))),
+            .ok_or_else(|| Problem::parameter("as_of", format!("\"{text}\" is not a time"))),
         (None, None) => Ok(Moment::Now),
     }
 }

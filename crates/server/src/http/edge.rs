@@ -79,7 +79,6 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
             Ok(brought) => {
                 request = brought;
                 request.extensions_mut().insert(call.clone());
-                request.extensions_mut().insert(call.principal().clone());
                 let announced = announce(node, &call, need, &method).await;
                 let answered = match announced {
                     Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await,
@@ -176,32 +175,23 @@ fn admit(
     let named = StreamName::new(&named).map_or(named, |name| name.to_string());
     let catalog;
     let mut asked = need.asked(&named);
+    let mut decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
     if template.is_none() {
         catalog = node.catalog();
         if let Some(endpoint) = catalog.endpoints.get(path) {
             let shared = endpoint.reads.iter().all(|name| is_shared(&catalog, name));
             asked = Asked::on(&endpoint.permission, "endpoint", &endpoint.path).shared(shared);
-            if refused.is_none() && !node.allows(&known.identity, asked) {
-                refused = Some(forbidden(asked));
-            }
+            decided = true;
         }
-        let arrival = arrival(node, id, request);
-        let call = Arc::new(Call::new(arrival, known, asked.permission, asked.resource()));
-        return charged(node, need, call, refused);
     }
     if asked.kind == "stream" && known.identity.principal.tenant.as_ref() != HOME {
         let shared = StreamName::new(asked.name).is_ok_and(|name| is_shared(&node.catalog(), &name));
         asked = asked.shared(shared);
     }
-    let decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
     if refused.is_none() && decided && !node.allows(&known.identity, asked) {
         refused = Some(forbidden(asked));
     }
     let call = Arc::new(Call::new(arrival(node, id, request), known, asked.permission, asked.resource()));
-    charged(node, need, call, refused)
-}
-
-fn charged(node: &Node, need: Need, call: Arc<Call>, mut refused: Option<Problem>) -> Admitted {
     // Calls that bring events pay for each of them, when it is known how many they are.
     if refused.is_none() && need != Need::Nothing && need.action() != "ingest" {
         refused = call.charge(node, 1).err();

@@ -40,6 +40,11 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
+    /// A parameter that is not what it should be; the detail names it.
+    pub fn parameter(name: &str, detail: impl std::fmt::Display) -> Self {
+        Self::bad_request("invalid_parameter", format!("parameter {name}: {detail}"))
+    }
+
     /// A fault of the program.
     pub fn internal(error: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())

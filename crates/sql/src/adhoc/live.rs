@@ -12,7 +12,6 @@ use highwater_event::StreamSchema;
 use super::lens::Lens;
 use super::relation::sensitive_columns;
 use crate::dialect::SqlError;
-use crate::functions::LOOKING_UP;
 use crate::plan::{as_statement, reads_of};
 use crate::session::Engine;
 use crate::stream::feed::{FeedPlan, FeedTable};
@@ -49,10 +48,7 @@ impl LiveQuery {
         let rows = lens.relation(engine, scan, &schema, &sensitive_columns(stream))?;
         let state = engine.state_with([(stream.name.public().to_owned(), rows)])?;
         let context = datafusion::prelude::SessionContext::new_with_state(state);
-        for name in LOOKING_UP.iter().filter(|_| !may_look_up) {
-            context.deregister_udf(name);
-        }
-        context.deregister_udf("tokenize");
+        super::withhold(&context, may_look_up);
         let state = context.state();
         let planned = state.statement_to_plan(as_statement(query)).await?;
         if aggregates(&planned) {

@@ -101,11 +101,7 @@ pub async fn query(
 ) -> Result<QueryResult, SqlError> {
     let (names, may_look_up) = (relations.names(), relations.may_look_up());
     let context = context(engine, relations)?;
-    for name in LOOKING_UP.iter().filter(|_| !may_look_up) {
-        context.deregister_udf(name);
-    }
-    // With it a reader could look tokens up by trying all values; declarations may use it.
-    context.deregister_udf("tokenize");
+    withhold(&context, may_look_up);
     // Rows of a question come in no order that these could go by.
     for name in [EARLIEST_BY_OFFSET, LATEST_BY_OFFSET] {
         context.deregister_udaf(name);
@@ -130,6 +126,15 @@ pub async fn query(
             return Err(read_only());
         };
     run(&context, statement, parameters, limits).await.map_err(|error| with_nearest(error, &names))
+}
+
+/// Takes the functions from a session that would tell a reader more than relations do.
+fn withhold(context: &SessionContext, may_look_up: bool) {
+    for name in LOOKING_UP.iter().filter(|_| !may_look_up) {
+        context.deregister_udf(name);
+    }
+    // With it a reader could look tokens up by trying all values; declarations may use it.
+    context.deregister_udf("tokenize");
 }
 
 fn read_only() -> SqlError {
