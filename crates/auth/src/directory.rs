@@ -46,7 +46,7 @@ pub struct User {
     pub sources: BTreeSet<String>,
     /// When it was created, and by whom.
     pub created: Grant,
-    /// Goes up with every change: what was decided for an earlier one counts no more.
+    /// Goes up with every change: what was opened under an earlier one ends.
     pub version: u64,
     /// Digests of its opaque tokens, oldest first.
     tokens: Vec<String>,

@@ -3,6 +3,7 @@
 //! * [`directory`] is the state of users, clients, keys, tokens and grants: a deterministic view of
 //!   [`command`]s, which stand in the log in the order in which they were given.
 //! * [`credential`] makes and checks secrets; [`access`] are the signed tokens that need no look-up.
+//! * [`oidc`] believes a provider who somebody is.
 //! * [`policy`] decides, with Cedar, by the policies in `policies.cedar`: one page that says who may what.
 //! * [`limit`] is the exact sliding window over what a key or an address does.
 //!
@@ -14,6 +15,7 @@ pub mod command;
 pub mod credential;
 pub mod directory;
 pub mod limit;
+pub mod oidc;
 pub mod policy;
 
 pub use access::AccessTokens;

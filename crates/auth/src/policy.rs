@@ -1,14 +1,21 @@
 //! What is allowed. Cedar decides by `policies.cedar`, checked against `policies.cedarschema` when the program
 //! starts; packs may add policies of their own. What no policy permits is refused.
+//!
+//! Rules speak of roles, permissions and things, never of people by name: who holds what is said by commands,
+//! whose history the log keeps. So all who are in the same [`Situation`] get the same answer, it is remembered for
+//! all of them, and what is remembered can't be out of date.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::str::FromStr;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use cedar_policy::{
     Authorizer, Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicySet, Request,
     RestrictedExpression, Schema, ValidationMode, Validator,
 };
+use quick_cache::Equivalent;
 use quick_cache::sync::Cache;
 
 use crate::directory::Identity;
@@ -119,15 +126,75 @@ pub struct Decision {
 #[error("{0}")]
 pub struct InvalidPolicy(String);
 
-/// What a decision depends on, as a key.
-type Remembered = (Arc<str>, u64, u64);
+/// All that rules can tell apart: a decision is a function of it and of nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Situation<'a> {
+    /// Whoever asks does it through a key.
+    client: bool,
+    /// Is of the tenant that owns the node.
+    home: bool,
+    /// Holds the permission for everything.
+    held: bool,
+    /// Holds it for this one thing.
+    held_here: bool,
+    roles: Cow<'a, BTreeSet<String>>,
+    permission: Cow<'a, str>,
+    kind: Cow<'a, str>,
+    name: Cow<'a, str>,
+    shared: bool,
+}
+
+impl<'a> Situation<'a> {
+    fn new(identity: &'a Identity, asked: Asked<'a>) -> Self {
+        let grants = &identity.grants;
+        let here = || format!("{}@{}", asked.permission, asked.resource());
+        Self {
+            client: identity.key.is_some(),
+            home: identity.principal.tenant.as_ref() == HOME,
+            held: grants.contains(asked.permission),
+            held_here: !grants.is_empty() && grants.contains(&here()),
+            roles: Cow::Borrowed(&identity.roles),
+            permission: Cow::Borrowed(asked.permission),
+            kind: Cow::Borrowed(asked.kind),
+            name: Cow::Borrowed(asked.name),
+            shared: asked.shared,
+        }
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        Asked { permission: &self.permission, kind: &self.kind, name: &self.name, shared: self.shared }
+    }
+
+    fn into_owned(self) -> Situation<'static> {
+        Situation {
+            client: self.client,
+            home: self.home,
+            held: self.held,
+            held_here: self.held_here,
+            roles: Cow::Owned(self.roles.into_owned()),
+            permission: Cow::Owned(self.permission.into_owned()),
+            kind: Cow::Owned(self.kind.into_owned()),
+            name: Cow::Owned(self.name.into_owned()),
+            shared: self.shared,
+        }
+    }
+}
+
+/// A situation that is looked for among those that are remembered.
+#[derive(Hash)]
+struct Sought<'b, 'a>(&'b Situation<'a>);
+
+impl Equivalent<Situation<'static>> for Sought<'_, '_> {
+    fn equivalent(&self, remembered: &Situation<'static>) -> bool {
+        self.0 == remembered
+    }
+}
 
 /// The policies in force.
 pub struct Policies {
     policies: PolicySet,
     authorizer: Authorizer,
-    decided: Cache<Remembered, bool>,
-    hasher: std::hash::RandomState,
+    decided: Cache<Situation<'static>, bool>,
 }
 
 struct Types {
@@ -167,6 +234,8 @@ impl Policies {
             let set = PolicySet::from_str(text).map_err(|error| invalid(format!("{name}: {error}")))?;
             for policy in set.policies() {
                 let id = policy.annotation("id").map_or_else(|| policy.id().to_string(), str::to_owned);
+                refuse_people(&policy.to_json().map_err(invalid)?)
+                    .map_err(|person| invalid(format!("{name}: {id}: {person}")))?;
                 let policy = policy.new_id(cedar_policy::PolicyId::new(format!("{name}: {id}")));
                 policies.add(policy).map_err(|error| invalid(format!("{name}: {error}")))?;
             }
@@ -175,33 +244,28 @@ impl Policies {
         if let Some(error) = validated.validation_errors().next() {
             return Err(invalid(error));
         }
-        Ok(Self {
-            policies,
-            authorizer: Authorizer::new(),
-            decided: Cache::new(REMEMBERED),
-            hasher: std::hash::RandomState::new(),
-        })
+        Ok(Self { policies, authorizer: Authorizer::new(), decided: Cache::new(REMEMBERED) })
     }
 
-    /// Whether it may be done. Remembered until what is known about whoever asks changes.
+    /// Whether it may be done, as it was decided for whoever asked in the same situation before.
     pub fn allows(&self, identity: &Identity, asked: Asked<'_>) -> bool {
-        use std::hash::BuildHasher;
-        // Roles and grants can be those of a role switch, so they are part of what is remembered.
-        let about =
-            self.hasher.hash_one((&identity.roles, &identity.grants, identity.principal.everywhere, asked));
-        let key = (identity.principal.name.clone(), identity.version, about);
-        if let Some(allowed) = self.decided.get(&key) {
+        let situation = Situation::new(identity, asked);
+        if let Some(allowed) = self.decided.get(&Sought(&situation)) {
             return allowed;
         }
-        let allowed = self.decide(identity, asked).allowed;
-        self.decided.insert(key, allowed);
+        let allowed = self.evaluate(&situation).allowed;
+        self.decided.insert(situation.into_owned(), allowed);
         allowed
     }
 
     /// Whether it may be done, and why.
     pub fn decide(&self, identity: &Identity, asked: Asked<'_>) -> Decision {
+        self.evaluate(&Situation::new(identity, asked))
+    }
+
+    fn evaluate(&self, situation: &Situation<'_>) -> Decision {
         let refused = |error: String| Decision { allowed: false, reasons: Vec::new(), errors: vec![error] };
-        let (request, entities) = match self.request(identity, asked) {
+        let (request, entities) = match request(situation) {
             Ok(request) => request,
             Err(error) => return refused(error.0),
         };
@@ -213,46 +277,56 @@ impl Policies {
         reasons.sort();
         Decision { allowed, reasons, errors }
     }
+}
 
-    fn request(&self, identity: &Identity, asked: Asked<'_>) -> Result<(Request, Entities), InvalidPolicy> {
-        let types = TYPES.as_ref().ok_or_else(|| invalid("the names of the schema can't be read"))?;
-        let uid =
-            |of: &EntityTypeName, id: &str| EntityUid::from_type_name_and_id(of.clone(), EntityId::new(id));
-        let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
-        let kind = if identity.key.is_some() { &types.client } else { &types.user };
-        let principal = uid(kind, &identity.principal.name);
-        let roles: HashSet<EntityUid> = identity.roles.iter().map(|role| uid(&types.role, role)).collect();
-        let grants = identity.grants.iter().map(|grant| text(grant));
-        let home = identity.principal.tenant.as_ref() == HOME;
-        let attributes = HashMap::from([
-            ("grants".to_owned(), RestrictedExpression::new_set(grants)),
-            ("home".to_owned(), RestrictedExpression::new_bool(home)),
-        ]);
-        let entity = Entity::new(principal.clone(), attributes, roles.clone()).map_err(invalid)?;
-        let resource = uid(&types.resource, &asked.resource());
-        let flag = RestrictedExpression::new_bool;
-        let system = HashMap::from([
-            ("system".to_owned(), flag(asked.name.starts_with('_'))),
-            ("shared".to_owned(), flag(asked.shared)),
-        ]);
-        let target = Entity::new(resource.clone(), system, HashSet::new()).map_err(invalid)?;
-        let action = uid(&types.action, asked.action());
-        let groups = action_groups();
-        let parents: HashSet<EntityUid> = groups
-            .iter()
-            .filter(|(name, _)| *name == asked.action())
-            .map(|(_, group)| uid(&types.action, group))
-            .collect();
-        let act = Entity::new_no_attrs(action.clone(), parents);
-        let here = format!("{}@{}", asked.permission, asked.resource());
-        let context = Context::from_pairs([
-            ("permission".to_owned(), text(asked.permission)),
-            ("here".to_owned(), text(&here)),
-        ])
-        .map_err(invalid)?;
-        let entities = Entities::from_entities([entity, target, act], None).map_err(invalid)?;
-        Ok((Request::new(principal, action, resource, context, None).map_err(invalid)?, entities))
+/// A rule that names a user or a client would never hold: nobody is known by name here.
+fn refuse_people(policy: &serde_json::Value) -> Result<(), String> {
+    use serde_json::Value;
+    match policy {
+        Value::Object(members) => {
+            if let (Some(Value::String(kind)), Some(id)) = (members.get("type"), members.get("id"))
+                && (kind == "User" || kind == "Client")
+            {
+                return Err(format!(
+                    "rules can't name people ({kind}::{id}): give them a role or a permission, and name that"
+                ));
+            }
+            members.values().try_for_each(refuse_people)
+        }
+        Value::Array(members) => members.iter().try_for_each(refuse_people),
+        _ => Ok(()),
     }
+}
+
+/// A situation in Cedar's terms.
+fn request(situation: &Situation<'_>) -> Result<(Request, Entities), InvalidPolicy> {
+    let types = TYPES.as_ref().ok_or_else(|| invalid("the names of the schema can't be read"))?;
+    let uid = |of: &EntityTypeName, id: &str| EntityUid::from_type_name_and_id(of.clone(), EntityId::new(id));
+    let flag = RestrictedExpression::new_bool;
+    let asked = situation.asked();
+    let principal = uid(if situation.client { &types.client } else { &types.user }, "caller");
+    let roles: HashSet<EntityUid> = situation.roles.iter().map(|role| uid(&types.role, role)).collect();
+    let home = HashMap::from([("home".to_owned(), flag(situation.home))]);
+    let caller = Entity::new(principal.clone(), home, roles).map_err(invalid)?;
+    let resource = uid(&types.resource, &asked.resource());
+    let of_resource = HashMap::from([
+        ("system".to_owned(), flag(asked.name.starts_with('_'))),
+        ("shared".to_owned(), flag(asked.shared)),
+    ]);
+    let target = Entity::new(resource.clone(), of_resource, HashSet::new()).map_err(invalid)?;
+    let action = uid(&types.action, asked.action());
+    let groups = action_groups().iter().filter(|(name, _)| *name == asked.action());
+    let parents: HashSet<EntityUid> = groups.map(|(_, group)| uid(&types.action, group)).collect();
+    let act = Entity::new_no_attrs(action.clone(), parents);
+    let permission = RestrictedExpression::new_string(asked.permission.to_owned());
+    let context = Context::from_pairs([
+        ("permission".to_owned(), permission),
+        ("held".to_owned(), flag(situation.held)),
+        ("held_here".to_owned(), flag(situation.held_here)),
+    ])
+    .map_err(invalid)?;
+    let entities = Entities::from_entities([caller, target, act], None).map_err(invalid)?;
+    Ok((Request::new(principal, action, resource, context, None).map_err(invalid)?, entities))
 }
 
 /// Which action is in which group, as the schema says.
@@ -290,6 +364,7 @@ pub fn allowed_permissions(policies: &Policies, identity: &Identity) -> BTreeSet
 mod tests {
     use super::*;
     use highwater_event::Principal;
+    use std::sync::Arc;
 
     fn policies() -> Policies {
         Policies::new(&[]).unwrap()
@@ -369,11 +444,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_decided_for_an_earlier_version_counts_no_more() {
+    fn what_was_held_counts_no_more() {
         let policies = policies();
         let mut ada = with(None, &["view_metrics"]);
         assert!(policies.allows(&ada, Asked::node("view_metrics")));
-        ada.version += 1;
         ada.grants = Arc::default();
         assert!(!policies.allows(&ada, Asked::node("view_metrics")));
     }
@@ -388,6 +462,8 @@ mod tests {
             "permit (",
             r#"permit (principal, action == Action::"fly", resource);"#,
             r#"permit (principal, action, resource) when { principal.shoe };"#,
+            r#"permit (principal == User::"ada", action, resource);"#,
+            r#"permit (principal, action, resource) unless { principal == Client::"acme" };"#,
         ] {
             assert!(Policies::new(&[("pack".into(), bad.into())]).is_err(), "{bad}");
         }

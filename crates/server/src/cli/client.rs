@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::Value;
 
 use super::Target;
 use super::config::Settings;
+use crate::http::certificate::OWN_CERTIFICATE;
+use crate::outgoing::Outgoing;
 
 /// A command failed; what to print and how to exit.
 #[derive(Debug)]
@@ -103,13 +104,19 @@ impl Client {
                 .exit(2));
             }
         };
-        let of_folder = folder.map(|folder| folder.join("operator.token")).filter(|file| file.exists());
+        let saved = saved_for(&url);
+        let mut trusted: Vec<PathBuf> = target.certificate.iter().cloned().collect();
+        trusted.extend(saved.as_ref().and_then(|saved| saved.certificate.clone()));
+        let own = folder.as_ref().map(|folder| folder.join(OWN_CERTIFICATE)).filter(|file| file.exists());
+        trusted.extend(own);
+        let agent = agent(&url, trusted)?;
         // Whoever has signed in at this node acts as themselves.
         if target.token_file.is_none()
-            && let Some(token) = saved_for(&url)
+            && let Some(saved) = saved
         {
-            return Ok(Self { agent: agent(), url, token });
+            return Ok(Self { agent, url, token: saved.token });
         }
+        let of_folder = folder.map(|folder| folder.join("operator.token")).filter(|file| file.exists());
         let file = target.token_file.clone().or(of_folder);
         let Some(file) = file else {
             return Err(Failure::new("no_token", "there is no token to sign in with")
@@ -120,12 +127,13 @@ impl Client {
             Failure::new("no_token", format!("the token in {} can't be read: {error}", file.display()))
                 .exit(4)
         })?;
-        Ok(Self { agent: agent(), url, token: token.trim().to_owned() })
+        Ok(Self { agent, url, token: token.trim().to_owned() })
     }
 
     /// A client without a credential.
-    pub fn anonymous(url: &str) -> Self {
-        Self { agent: agent(), url: url.trim_end_matches('/').to_owned(), token: String::new() }
+    pub fn anonymous(url: &str, trusted: Vec<PathBuf>) -> Result<Self, Failure> {
+        let url = url.trim_end_matches('/').to_owned();
+        Ok(Self { agent: agent(&url, trusted)?, url, token: String::new() })
     }
 
     pub fn get(&self, path: &str) -> Result<String, Failure> {
@@ -215,8 +223,12 @@ impl Client {
         response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<String, Failure> {
         let unreachable = |error: ureq::Error| {
-            Failure::new("unreachable", format!("no node answers at {}: {error}", self.url))
-                .hint("is it running? `highwater serve` or `highwater demo` starts one")
+            let failure = Failure::new("unreachable", format!("no node answers at {}: {error}", self.url));
+            match error {
+                ureq::Error::Rustls(_) | ureq::Error::Io(_) if error.to_string().contains("certificate") => failure
+                    .hint("name the certificate to believe with --certificate: a node that makes its own has it in its data folder as tls/certificate.pem"),
+                _ => failure.hint("is it running? `highwater serve` or `highwater demo` starts one"),
+            }
         };
         let mut response = response.map_err(unreachable)?;
         let status = response.status().as_u16();
@@ -260,9 +272,9 @@ pub fn default_folder() -> Option<PathBuf> {
     running.or_else(|| folders.iter().find(|folder| folder.exists())).cloned()
 }
 
-fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
-    config.timeout_connect(Some(Duration::from_secs(5))).build().into()
+fn agent(url: &str, trusted: Vec<PathBuf>) -> Result<ureq::Agent, Failure> {
+    let agent = Outgoing { trusted, ..Outgoing::default() }.agent(url);
+    agent.map_err(|error| Failure::new("certificate", format!("{error:#}")).exit(2))
 }
 
 /// An address as a URL.
@@ -271,11 +283,29 @@ pub fn with_scheme(url: &str) -> String {
     if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
 }
 
-/// The token that `highwater login` has kept for a node, and for no other.
-fn saved_for(url: &str) -> Option<String> {
+/// What `highwater login` has kept.
+pub struct Saved {
+    /// For this node, and no other.
+    pub url: String,
+    /// The token.
+    pub token: String,
+    /// The certificate to believe.
+    pub certificate: Option<PathBuf>,
+}
+
+impl Saved {
+    /// As the file's text: a line each.
+    pub fn text(&self) -> String {
+        let certificate = self.certificate.as_ref().map(|file| format!("{}\n", file.display()));
+        format!("{}\n{}\n{}", self.url, self.token, certificate.unwrap_or_default())
+    }
+}
+
+fn saved_for(url: &str) -> Option<Saved> {
     let text = std::fs::read_to_string(saved_token()?).ok()?;
-    let (node, token) = text.trim_end().split_once('\n')?;
-    (node == url).then(|| token.to_owned())
+    let mut lines = text.lines();
+    let (node, token) = (lines.next()?.to_owned(), lines.next()?.to_owned());
+    (node == url).then(|| Saved { url: node, token, certificate: lines.next().map(PathBuf::from) })
 }
 
 /// Where `highwater login` keeps its token.

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use highwater_sql::dialect::parse_duration;
 use serde_json::{Map, Value};
 
 use super::{ConfigCommand, Failure, ServeArgs, output};
+use crate::http::certificate::{Mode, Tls};
 use crate::node::NodeOptions;
 
 /// A setting: its key, its default, and what it is.
@@ -22,7 +24,7 @@ struct Known {
     about: &'static str,
 }
 
-const KNOWN: [Known; 14] = [
+const KNOWN: [Known; 18] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -60,6 +62,22 @@ const KNOWN: [Known; 14] = [
         about: "whether whoever finds the page may make an account of their own",
     },
     Known { key: "auth.session", default: "60 minutes", about: "how long an access token lets its owner in" },
+    Known {
+        key: "tls.mode",
+        default: "auto",
+        about: "when calls are encrypted: on, off, or auto: unless only this machine can call",
+    },
+    Known {
+        key: "tls.certificate",
+        default: "",
+        about: "PEM file with the certificate chain; without it the node makes a certificate of its own",
+    },
+    Known { key: "tls.key", default: "", about: "PEM file with the key of the certificate" },
+    Known {
+        key: "tls.names",
+        default: "",
+        about: "names that a certificate of the node's own has beside those of this machine, with commas between them",
+    },
     Known {
         key: "http.trusted_proxies",
         default: "",
@@ -203,6 +221,12 @@ impl Settings {
         Self::find(&[
             ("data", arguments.data.as_ref().map(|data| data.display().to_string())),
             ("listen", arguments.listen.map(|listen| listen.to_string())),
+            (
+                "tls.mode",
+                arguments.tls.and_then(|mode| Some(mode.to_possible_value()?.get_name().to_owned())),
+            ),
+            ("tls.certificate", arguments.tls_certificate.as_ref().map(|file| file.display().to_string())),
+            ("tls.key", arguments.tls_key.as_ref().map(|file| file.display().to_string())),
             ("packs", (!packs.is_empty()).then(|| packs.join(","))),
             ("lake.wait", seconds(arguments.lake_wait)),
             ("lake.snapshots", seconds(arguments.snapshot_every)),
@@ -261,9 +285,15 @@ impl Settings {
     }
 
     fn addresses(&self, key: &str) -> Result<Vec<std::net::IpAddr>, Failure> {
-        let setting = self.get(key);
-        let parts = setting.value.split(',').map(str::trim).filter(|part| !part.is_empty());
-        parts.map(|part| part.parse().map_err(|_| Self::wrong(setting, "a list of addresses"))).collect()
+        let parts = self.list(key).into_iter();
+        parts
+            .map(|part| part.parse().map_err(|_| Self::wrong(self.get(key), "a list of addresses")))
+            .collect()
+    }
+
+    fn list(&self, key: &str) -> Vec<String> {
+        let parts = self.get(key).value.split(',').map(str::trim);
+        parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
     }
 
     /// The data folder.
@@ -279,13 +309,22 @@ impl Settings {
 
     /// Packs to declare.
     pub fn packs(&self) -> Vec<PathBuf> {
-        self.get("packs")
-            .value
-            .split(',')
-            .map(str::trim)
-            .filter(|pack| !pack.is_empty())
-            .map(PathBuf::from)
-            .collect()
+        self.list("packs").into_iter().map(PathBuf::from).collect()
+    }
+
+    /// How calls are encrypted.
+    pub fn tls(&self) -> Result<Tls, Failure> {
+        let mode = self.get("tls.mode");
+        let known =
+            Mode::from_str(mode.value.trim(), true).map_err(|_| Self::wrong(mode, "auto, on or off"))?;
+        let (chain, key) = (self.get("tls.certificate"), self.get("tls.key"));
+        let files = match (chain.value.trim(), key.value.trim()) {
+            ("", "") => None,
+            (_, "") => return Err(Self::wrong(key, "a file, though tls.certificate is one")),
+            ("", _) => return Err(Self::wrong(chain, "a file, though tls.key is one")),
+            (chain, key) => Some((PathBuf::from(chain), PathBuf::from(key))),
+        };
+        Ok(Tls { mode: known, files, names: self.list("tls.names") })
     }
 
     /// How the node is run.
@@ -334,6 +373,7 @@ pub fn config(command: ConfigCommand) -> Result<ExitCode, Failure> {
             let settings = Settings::find(&[])?;
             settings.node()?;
             settings.listen()?;
+            settings.tls()?;
             eprintln!("the settings are fine");
         }
     }

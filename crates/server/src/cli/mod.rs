@@ -25,6 +25,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use client::Failure;
 
+use crate::http::certificate::Mode;
+
 /// Live analytics, governed data and a provable audit trail in one binary.
 #[derive(Debug, Parser)]
 #[command(name = "highwater", version, arg_required_else_help = true, propagate_version = true)]
@@ -114,6 +116,9 @@ struct Target {
     /// File with the token, when the data folder is elsewhere.
     #[arg(long, env = "HIGHWATER_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    /// PEM file with the certificate of a node that has made its own, when the data folder is elsewhere.
+    #[arg(long, env = "HIGHWATER_CERTIFICATE")]
+    certificate: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -143,6 +148,15 @@ pub struct ServeArgs {
     /// Address and port to listen on [default: 127.0.0.1:7700].
     #[arg(long)]
     listen: Option<SocketAddr>,
+    /// When calls are encrypted [default: auto: unless only this machine can call].
+    #[arg(long, value_enum)]
+    tls: Option<Mode>,
+    /// PEM file with the certificate chain [default: one that the node makes itself].
+    #[arg(long, requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// PEM file with the key of the certificate.
+    #[arg(long, requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
     /// Folder of SQL files to declare at the start; may be given several times.
     #[arg(long)]
     pack: Vec<PathBuf>,

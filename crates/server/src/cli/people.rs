@@ -12,9 +12,10 @@ use highwater_event::SystemRandomness;
 use highwater_event::identity::HOME;
 use serde_json::{Map, Value, json};
 
-use super::client::{Client, LISTENING, default_folder, listening, saved_token, with_scheme};
+use super::client::{Client, LISTENING, Saved, default_folder, listening, saved_token, with_scheme};
 use super::read::{encode, objects, parse, print_json};
 use super::{Failure, Output, Target, output};
+use crate::http::certificate::OWN_CERTIFICATE;
 use crate::node::offline;
 
 #[derive(Debug, Subcommand)]
@@ -210,6 +211,9 @@ pub struct LoginArgs {
     /// File with the password; without it it is read from standard input.
     #[arg(long)]
     password_file: Option<PathBuf>,
+    /// PEM file with the certificate of a node that has made its own.
+    #[arg(long, env = "HIGHWATER_CERTIFICATE")]
+    certificate: Option<PathBuf>,
 }
 
 const JSON: &str = "application/json";
@@ -458,10 +462,13 @@ pub fn login(arguments: LoginArgs) -> Result<ExitCode, Failure> {
             line.trim_end_matches(['\n', '\r']).to_owned()
         }
     };
-    let here = || default_folder().and_then(|folder| listening(&folder).ok());
+    let folder = default_folder();
+    let here = || folder.as_ref().and_then(|folder| listening(folder).ok());
     let url = arguments.url.clone().or_else(here).unwrap_or_else(|| "http://127.0.0.1:7700".into());
     let url = with_scheme(&url);
-    let client = Client::anonymous(&url);
+    let own = folder.as_ref().map(|folder| folder.join(OWN_CERTIFICATE)).filter(|file| file.exists());
+    let certificate = arguments.certificate.clone().or(own).map(std::path::absolute).transpose()?;
+    let client = Client::anonymous(&url, certificate.iter().cloned().collect())?;
     let body = json!({"username": arguments.user, "password": password});
     let answer = client.call("POST", "/api-token-auth/", Some(&body)).map_err(|failure| failure.exit(4))?;
     let answer = parse(&answer)?;
@@ -469,8 +476,8 @@ pub fn login(arguments: LoginArgs) -> Result<ExitCode, Failure> {
         answer["token"].as_str().ok_or_else(|| Failure::new("bad_answer", "the node sent no token"))?;
     let file = saved_token()
         .ok_or_else(|| Failure::new("no_home", "there is no home folder to keep the token in").exit(2))?;
-    // With the node that it is for: it is sent to no other.
-    crate::node::replace_secret(&file, &format!("{url}\n{token}\n"))?;
+    let saved = Saved { url: url.clone(), token: token.to_owned(), certificate };
+    crate::node::replace_secret(&file, &saved.text())?;
     eprintln!("signed in as {} at {url}; the token is in {}", arguments.user, file.display());
     Ok(ExitCode::SUCCESS)
 }

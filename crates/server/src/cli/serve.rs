@@ -1,20 +1,17 @@
 //! `highwater serve` and `highwater demo`: running a node.
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::ServiceExt;
-use axum::extract::Request;
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
+use futures::FutureExt;
 use highwater_event::Principal;
 use highwater_log::Log;
-use tower::Layer;
-use tower::util::MapRequestLayer;
+use tokio::net::TcpListener;
 
 use super::apply::{Pack, read_pack};
 use super::client::LISTENING;
@@ -22,6 +19,8 @@ use super::config::Settings;
 use super::{DemoArgs, Failure, ServeArgs};
 use crate::demo;
 use crate::http;
+use crate::http::certificate::{Certificate, Tls};
+use crate::http::listen;
 use crate::node::{DeclareError, Node, NodeOptions};
 
 fn start_logging() {
@@ -63,11 +62,13 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
     start_logging();
     let runtimes = Runtimes::new()?;
     let settings = Settings::of_serve(&arguments)?;
-    let (options, listen, data) = (settings.node()?, settings.listen()?, settings.data());
+    let (options, data) = (settings.node()?, settings.data());
+    let door = DoorPlan { listen: settings.listen()?, tls: settings.tls()? };
     let packs = settings.packs().iter().map(|pack| read_pack(pack)).collect::<anyhow::Result<Vec<_>>>()?;
     let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
-        let (node, url, listener) = open(options, handles, listen).await?;
+        let (node, opened) = open(options, handles, door).await?;
+        let url = &opened.url;
         declare(&node, &packs).await?;
         let catalog = node.catalog();
         eprintln!("highwater {}     data {}", env!("CARGO_PKG_VERSION"), data.display());
@@ -83,7 +84,10 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
             "  Try    curl -H \"Authorization: Bearer $(cat {}/operator.token)\" {url}/api/v1/streams",
             data.display()
         );
-        run(node, listener, &data).await
+        if let Some(certificate) = &opened.certificate {
+            say_certificate(certificate);
+        }
+        run(node, opened, &data).await
     })
 }
 
@@ -92,8 +96,13 @@ pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
     let runtimes = Runtimes::new()?;
     let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
-        let (node, url, listener) = open(NodeOptions::at(&arguments.data), handles, arguments.listen).await?;
-        let server = tokio::spawn(answer(node.clone(), listener));
+        let door = DoorPlan { listen: arguments.listen, tls: Tls::default() };
+        let (node, opened) = open(NodeOptions::at(&arguments.data), handles, door).await?;
+        let url = opened.url.clone();
+        if let Some(certificate) = &opened.certificate {
+            say_certificate(certificate);
+        }
+        let server = tokio::spawn(answer(node.clone(), opened));
         let plan = demo::Plan {
             data: arguments.data.clone(),
             url,
@@ -117,22 +126,62 @@ pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
     })
 }
 
+/// Where a node is to be called.
+struct DoorPlan {
+    listen: SocketAddr,
+    tls: Tls,
+}
+
+/// Where it is.
+struct OpenDoor {
+    /// As this machine calls it.
+    url: String,
+    listener: TcpListener,
+    certificate: Option<Arc<Certificate>>,
+}
+
 async fn open(
     options: NodeOptions,
     (views, queries): (tokio::runtime::Handle, tokio::runtime::Handle),
-    listen: SocketAddr,
-) -> Result<(Arc<Node>, String, tokio::net::TcpListener), Failure> {
+    DoorPlan { listen, tls }: DoorPlan,
+) -> Result<(Arc<Node>, OpenDoor), Failure> {
     http::install_metrics()?;
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::new("address_in_use", format!("can't listen on {listen}: {error}"))
             .hint("choose another with --listen 127.0.0.1:PORT")
     })?;
-    let address = listener.local_addr()?;
+    let mut address = listener.local_addr()?;
     let data = options.data.clone();
     let node = Node::open(options, views, queries).await?;
-    let url = format!("http://{address}");
+    let certificate = if tls.is_on(listen) {
+        let opened = tls.open(&data, listen, node.machine.clock.clone());
+        Some(opened.map_err(|error| {
+            Failure::new("certificate", format!("{error:#}"))
+                .hint("name both files with --tls-certificate and --tls-key, or leave encryption to a proxy with --tls off")
+        })?)
+    } else {
+        None
+    };
+    // Nobody calls the address that stands for all of them.
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let url = format!("{}://{address}", if certificate.is_some() { "https" } else { "http" });
     std::fs::write(data.join(LISTENING), serde_json::json!({"url": url}).to_string())?;
-    Ok((node, url, listener))
+    Ok((node, OpenDoor { url, listener, certificate }))
+}
+
+/// Says under which certificate callers find the node.
+fn say_certificate(certificate: &Certificate) {
+    if let Some(file) = certificate.own() {
+        eprintln!(
+            "  TLS    {} (of the node's own; callers elsewhere: --certificate FILE, or curl --cacert FILE)",
+            file.display()
+        );
+    }
+    eprintln!("         SHA-256 {}", certificate.fingerprint());
 }
 
 /// Declares packs, in their order.
@@ -150,40 +199,19 @@ pub async fn declare(node: &Arc<Node>, packs: &[Pack]) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn answer(node: Arc<Node>, listener: tokio::net::TcpListener) -> std::io::Result<()> {
-    let app = MapRequestLayer::new(http::trim_slash).layer(http::app(node));
-    let service = ServiceExt::<Request>::into_make_service_with_connect_info::<http::Peer>(app);
-    axum::serve(NoDelay(listener), service).await
+/// Answers calls. A node that can't is of no use to anybody: it is stopped.
+async fn answer(node: Arc<Node>, door: OpenDoor) {
+    let serving = listen::serve(node.clone(), door.listener, door.certificate);
+    let ended = match AssertUnwindSafe(serving).catch_unwind().await {
+        Ok(Ok(())) => "the listener has ended".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(_panic) => "a fault of the program".to_owned(),
+    };
+    node.failed.send_replace(Some(format!("calls are answered no more: {ended}")));
 }
 
-/// Answers are small and somebody waits for each: they are sent at once.
-struct NoDelay(tokio::net::TcpListener);
-
-impl Connected<IncomingStream<'_, NoDelay>> for http::Peer {
-    fn connect_info(stream: IncomingStream<'_, NoDelay>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-impl axum::serve::Listener for NoDelay {
-    type Io = tokio::net::TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-        (stream, address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
-async fn run(node: Arc<Node>, listener: tokio::net::TcpListener, data: &Path) -> Result<ExitCode, Failure> {
-    let server = tokio::spawn(answer(node.clone(), listener));
+async fn run(node: Arc<Node>, door: OpenDoor, data: &Path) -> Result<ExitCode, Failure> {
+    let server = tokio::spawn(answer(node.clone(), door));
     let code = wait(&node).await;
     server.abort();
     shut(&node, data).await;
@@ -209,7 +237,7 @@ async fn wait(node: &Node) -> ExitCode {
         }
         reason = failed.wait_for(Option::is_some) => {
             let reason = reason.ok().and_then(|reason| reason.clone()).unwrap_or_default();
-            eprintln!("error[store_stopped]: {reason}");
+            eprintln!("error[node_stopped]: {reason}");
             ExitCode::FAILURE
         }
         _ = tokio::signal::ctrl_c() => ExitCode::SUCCESS,

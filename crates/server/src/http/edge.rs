@@ -62,6 +62,8 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
     let route = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
     let trace = request.headers().get("traceparent").cloned();
+    let peer = request.extensions().get::<ConnectInfo<Peer>>();
+    let encrypted = peer.is_some_and(|ConnectInfo(peer)| peer.encrypted);
     let (mut request, left) = unread::watch(request);
     let Admitted { need, call, mut refused } = admit(node, needs, route.as_ref(), &id, &request);
     let flood = is_flood(node, need, &call);
@@ -115,18 +117,21 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
     if let Some(trace) = trace {
         headers.insert("traceparent", trace);
     }
-    protect(headers, need);
+    protect(headers, need, encrypted);
     response
 }
 
 /// Headers that keep browsers from doing more with an answer than it is meant for.
-fn protect(headers: &mut HeaderMap, need: Need) {
+fn protect(headers: &mut HeaderMap, need: Need, encrypted: bool) {
     let mut set = |name: HeaderName, value: &'static str| {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     };
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::REFERRER_POLICY, "no-referrer");
     set(header::X_FRAME_OPTIONS, "DENY");
+    if encrypted {
+        set(header::STRICT_TRANSPORT_SECURITY, "max-age=31536000");
+    }
     if need != Need::Nothing {
         set(header::CACHE_CONTROL, "no-store");
         set(header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'");
@@ -219,7 +224,7 @@ fn arrival(node: &Node, id: &HeaderValue, request: &Request) -> Arrival {
         request_id: id.to_str().unwrap_or_default().to_owned(),
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
-        address: peer.map(|ConnectInfo(peer)| peer.address(request.headers(), node)).unwrap_or_default(),
+        address: peer.map(|ConnectInfo(peer)| peer.caller(request.headers(), node)).unwrap_or_default(),
         at: node.machine.clock.now_micros(),
     }
 }

@@ -8,12 +8,14 @@ mod audit;
 mod auth;
 mod bulk;
 mod call;
+pub mod certificate;
 mod datalake;
 mod edge;
 mod endpoints;
 mod events;
 mod health;
 mod keys;
+pub mod listen;
 mod live;
 mod metrics;
 mod openapi;
@@ -33,7 +35,9 @@ mod unread;
 mod views;
 
 pub use metrics::install as install_metrics;
-pub use router::{app, is_built_in, trim_slash};
+pub use router::is_built_in;
+
+use router::{app, trim_slash};
 
 use std::net::SocketAddr;
 
@@ -43,13 +47,18 @@ use crate::node::Node;
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer {
+    /// Where it calls from.
+    pub address: SocketAddr,
+    /// Nobody on the way can read along.
+    pub encrypted: bool,
+}
 
 impl Peer {
     /// The caller's address: that of the connection, or what a proxy that is trusted says of it.
-    fn address(self, headers: &HeaderMap, node: &Node) -> String {
+    fn caller(self, headers: &HeaderMap, node: &Node) -> String {
         let trusted = |address: &std::net::IpAddr| node.options.trusted_proxies.contains(address);
-        let peer = self.0.ip();
+        let peer = self.address.ip();
         if !trusted(&peer) {
             return peer.to_string();
         }

@@ -9,6 +9,7 @@
 //! <data>/audit.key       signs checkpoints of the audit tree, mode 0600
 //! <data>/access.key      signs access tokens, mode 0600
 //! <data>/audit.checkpoint  the newest checkpoint that was signed
+//! <data>/tls/            a certificate of the node's own and its key, unless it was given one
 //! <data>/server.json     where the running node listens
 //! ```
 
@@ -59,7 +60,7 @@ pub use information::as_question;
 pub use live::{Update, follow};
 pub use people::{ChangeError, FORBIDDEN, Known, People, needs};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
-pub use secrets::replace_secret;
+pub use secrets::{replace, replace_secret};
 pub use system::EVENTS;
 pub use trail::{Leaf, Trail};
 

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -49,16 +50,8 @@ impl Node {
             std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log")).unwrap();
         std::fs::remove_file(data.join("server.json")).ok();
         let mut child = Command::new(env!("CARGO_BIN_EXE_highwater"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--lake-wait",
-                "0.3",
-                "--snapshot-every",
-                "2",
-                "--data",
-            ])
+            .env("HIGHWATER_LISTEN", "127.0.0.1:0")
+            .args(["serve", "--lake-wait", "0.3", "--snapshot-every", "2", "--data"])
             // By a relative path, as most users give it.
             .arg(data.file_name().unwrap())
             .current_dir(data.parent().unwrap())
@@ -79,7 +72,7 @@ impl Node {
                 std::fs::read_to_string(data.join("operator.token")),
             ) && let Ok(address) = serde_json::from_str::<Value>(&file)
             {
-                let client = Client::new(address["url"].as_str().unwrap(), token.trim());
+                let client = Client::of(data, address["url"].as_str().unwrap(), token.trim());
                 // The pack is declared after the address is known.
                 let ready = client.try_get("/api/v1/endpoints").is_some_and(|(_, body)| {
                     serde_json::from_str::<Value>(&body)
@@ -98,12 +91,12 @@ impl Node {
         }
     }
 
-    /// True until the process has ended.
     /// The process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
+    /// True until the process has ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -129,9 +122,24 @@ impl Drop for Node {
 
 impl Client {
     pub fn new(url: &str, token: &str) -> Self {
+        Self::trusting(&[], url, token)
+    }
+
+    /// A client that believes the certificate that the node of a folder has made for itself.
+    pub fn of(data: &Path, url: &str, token: &str) -> Self {
+        let pem = std::fs::read(data.join("tls/certificate.pem"));
+        let roots: Vec<_> = pem.iter().map(|pem| ureq::tls::Certificate::from_pem(pem).unwrap()).collect();
+        Self::trusting(&roots, url, token)
+    }
+
+    fn trusting(roots: &[ureq::tls::Certificate<'static>], url: &str, token: &str) -> Self {
+        let tls = ureq::tls::TlsConfig::builder()
+            .root_certs(ureq::tls::RootCerts::new_with_certs(roots))
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(60)))
+            .tls_config(tls.build())
             .proxy(None)
             .build()
             .into();
