@@ -34,6 +34,7 @@ fn main() {
             tenant: HOME.into(),
             roles,
             sources: vec![],
+            unchecked: false,
         };
         directory.apply(&create.into(), &by, 0).unwrap();
         for grant in 0..GRANTS {

@@ -21,6 +21,19 @@ pub enum Command {
         /// The sources that a role `Client` is about.
         #[serde(default)]
         sources: Vec<String>,
+        /// Whoever has it has made it: nobody has checked whose e-mail address it names.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unchecked: bool,
+    },
+    /// A sign-in provider means a user by an id of its own. The password of an account whose address
+    /// nobody has checked ends with it: whoever made it may not have been the one whom the provider knows.
+    LinkIdentity {
+        /// Whom.
+        user: String,
+        /// The provider.
+        issuer: String,
+        /// Its id for the user.
+        subject: String,
     },
     /// Another password. Its hash is the secret. Ends sessions and tokens.
     SetPassword {
@@ -120,6 +133,9 @@ pub enum Command {
     RefreshSession {
         /// Which.
         id: String,
+        /// The hash of the one that is spent: of two that spend it, the second is refused.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spent: Option<String>,
     },
     /// Ends a session and what belongs to it.
     CloseSession {

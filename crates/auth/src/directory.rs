@@ -44,6 +44,10 @@ pub struct User {
     pub permissions: BTreeMap<String, Grant>,
     /// Sources that it is about.
     pub sources: BTreeSet<String>,
+    /// Nobody has checked whose e-mail address it names.
+    pub unchecked: bool,
+    /// Providers at which it signs in.
+    pub providers: BTreeMap<String, Grant>,
     /// When it was created, and by whom.
     pub created: Grant,
     /// Goes up with every change: what was opened under an earlier one ends.
@@ -102,6 +106,8 @@ pub struct Session {
     pub expires_at: i64,
     /// Digest of its refresh token.
     refresh: Option<String>,
+    /// Digest of the one before.
+    spent: Option<String>,
 }
 
 /// Whom a credential stands for, with everything that a decision needs.
@@ -218,6 +224,8 @@ pub struct Directory {
     /// By their digests.
     tokens: HashMap<String, Token>,
     sessions: HashMap<String, Session>,
+    /// Users by provider and its id for them.
+    identities: HashMap<(String, String), Arc<str>>,
     version: u64,
 }
 
@@ -276,6 +284,11 @@ impl Directory {
             .find(|user| user.email.as_deref().is_some_and(|known| known.eq_ignore_ascii_case(email)))
     }
 
+    /// The user whom a sign-in provider means by an id of its own.
+    pub fn user_of_identity(&self, issuer: &str, subject: &str) -> Option<&User> {
+        self.users.get(self.identities.get(&(issuer.to_owned(), subject.to_owned()))?)
+    }
+
     /// All users by name.
     pub fn users(&self) -> impl Iterator<Item = &User> {
         self.users.values()
@@ -302,6 +315,13 @@ impl Directory {
         let (id, session) =
             self.sessions.iter().find(|(_, session)| session.refresh.as_deref() == Some(&digest))?;
         (session.expires_at > now).then_some((id.as_str(), session))
+    }
+
+    /// The session whose refresh token this was before the present one: somebody has a copy.
+    pub fn session_of_spent(&self, token: &str) -> Option<(&str, &Session)> {
+        let digest = digest(token);
+        let found = self.sessions.iter().find(|(_, session)| session.spent.as_deref() == Some(&digest));
+        found.map(|(id, session)| (id.as_str(), session))
     }
 
     /// Whom a user's name stands for.
@@ -378,6 +398,14 @@ impl Directory {
                 }
                 Ok(Applied::Changed)
             }
+            Command::LinkIdentity { user: name, issuer, subject } => {
+                user(name)?;
+                match self.user_of_identity(issuer, subject) {
+                    Some(known) if known.name.as_ref() == name => Ok(Applied::Unchanged),
+                    Some(_) => Err(Rejected::Taken { kind: "identity", name: subject.clone() }),
+                    None => Ok(Applied::Changed),
+                }
+            }
             Command::SetPassword { user: name } => {
                 user(name)?;
                 secret("the password")?;
@@ -435,8 +463,11 @@ impl Directory {
                 }
                 Ok(Applied::Changed)
             }
-            Command::RefreshSession { id } => {
-                self.sessions.get(id).ok_or_else(|| unknown("session", id))?;
+            Command::RefreshSession { id, spent } => {
+                let session = self.sessions.get(id).ok_or_else(|| unknown("session", id))?;
+                if spent.is_some() && *spent != session.refresh {
+                    return Err(unknown("refresh token", "the one that was shown"));
+                }
                 secret("the token")?;
                 Ok(Applied::Changed)
             }
@@ -457,7 +488,7 @@ impl Directory {
         let grant = || Grant { by: by.clone(), at };
         let secret = || given.secret.clone().unwrap_or_default();
         match given.command.clone() {
-            Command::CreateUser { user, email, tenant, roles, sources } => {
+            Command::CreateUser { user, email, tenant, roles, sources, unchecked } => {
                 let name: Arc<str> = user.into();
                 let user = User {
                     name: name.clone(),
@@ -468,11 +499,21 @@ impl Directory {
                     roles: roles.into_iter().map(|role| (role, grant())).collect(),
                     permissions: BTreeMap::new(),
                     sources: sources.into_iter().collect(),
+                    unchecked,
+                    providers: BTreeMap::new(),
                     created: grant(),
                     version,
                     tokens: Vec::new(),
                 };
                 self.users.insert(name, user);
+            }
+            Command::LinkIdentity { user, issuer, subject } => {
+                if self.users.get(user.as_str()).is_some_and(|user| user.unchecked) {
+                    self.sign_out(&user);
+                    self.change_user(&user, |user| (user.unchecked, user.password) = (false, None));
+                }
+                self.change_user(&user, |user| drop(user.providers.insert(issuer.clone(), grant())));
+                self.identities.insert((issuer, subject), user.into());
             }
             Command::SetPassword { user } => {
                 self.sign_out(&user);
@@ -535,12 +576,13 @@ impl Directory {
                 own.sort();
                 let too_many = (own.len() + 1).saturating_sub(TOKENS);
                 own[..too_many].iter().for_each(|(_, id)| drop(self.sessions.remove(id)));
-                let session = Session { user: user.into(), expires_at, refresh: given.secret.clone() };
+                let session =
+                    Session { user: user.into(), expires_at, refresh: given.secret.clone(), spent: None };
                 self.sessions.insert(id, session);
             }
-            Command::RefreshSession { id } => {
+            Command::RefreshSession { id, .. } => {
                 if let Some(session) = self.sessions.get_mut(&id) {
-                    session.refresh = given.secret.clone();
+                    session.spent = std::mem::replace(&mut session.refresh, given.secret.clone());
                 }
             }
             Command::CloseSession { id } => drop(self.sessions.remove(&id)),
@@ -589,8 +631,15 @@ mod tests {
 
     fn user(name: &str, roles: &[&str]) -> Credentials {
         let roles = roles.iter().map(|role| (*role).to_owned()).collect();
-        Command::CreateUser { user: name.into(), email: None, tenant: HOME.into(), roles, sources: vec![] }
-            .into()
+        Command::CreateUser {
+            user: name.into(),
+            email: None,
+            tenant: HOME.into(),
+            roles,
+            sources: vec![],
+            unchecked: false,
+        }
+        .into()
     }
 
     fn do_all(directory: &mut Directory, commands: impl IntoIterator<Item = Credentials>) {
@@ -627,6 +676,36 @@ mod tests {
         assert!(
             directory.identify_token(&many[7], 0).is_err() && directory.identify_token(&many[8], 0).is_ok()
         );
+    }
+
+    #[test]
+    fn a_refresh_token_is_spent_once() {
+        let mut directory = Directory::default();
+        let refresh = |spent: &str, fresh: &str| {
+            Command::RefreshSession { id: "s".into(), spent: Some(digest(spent)) }.with(digest(fresh))
+        };
+        let open = Command::OpenSession { id: "s".into(), user: "ada".into(), expires_at: 100 };
+        do_all(&mut directory, [user("ada", &[]), open.with(digest("one")), refresh("one", "two")]);
+        assert!(directory.apply(&refresh("one", "three"), &"ada".into(), 5).is_err());
+        assert!(directory.session_of_refresh("two", 5).is_some());
+        assert_eq!(directory.session_of_spent("one").map(|(id, _)| id), Some("s"), "a copy is known");
+        assert!(directory.session_of_spent("two").is_none());
+    }
+
+    #[test]
+    fn an_identity_of_a_provider_is_one_user_s() {
+        let mut directory = Directory::default();
+        let link = |user: &str| -> Credentials {
+            Command::LinkIdentity { user: user.into(), issuer: "https://id".into(), subject: "7".into() }
+                .into()
+        };
+        let password = Command::SetPassword { user: "ada".into() }.with("hash".into());
+        do_all(&mut directory, [user("ada", &[]), user("ben", &[]), password, link("ada")]);
+        assert_eq!(directory.user_of_identity("https://id", "7").unwrap().name.as_ref(), "ada");
+        assert!(directory.user_of_identity("https://other", "7").is_none());
+        assert!(directory.user("ada").unwrap().password.is_some(), "an administrator has made the account");
+        assert!(matches!(directory.apply(&link("ben"), &"x".into(), 9), Err(Rejected::Taken { .. })));
+        assert_eq!(directory.apply(&link("ada"), &"x".into(), 9), Ok(Applied::Unchanged));
     }
 
     #[test]

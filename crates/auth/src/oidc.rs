@@ -5,13 +5,15 @@ use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use highwater_event::Randomness;
+use highwater_event::random::RandomnessError;
 use openidconnect::core::{
-    CoreAuthenticationFlow, CoreClient, CoreIdToken, CoreIdTokenClaims, CoreIdTokenVerifier, CoreJwsSigningAlgorithm,
-    CoreProviderMetadata,
+    CoreAuthenticationFlow, CoreClient, CoreIdToken, CoreIdTokenClaims, CoreIdTokenVerifier,
+    CoreJwsSigningAlgorithm, CoreProviderMetadata, CoreUserInfoClaims,
 };
 use openidconnect::{
-    AccessToken, AccessTokenHash, AuthorizationCode, ClientId, ClientSecret, CsrfToken, HttpRequest, HttpResponse,
-    IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, TokenResponse,
+    AccessToken, AccessTokenHash, AuthorizationCode, ClientId, ClientSecret, CsrfToken, HttpRequest,
+    HttpResponse, IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl,
+    Scope, TokenResponse,
 };
 
 use crate::credential::{new_token, same};
@@ -48,7 +50,10 @@ pub struct Settings {
 
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings").field("issuer", &self.issuer).field("client_id", &self.client_id).finish_non_exhaustive()
+        f.debug_struct("Settings")
+            .field("issuer", &self.issuer)
+            .field("client_id", &self.client_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -63,7 +68,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    fn new(randomness: &dyn Randomness, now: i64) -> std::io::Result<Self> {
+    fn new(randomness: &dyn Randomness, now: i64) -> Result<Self, RandomnessError> {
         // A verifier has at least 43 characters (RFC 7636).
         let verifier = new_token(randomness)? + &new_token(randomness)?;
         Ok(Self { state: new_token(randomness)?, nonce: new_token(randomness)?, verifier, began: now })
@@ -83,7 +88,8 @@ impl Attempt {
             verifier: parts.next()?,
             began: parts.next()?.parse().ok()?,
         };
-        (parts.next().is_none() && attempt.state.len() == 40 && attempt.verifier.len() == 80).then_some(attempt)
+        (parts.next().is_none() && attempt.state.len() == 40 && attempt.verifier.len() == 80)
+            .then_some(attempt)
     }
 }
 
@@ -115,7 +121,7 @@ pub enum SignInError {
     Settings(String),
     /// No chance is to be had.
     #[error("no randomness: {0}")]
-    Randomness(#[from] std::io::Error),
+    Randomness(#[from] RandomnessError),
 }
 
 /// A provider.
@@ -210,14 +216,25 @@ impl Provider {
         let nonce = Nonce::new(attempt.nonce.clone());
         let claims = match self.read(token, &nonce, answer.access_token(), now, false, http) {
             // Keys are changed now and then; what the provider says of itself may be from before.
-            Err(SignInError::Invalid(_)) => self.read(token, &nonce, answer.access_token(), now, true, http)?,
+            Err(SignInError::Invalid(_)) => {
+                self.read(token, &nonce, answer.access_token(), now, true, http)?
+            }
             other => other?,
         };
-        let verified = claims.email_verified() == Some(true);
+        let mut email = claims.email().map(|email| (email.to_lowercase(), claims.email_verified()));
+        // Some providers tell more than an id only when they are asked.
+        if email.is_none()
+            && let Ok(question) =
+                client.user_info(answer.access_token().clone(), Some(claims.subject().clone()))
+        {
+            let told: CoreUserInfoClaims = question.request(&|request| http(request)).map_err(invalid)?;
+            email = told.email().map(|email| (email.to_lowercase(), told.email_verified()));
+        }
+        let verified = email.filter(|(_, verified)| *verified == Some(true));
         Ok(Person {
             issuer: self.settings.issuer.clone(),
             subject: claims.subject().to_string(),
-            verified_email: claims.email().filter(|_| verified).map(|email| email.to_lowercase()),
+            verified_email: verified.map(|(email, _)| email),
         })
     }
 

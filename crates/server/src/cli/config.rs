@@ -10,12 +10,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use highwater_auth::oidc::{self, GOOGLE, Provider};
+use highwater_auth::policy::ROLES;
 use highwater_sql::dialect::parse_duration;
 use serde_json::{Map, Value};
 
 use super::{ConfigCommand, Failure, ServeArgs, output};
 use crate::http::certificate::{Mode, Tls};
-use crate::node::NodeOptions;
+use crate::node::{NodeOptions, ProviderOptions};
 
 /// A setting: its key, its default, and what it is.
 struct Known {
@@ -24,7 +26,10 @@ struct Known {
     about: &'static str,
 }
 
-const KNOWN: [Known; 18] = [
+/// The one setting that is shown to nobody.
+const SECRET: &str = "oidc.client_secret";
+
+const KNOWN: [Known; 25] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -62,6 +67,33 @@ const KNOWN: [Known; 18] = [
         about: "whether whoever finds the page may make an account of their own",
     },
     Known { key: "auth.session", default: "60 minutes", about: "how long an access token lets its owner in" },
+    Known {
+        key: "http.url",
+        default: "",
+        about: "address under which browsers find the node, such as https://highwater.example",
+    },
+    Known {
+        key: "oidc.issuer",
+        default: "",
+        about: "OpenID Connect provider to sign in at: its URL, or google",
+    },
+    Known { key: "oidc.client_id", default: "", about: "what the provider calls this node" },
+    Known { key: SECRET, default: "", about: "what the provider knows this node by" },
+    Known {
+        key: "oidc.role",
+        default: "",
+        about: "role of those who sign in there and have no account yet; without one they get none",
+    },
+    Known {
+        key: "oidc.domains",
+        default: "",
+        about: "domains of e-mail addresses that may get one, with commas between them; all when empty",
+    },
+    Known {
+        key: "oidc.certificate",
+        default: "",
+        about: "PEM file with a certificate that the provider may have beside those that this machine believes",
+    },
     Known {
         key: "tls.mode",
         default: "auto",
@@ -312,6 +344,30 @@ impl Settings {
         self.list("packs").into_iter().map(PathBuf::from).collect()
     }
 
+    /// Where people sign in beside here.
+    fn provider(&self) -> Result<Option<ProviderOptions>, Failure> {
+        let text = |key: &str| Some(self.get(key).value.trim().to_owned()).filter(|text| !text.is_empty());
+        let Some(issuer) = text("oidc.issuer") else { return Ok(None) };
+        let issuer = if issuer == "google" { GOOGLE.to_owned() } else { issuer };
+        let needed = |key: &str, wanted: &str| text(key).ok_or_else(|| Self::wrong(self.get(key), wanted));
+        let url = needed("http.url", "an address, which a provider needs to send people back to")?;
+        let role = text("oidc.role");
+        if role.as_ref().is_some_and(|role| !ROLES.contains(&role.as_str())) {
+            return Err(Self::wrong(self.get("oidc.role"), &format!("one of {}", ROLES.join(", "))));
+        }
+        let settings = oidc::Settings {
+            issuer,
+            client_id: needed("oidc.client_id", "a name that the provider knows")?,
+            client_secret: text(SECRET),
+            callback: format!("{}/auth/callback", url.trim_end_matches('/')),
+        };
+        let trusted = text("oidc.certificate").map(PathBuf::from).into_iter().collect();
+        let options = ProviderOptions { settings, role, domains: self.list("oidc.domains"), trusted };
+        Provider::new(options.settings.clone())
+            .map_err(|error| Failure::new("config", error.to_string()).exit(2))?;
+        Ok(Some(options))
+    }
+
     /// How calls are encrypted.
     pub fn tls(&self) -> Result<Tls, Failure> {
         let mode = self.get("tls.mode");
@@ -340,6 +396,7 @@ impl Settings {
             audit_required: self.flag("audit.required")?,
             sign_up: self.flag("auth.sign_up")?,
             session: self.duration("auth.session")?,
+            provider: self.provider()?,
             trusted_proxies: self.addresses("http.trusted_proxies")?,
             ..NodeOptions::at(self.data())
         })
@@ -348,9 +405,10 @@ impl Settings {
     /// The settings as rows.
     pub fn rows(&self) -> Vec<Map<String, Value>> {
         let row = |setting: &Setting| {
+            let hidden = setting.key == SECRET && !setting.value.is_empty();
             [
                 ("setting", setting.key),
-                ("value", &setting.value),
+                ("value", if hidden { "(hidden)" } else { &setting.value }),
                 ("source", &setting.source),
                 ("about", setting.about),
             ]

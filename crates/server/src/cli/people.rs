@@ -322,6 +322,7 @@ fn create_user(arguments: CreateUser) -> Result<ExitCode, Failure> {
         tenant: tenant.unwrap_or_else(|| HOME.into()),
         roles: role,
         sources: Vec::new(),
+        unchecked: false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let change = offline::change(&folder, command.with(hash), "manage_users", format!("user:{name}"));

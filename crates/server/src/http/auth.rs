@@ -36,9 +36,14 @@ pub fn shown(headers: &HeaderMap) -> Shown<'_> {
             _ => Shown::Malformed,
         };
     }
+    cookie_of(headers, COOKIE).map_or(Shown::Nothing, Shown::Cookie)
+}
+
+/// The value of a cookie.
+pub fn cookie_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let cookies = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map_or(Shown::Nothing, |(_, value)| Shown::Cookie(value))
+    pairs.find(|(known, _)| *known == name).map(|(_, value)| value)
 }
 
 /// Refuses a call with a cookie that another site may have made.

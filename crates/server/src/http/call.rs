@@ -205,6 +205,12 @@ impl Call {
         Leaf::new(self.answered(node, status), self.written.clone())
     }
 
+    /// The entry for the commit of something that has to be done before what the call is about.
+    pub fn also(&self, node: &Node, action: &str, resource: String) -> Leaf {
+        let entry = Entry { action: action.into(), resource, ..self.entry(node) };
+        Leaf::new(entry, Arc::default())
+    }
+
     /// Notes that its entry is in the log, with its effect.
     pub fn settle(&self) {
         self.written.store(true, Ordering::Release);

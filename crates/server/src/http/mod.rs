@@ -18,6 +18,7 @@ mod keys;
 pub mod listen;
 mod live;
 mod metrics;
+mod oidc;
 mod openapi;
 mod operate;
 mod pages;

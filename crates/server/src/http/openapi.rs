@@ -15,8 +15,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{RefOr, Required, Schema};
 
 use super::{
-    audit, datalake, events, health, keys, live, metrics, operate, people, replay, sign_in, socket, sql,
-    statements, streams, views,
+    audit, datalake, events, health, keys, live, metrics, oidc, operate, people, replay, sign_in, socket,
+    sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -31,6 +31,9 @@ use crate::node::Node;
         sign_in::token,
         sign_in::login,
         sign_in::refresh,
+        oidc::begin,
+        oidc::begin_google,
+        oidc::finish,
         sign_in::logout,
         sign_in::sign_up,
         sign_in::password,

@@ -200,6 +200,7 @@ pub async fn create(
         tenant,
         roles: new.roles,
         sources: new.sources,
+        unchecked: false,
     };
     node.change(command.with(hash), call.leaf(&node, StatusCode::CREATED)).await?;
     let directory = node.people.directory();

@@ -15,8 +15,8 @@ use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    audit, datalake, endpoints, events, health, keys, live, metrics, openapi, operate, pages, people, replay,
-    sign_in, socket, sql, statements, streams, views,
+    audit, datalake, endpoints, events, health, keys, live, metrics, oidc, openapi, operate, pages, people,
+    replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -89,6 +89,9 @@ fn open() -> Routes {
         .post("/api-token-auth", Need::Open("sign_in"), sign_in::token)
         .post("/login", Need::Open("sign_in"), sign_in::login)
         .post("/auth/refresh", Need::Open("sign_in"), sign_in::refresh)
+        .get("/auth/oidc", Need::Open("sign_in"), oidc::begin)
+        .get("/auth/google", Need::Open("sign_in"), oidc::begin_google)
+        .get("/auth/callback", Need::Open("sign_in"), oidc::finish)
         .post("/signup", Need::Open("sign_up"), sign_in::sign_up)
         .get("/audit/checkpoint", Need::Nothing, audit::checkpoint)
         .get("/audit/keys", Need::Nothing, audit::keys)

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::auth;
 use super::call::{Call, too_many};
 use super::problem::{Answer, Problem};
-use crate::node::Node;
+use crate::node::{ChangeError, Node};
 
 /// How long an opaque token lets its owner in.
 const TOKEN_LIFE: i64 = 90 * 86_400 * 1_000_000;
@@ -66,6 +66,34 @@ pub fn network(address: &str) -> String {
     }
 }
 
+/// One sign-in of those that may fail.
+pub struct Taken {
+    window: String,
+    limit: Window,
+    at: Duration,
+}
+
+impl Taken {
+    /// It has not failed.
+    pub fn give_back(&self, node: &Node) {
+        node.sign_ins.give_back(&self.window, self.limit, 1, self.at);
+    }
+}
+
+fn take(node: &Node, window: String, limit: Window) -> Result<Taken, Problem> {
+    let at = node.limit_clock();
+    let verdict = node.sign_ins.admit(&window, limit, 1, at);
+    if !verdict.allowed {
+        return Err(too_many(verdict, "too many sign-ins have failed; wait before the next one"));
+    }
+    Ok(Taken { window, limit, at })
+}
+
+/// Takes one of the sign-ins that may fail from an address.
+pub fn limit_address(node: &Node, call: &Call) -> Result<Taken, Problem> {
+    take(node, format!("sign-in-from:{}", network(&call.address)), BY_ADDRESS)
+}
+
 /// Whether name and password fit: the user's name, or none. It takes as long either way, and guessing is slow.
 async fn verify(
     node: &Arc<Node>,
@@ -74,18 +102,11 @@ async fn verify(
     password: String,
 ) -> Result<Option<Principal>, Problem> {
     call.about(format!("user:{}", name.chars().take(128).collect::<String>()));
-    let now = node.limit_clock();
     // The address first: one that has tried too often must not keep others from their accounts.
-    let windows = [
-        (format!("sign-in-from:{}", network(&call.address)), BY_ADDRESS),
-        (format!("sign-in:{}", digest(&name.to_lowercase())), BY_NAME),
+    let taken = [
+        limit_address(node, call)?,
+        take(node, format!("sign-in:{}", digest(&name.to_lowercase())), BY_NAME)?,
     ];
-    for (window, limit) in &windows {
-        let verdict = node.sign_ins.admit(window, *limit, 1, now);
-        if !verdict.allowed {
-            return Err(too_many(verdict, "too many sign-ins have failed; wait before the next one"));
-        }
-    }
     let known = {
         let directory = node.people.directory();
         let user = directory.user(name).or_else(|| directory.user_of_email(name));
@@ -98,9 +119,7 @@ async fn verify(
     let verified = node.machine.scheduler.work(move || verify_password(&password, hash.as_deref())).await;
     let fits = verified.map_err(Problem::internal)?;
     let Some((principal, true, _)) = known.filter(|_| fits) else { return Ok(None) };
-    for (window, limit) in &windows {
-        node.sign_ins.give_back(window, *limit, 1, now);
-    }
+    taken.iter().for_each(|taken| taken.give_back(node));
     call.signed_in_as(principal.clone());
     Ok(Some(principal))
 }
@@ -149,13 +168,18 @@ pub async fn login(
         let detail = "e-mail address and password don't fit";
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "credentials_invalid", detail));
     };
+    open_session(&node, &call, &principal).await
+}
+
+/// Opens a session for somebody who has signed in.
+pub async fn open_session(node: &Arc<Node>, call: &Call, principal: &Principal) -> Answer {
     let random = node.machine.randomness.as_ref();
     let id = new_id(random).map_err(Problem::internal)?;
     let refresh = new_token(random).map_err(Problem::internal)?;
     let expires_at = node.machine.clock.now_micros() + SESSION_LIFE;
     let open = Command::OpenSession { id: id.clone(), user: principal.name.to_string(), expires_at };
-    node.change(open.with(digest(&refresh)), call.leaf(&node, StatusCode::OK)).await?;
-    access(&node, &principal.name, &id, &refresh)
+    node.change(open.with(digest(&refresh)), call.leaf(node, StatusCode::OK)).await?;
+    access(node, &principal.name, &id, &refresh)
 }
 
 /// What somebody who is signed in gets.
@@ -192,13 +216,37 @@ pub async fn refresh(
         session.map(|(id, session)| (id.to_owned(), directory.identify_user(&session.user)))
     };
     let Some((id, Ok(identity))) = found else {
+        close_copied(&node, &call, &refresh_token).await?;
         return Err(auth::refused(highwater_auth::directory::Refused::Expired));
     };
     call.signed_in_as(identity.principal.clone());
     let fresh = new_token(node.machine.randomness.as_ref()).map_err(Problem::internal)?;
-    let command = Command::RefreshSession { id: id.clone() }.with(digest(&fresh));
-    node.change(command, call.leaf(&node, StatusCode::OK)).await?;
-    access(&node, &identity.principal.name, &id, &fresh)
+    let spent = Some(digest(&refresh_token));
+    let command = Command::RefreshSession { id: id.clone(), spent }.with(digest(&fresh));
+    match node.change(command, call.leaf(&node, StatusCode::OK)).await {
+        // Another call has spent it in the meantime.
+        Err(ChangeError::Rejected(_)) => {
+            close_copied(&node, &call, &refresh_token).await?;
+            Err(auth::refused(highwater_auth::directory::Refused::Expired))
+        }
+        changed => {
+            changed?;
+            access(&node, &identity.principal.name, &id, &fresh)
+        }
+    }
+}
+
+/// Ends the session of a refresh token that is shown a second time: one of the two who have it is a thief.
+async fn close_copied(node: &Arc<Node>, call: &Call, token: &str) -> Result<(), Problem> {
+    let copied = {
+        let directory = node.people.directory();
+        directory.session_of_spent(token).map(|(id, session)| (id.to_owned(), session.user.clone()))
+    };
+    if let Some((id, user)) = copied {
+        let leaf = call.also(node, "close_session", format!("user:{user}"));
+        node.change(Command::CloseSession { id }.into(), leaf).await?;
+    }
+    Ok(())
 }
 
 /// Ends every session and token of whoever calls.
@@ -281,6 +329,7 @@ pub async fn sign_up(
         tenant: HOME.into(),
         roles: vec![role.clone()],
         sources: source.iter().cloned().collect(),
+        unchecked: true,
     };
     node.change(create.with(hash), call.leaf(&node, StatusCode::CREATED)).await?;
     Ok((StatusCode::CREATED, Json(json!({"email": address, "role": role, "source": source}))).into_response())

@@ -58,7 +58,7 @@ pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
 pub use live::{Update, follow};
-pub use people::{ChangeError, FORBIDDEN, Known, People, needs};
+pub use people::{ChangeError, FORBIDDEN, Known, People, ProviderOptions, needs};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
 pub use secrets::{replace, replace_secret};
 pub use system::EVENTS;
@@ -95,6 +95,8 @@ pub struct NodeOptions {
     pub sign_up: bool,
     /// How long somebody stays signed in without a refresh.
     pub session: Duration,
+    /// Where people sign in beside here.
+    pub provider: Option<ProviderOptions>,
     /// Proxies whose word about a caller's address is believed.
     pub trusted_proxies: Vec<std::net::IpAddr>,
 }
@@ -117,6 +119,7 @@ impl NodeOptions {
             audit_required: true,
             sign_up: true,
             session: Duration::from_secs(3600),
+            provider: None,
             trusted_proxies: Vec::new(),
         }
     }
@@ -216,7 +219,8 @@ impl Node {
         let audit_key = secrets::audit_key(&options.data, machine.randomness.as_ref())?;
         let access_key = secrets::access_key(&options.data, machine.randomness.as_ref())?;
         let tree = Arc::new(trail::tree(store.clone(), journal.id(), &audit_key)?);
-        let people = People::new(Policies::new(&[])?, AccessTokens::new(tree.origin(), &access_key)?);
+        let access = AccessTokens::new(tree.origin(), &access_key)?;
+        let people = People::new(Policies::new(&[])?, access, options.provider.as_ref())?;
         let node = Arc::new(Self {
             people,
             trail,

@@ -1,6 +1,7 @@
 //! Who calls, and what they may: the directory of the node, kept by commands in `_system`.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use arrow::datatypes::Int64Type;
 use highwater_auth::access::is_access_token;
 use highwater_auth::credential::{KEY_PREFIX, same};
 use highwater_auth::directory::{Applied, Refused};
+use highwater_auth::oidc::{Provider, SignInError};
 use highwater_auth::{AccessTokens, Asked, Credentials, Directory, Identity, Policies, Rejected, Window};
 use highwater_log::{AppendError, Commit, LogBatch};
 use highwater_sql::SqlError;
@@ -17,6 +19,19 @@ use super::system::{self, Command, CommandKind};
 use super::trail::Leaf;
 use super::{Node, lock};
 
+/// A provider at which people sign in.
+#[derive(Debug, Clone)]
+pub struct ProviderOptions {
+    /// Which, and how it knows this node.
+    pub settings: highwater_auth::oidc::Settings,
+    /// The role of those who have no account yet; without one they get none.
+    pub role: Option<String>,
+    /// Domains of e-mail addresses that new accounts may have; all when there are none.
+    pub domains: Vec<String>,
+    /// PEM files with certificates that the provider may have beside those that this machine believes.
+    pub trusted: Vec<PathBuf>,
+}
+
 /// Users, keys and policies of a node.
 pub struct People {
     directory: std::sync::RwLock<Directory>,
@@ -24,6 +39,8 @@ pub struct People {
     pub policies: Policies,
     /// Signs and reads access tokens.
     pub access: AccessTokens,
+    /// Where people sign in beside here.
+    pub provider: Option<(Provider, ProviderOptions)>,
     /// When each key was last used: for lists, gone with the process.
     used: Mutex<HashMap<Arc<str>, i64>>,
 }
@@ -66,8 +83,22 @@ pub struct Known {
 }
 
 impl People {
-    pub(super) fn new(policies: Policies, access: AccessTokens) -> Self {
-        Self { directory: std::sync::RwLock::default(), policies, access, used: Mutex::default() }
+    pub(super) fn new(
+        policies: Policies,
+        access: AccessTokens,
+        provider: Option<&ProviderOptions>,
+    ) -> Result<Self, SignInError> {
+        let provider = match provider {
+            Some(options) => Some((Provider::new(options.settings.clone())?, options.clone())),
+            None => None,
+        };
+        Ok(Self {
+            directory: std::sync::RwLock::default(),
+            policies,
+            access,
+            provider,
+            used: Mutex::default(),
+        })
     }
 
     /// The directory as it stands.
