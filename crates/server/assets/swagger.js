@@ -1,4 +1,4 @@
-import { call, storedToken, withToken } from "/assets/token.js";
+import { call, credential, withToken } from "/assets/token.js";
 
 const place = document.getElementById("swagger-ui");
 const spec = await withToken(place, async () => (await call("/api/openapi.json")).json());
@@ -9,7 +9,7 @@ window.SwaggerUIBundle({
   deepLinking: true,
   validatorUrl: null,
   requestInterceptor: (request) => {
-    request.headers.Authorization = `Bearer ${storedToken()}`;
+    Object.assign(request.headers, credential());
     return request;
   },
 });

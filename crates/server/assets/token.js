@@ -1,5 +1,5 @@
-// The operator's token: from the link's fragment, else from this tab, else asked for. It is kept for
-// the tab only and never put into a URL that is sent.
+// Who looks at the page: whoever has signed in, by a cookie that scripts can't read, or the holder of a token, from
+// the link's fragment or asked for. A token is kept for the tab only and never put into a URL that is sent.
 export function storedToken() {
   const match = location.hash.match(/token=([0-9a-f]{40})/);
   if (match) {
@@ -9,41 +9,72 @@ export function storedToken() {
   return sessionStorage.getItem("token");
 }
 
+// What a call shows: without a token the browser adds the cookie by itself.
+export function credential() {
+  const token = storedToken();
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
 export async function call(path, options = {}) {
-  const headers = { ...options.headers, Authorization: `Bearer ${storedToken() ?? ""}` };
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers: { ...options.headers, ...credential() } });
   if (response.status === 401) throw new Error("sign in");
   if (!response.ok) throw new Error((await response.json()).detail);
   return response;
 }
 
-export async function askForToken(place, message) {
+// Signs in with name and password; what went wrong, or nothing.
+async function signIn(username, password) {
+  const response = await fetch("/login", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ username, password }),
+  });
+  return response.ok ? undefined : (await response.json()).detail;
+}
+
+async function askWho(place, message) {
+  place.innerHTML = `<form class="token" id="people"><h2>Sign in</h2><p id="why" role="alert"></p>
+      <label for="name">Name or e-mail address</label><input id="name" autocomplete="username" required>
+      <label for="password">Password</label><input id="password" type="password" autocomplete="current-password" required>
+      <button>Sign in</button><p id="provider" hidden><a href="/auth/oidc">Sign in at <span></span></a></p></form>
+    <form class="token" id="operator"><label for="token">Or the operator's token</label>
+      <input id="token" type="password" autocomplete="off" required pattern="[0-9a-f]{40}" title="40 hexadecimal digits">
+      <button>Open</button><p>It is in the file <code>operator.token</code> of the data folder.</p></form>`;
+  const why = place.querySelector("#why");
+  why.textContent = message ?? "";
+  fetch("/auth/providers").then(async (response) => {
+    const { providers } = await response.json();
+    if (!providers.length) return;
+    place.querySelector("#provider span").textContent = providers[0].name;
+    place.querySelector("#provider").hidden = false;
+  });
+  place.querySelector("#name").focus();
   return new Promise((resolve) => {
-    place.innerHTML = `<form class="token"><label for="token">Operator's token</label>
-      <p id="why"></p><input id="token" type="password" autocomplete="off" required pattern="[0-9a-f]{40}"
-      title="40 hexadecimal digits"><button>Open</button>
-      <p>It is in the file <code>operator.token</code> of the data folder.</p></form>`;
-    place.querySelector("#why").textContent = message ?? "";
-    place.querySelector("form").addEventListener("submit", (event) => {
+    place.querySelector("#people").addEventListener("submit", async (event) => {
+      event.preventDefault();
+      const wrong = await signIn(place.querySelector("#name").value.trim(), place.querySelector("#password").value);
+      if (!wrong) return resolve();
+      why.textContent = wrong;
+      place.querySelector("#password").select();
+    });
+    place.querySelector("#operator").addEventListener("submit", (event) => {
       event.preventDefault();
       sessionStorage.setItem("token", place.querySelector("#token").value.trim());
       resolve();
     });
-    place.querySelector("#token").focus();
   });
 }
 
-// Calls `read`, asking for the token as often as it is missing or wrong.
+// Calls `read`, asking who it is as often as nobody is known.
 export async function withToken(place, read) {
-  let message;
   for (;;) {
-    if (!storedToken()) await askForToken(place, message);
     try {
       return await read();
     } catch (error) {
       if (error.message !== "sign in") throw error;
+      const message = storedToken() ? "That token is not valid." : undefined;
       sessionStorage.removeItem("token");
-      message = "That token is not valid.";
+      await askWho(place, message);
     }
   }
 }

@@ -7,15 +7,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use highwater_auth::Command;
 use highwater_auth::oidc::{Attempt, GOOGLE, HttpError, Person, Provider, SignInError};
 use highwater_event::Principal;
 use highwater_event::identity::HOME;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::auth;
 use super::call::Call;
@@ -87,6 +88,18 @@ async fn with_provider<T: Send + 'static>(
             ))
         }
     }
+}
+
+/// Where somebody can sign in beside here.
+#[utoipa::path(get, path = "/auth/providers", tag = "sign in", security(()),
+    responses((status = 200, description = "{providers: [{name, issuer, begin}]}")))]
+pub async fn providers(State(node): State<Arc<Node>>) -> Response {
+    let providers = node.people.provider.iter().map(|(provider, _)| {
+        let issuer = provider.issuer();
+        let host = issuer.split('/').nth(2).unwrap_or(issuer);
+        json!({"name": if issuer == GOOGLE { "Google" } else { host }, "issuer": issuer, "begin": "/auth/oidc"})
+    });
+    Json(json!({"providers": providers.collect::<Vec<_>>()})).into_response()
 }
 
 /// Sends the browser to the provider.

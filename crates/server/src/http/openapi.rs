@@ -31,6 +31,7 @@ use crate::node::Node;
         sign_in::token,
         sign_in::login,
         sign_in::refresh,
+        oidc::providers,
         oidc::begin,
         oidc::begin_google,
         oidc::finish,

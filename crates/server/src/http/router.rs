@@ -89,6 +89,7 @@ fn open() -> Routes {
         .post("/api-token-auth", Need::Open("sign_in"), sign_in::token)
         .post("/login", Need::Open("sign_in"), sign_in::login)
         .post("/auth/refresh", Need::Open("sign_in"), sign_in::refresh)
+        .get("/auth/providers", Need::Nothing, oidc::providers)
         .get("/auth/oidc", Need::Open("sign_in"), oidc::begin)
         .get("/auth/google", Need::Open("sign_in"), oidc::begin_google)
         .get("/auth/callback", Need::Open("sign_in"), oidc::finish)
