@@ -41,6 +41,7 @@ one_bucket                oracle    windowed_joins
 forgets_matches           oracle    windowed_left_joins
 lost_mask                 scenarios statements
 effect_without_leaf       audit     no_effect_is_without_its_leaf
+effect_without_leaf       node      whole_nodes
 unsalted                  audit     changed_copies
 no_tenant_predicate       permissions canaries
 no_wall                   permissions canaries

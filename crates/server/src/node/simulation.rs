@@ -10,10 +10,14 @@ use std::time::Duration;
 
 use arrow::array::{AsArray, Int64Array};
 use arrow::datatypes::Int64Type;
+use highwater_audit::leaf::records;
+use highwater_audit::tree::{Frontier, leaf_hash};
+use highwater_audit::view::TREE;
+use highwater_audit::{AuditError, Checkpoint, Hash};
 use highwater_event::{Clock, Offset, Partition, Principal, SeededRandomness, StreamName, StreamPartition};
 use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::view::ViewState;
-use highwater_log::{Log, Machine};
+use highwater_log::{Log, Machine, audit};
 use highwater_sim::{Fault, SimClock, SimDisk, SimScheduler, SimStore, setting};
 use highwater_sql::{SqlError, adhoc};
 
@@ -118,6 +122,8 @@ struct Memory {
     duplicates: u64,
     conflicts: u64,
     refused: u64,
+    /// Checkpoints of the audit tree that somebody has kept elsewhere.
+    checkpoints: Vec<Checkpoint>,
     /// What operators were told is done.
     acts: u64,
     /// What is paused and what is not, as far as that is known.
@@ -378,11 +384,20 @@ async fn suffer(
             return;
         }
         no_view_has_failed(&node);
-        match chance.below(8) {
+        keep_checkpoint(&node, &memory);
+        match chance.below(9) {
             0 => powered.clock.jump(JUMPS[chance.below(JUMPS.len() as u64) as usize]),
             1 => store.fail(true),
             2 | 3 => store.fail(false),
             4 => disk.free(),
+            // Derived anew while entries come.
+            6 => {
+                let node = node.clone();
+                powered.machine.scheduler.spawn(Box::pin(async move {
+                    // Without an answer the life is over.
+                    drop(node.driver.rebuild(TREE).await);
+                }));
+            }
             // One that does not fit, after the others before it, changes nothing.
             5 => {
                 let act = ACTS[chance.below(ACTS.len() as u64) as usize];
@@ -404,6 +419,65 @@ fn no_view_has_failed(node: &Arc<Node>) {
     // The log may have gone in between.
     if let Some(failed) = failed.filter(|_| node.journal.poisoned().borrow().is_none()) {
         panic!("{} has failed: {:?}", failed.name, failed.last_error);
+    }
+}
+
+/// Somebody from outside takes the newest checkpoint and keeps it.
+fn keep_checkpoint(node: &Node, memory: &Mutex<Memory>) {
+    match node.tree.checkpoint() {
+        Ok(note) => lock(memory).checkpoints.push(Checkpoint::parse(&note.text).unwrap()),
+        // Its store fails, or it is built anew.
+        Err(AuditError::Store(_) | AuditError::Missing(_)) => {}
+        Err(error) => panic!("what was signed is not there any more: {error}"),
+    }
+}
+
+/// The entries in the log are those of every checkpoint that was ever handed out, the tree is the one over them,
+/// and nothing that clients did stands there without an entry.
+fn trail_holds(node: &Node, memory: &Memory) {
+    let audit = audit::partition();
+    let kept: BTreeMap<u64, Vec<Hash>> =
+        memory.checkpoints.iter().fold(BTreeMap::new(), |mut kept: BTreeMap<u64, Vec<Hash>>, checkpoint| {
+            kept.entry(checkpoint.size).or_default().push(checkpoint.root);
+            kept
+        });
+    let (mut frontier, mut next, mut commits) = (Frontier::default(), 0, BTreeSet::new());
+    let mut compared = 0;
+    while next < node.journal.end(&audit) {
+        for batch in node.journal.read(&audit, next, 1000).unwrap() {
+            commits.insert(batch.recorded_at);
+            for record in records(&batch.rows).unwrap() {
+                for root in kept.get(&frontier.size()).into_iter().flatten() {
+                    assert_eq!(frontier.root(), *root, "a fork at {} entries", frontier.size());
+                    compared += 1;
+                }
+                frontier.push(leaf_hash(&record.commitment()));
+            }
+            next = batch.end();
+        }
+    }
+    for root in kept.get(&frontier.size()).into_iter().flatten() {
+        assert_eq!(frontier.root(), *root, "a fork at the end");
+        compared += 1;
+    }
+    assert_eq!(compared, memory.checkpoints.len(), "entries are gone that were in a checkpoint");
+    let signed = Checkpoint::parse(&node.tree.checkpoint().unwrap().text).unwrap();
+    assert_eq!(
+        (signed.size, signed.root),
+        (frontier.size(), frontier.root()),
+        "the tree is over all entries"
+    );
+    for stream in ["readings", "answers"] {
+        let name = StreamName::new(stream).unwrap();
+        for partition in node.journal.partitions(&name) {
+            let at = StreamPartition::new(name.clone(), partition);
+            for batch in node.journal.read(&at, 0, usize::MAX).unwrap() {
+                assert!(
+                    commits.contains(&batch.recorded_at),
+                    "{at}: an effect without an entry in its commit"
+                );
+            }
+        }
     }
 }
 
@@ -488,6 +562,7 @@ async fn check(
         }
     }
     lock(&memory).answers = answers;
+    trail_holds(&node, &lock(&memory));
     let batch =
         "SELECT k, count(*) AS c, sum(n) AS s, count(DISTINCT n) AS d FROM readings GROUP BY k ORDER BY k";
     let kept = "SELECT k, c, s, d FROM totals ORDER BY k";
