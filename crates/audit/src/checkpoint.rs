@@ -40,7 +40,7 @@ impl Checkpoint {
     }
 
     /// Signs it.
-    pub fn sign(&self, signers: &[Signer]) -> SignedNote {
+    pub fn sign<'a>(&self, signers: impl IntoIterator<Item = &'a Signer>) -> SignedNote {
         SignedNote::sign(self.text(), signers)
     }
 
@@ -69,7 +69,7 @@ mod tests {
         }
         let signer = Signer::new("log.example/a", &[1; 32]).unwrap();
         let other = Signer::new("log.example/a", &[2; 32]).unwrap().verifier();
-        let note = checkpoint.sign(std::slice::from_ref(&signer));
+        let note = checkpoint.sign([&signer]);
         assert_eq!(Checkpoint::open(&note, &[signer.verifier()]).unwrap(), checkpoint);
         assert!(Checkpoint::open(&note, &[other]).is_err());
     }

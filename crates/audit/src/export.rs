@@ -5,6 +5,7 @@
 //!                  {"commitment":"HEX","index":N} for an entry that was erased or is past its retention
 //! checkpoint       the signed checkpoint of exactly these entries
 //! keys             verifier keys, one a line
+//! statements       what the keys have signed beside checkpoints: changes of keys, entries that are gone
 //! ```
 //! Every byte counts: a line that says the same in another form is a changed line.
 
@@ -18,6 +19,7 @@ use crate::AuditError;
 use crate::checkpoint::Checkpoint;
 use crate::leaf::{Record, commitment, read_salt};
 use crate::note::{SignedNote, Verifier};
+use crate::statement::{self, Said, Statement};
 use crate::tree::{Frontier, Hash, leaf_hash};
 
 /// Name of the file with the entries.
@@ -26,6 +28,8 @@ pub const ENTRIES: &str = "entries.ndjson";
 pub const CHECKPOINT: &str = "checkpoint";
 /// Name of the file with the keys.
 pub const KEYS: &str = "keys";
+/// Name of the file with the statements.
+pub const STATEMENTS: &str = "statements";
 /// Bytes of the longest line: what an entry may hold is bounded where it is made.
 const MAX_LINE: u64 = 4 << 20;
 
@@ -87,37 +91,90 @@ pub fn verify_folder(folder: &Path, trust: &Trust) -> Result<Verified, AuditErro
     };
     let path = folder.join(ENTRIES);
     let entries = BufReader::new(File::open(&path).map_err(unreadable(&path))?);
-    verify(entries, &text(CHECKPOINT)?, &text(KEYS)?, trust)
+    // A log that has stated nothing needs no file for it.
+    let statements = if folder.join(STATEMENTS).exists() { text(STATEMENTS)? } else { String::new() };
+    let signed = Signed { checkpoint: text(CHECKPOINT)?, keys: text(KEYS)?, statements };
+    verify(entries, &signed, trust)
+}
+
+/// What an export holds beside the entries.
+#[derive(Debug, Clone, Default)]
+pub struct Signed {
+    /// The signed checkpoint.
+    pub checkpoint: String,
+    /// The keys.
+    pub keys: String,
+    /// The statements.
+    pub statements: String,
+}
+
+/// A tree that the entries must lead to on their way.
+struct Point {
+    size: u64,
+    root: Hash,
+    /// A checkpoint that was kept, not a statement.
+    kept: bool,
+}
+
+/// The statements of an export, with the entry before which there may be nothing but commitments.
+fn read_statements(
+    text: &str,
+    origin: &str,
+    believed: &[Verifier],
+) -> Result<(Vec<Statement>, Vec<Point>), AuditError> {
+    let notes = statement::read(text)?;
+    let statements = notes.iter().map(Statement::open).collect::<Result<Vec<_>, _>>()?;
+    let before = statement::predecessors(&statement::successors(believed, &statements), &statements);
+    let mut pruned = Vec::new();
+    for (note, statement) in notes.iter().zip(&statements) {
+        if statement.origin != origin {
+            return Err(changed(format!(
+                "a statement of \"{}\" says nothing of \"{origin}\"",
+                statement.origin
+            )));
+        }
+        if note.verify(&before)? != note.signatures() {
+            return Err(changed("a statement is signed by a key that the export does not name"));
+        }
+        if let Said::Pruned { end, root } = statement.said {
+            pruned.push(Point { size: end, root, kept: false });
+        }
+    }
+    Ok((statements, pruned))
 }
 
 /// Verifies an export: every entry's leaf, the root over them, the signatures under it, and that it continues
 /// what was signed before.
-pub fn verify(entries: impl BufRead, note: &str, keys: &str, trust: &Trust) -> Result<Verified, AuditError> {
-    let own = read_keys(keys)?;
-    let note = SignedNote::parse(note)?;
-    let signed = note.verify(&own)?;
-    if signed != note.signatures() {
+pub fn verify(entries: impl BufRead, signed: &Signed, trust: &Trust) -> Result<Verified, AuditError> {
+    let own = read_keys(&signed.keys)?;
+    let note = SignedNote::parse(&signed.checkpoint)?;
+    if note.verify(&own)? != note.signatures() {
         return Err(changed("a signature under the checkpoint is of a key that the export does not name"));
     }
-    let believed = if trust.keys.is_empty() { &own } else { &trust.keys };
-    let checkpoint = Checkpoint::open(&note, believed)?;
+    let origin = Checkpoint::parse(&note.text)?.origin;
+    let known = if trust.keys.is_empty() { &own } else { &trust.keys };
+    let (statements, pruned) = read_statements(&signed.statements, &origin, known)?;
+    let believed = statement::successors(known, &statements);
+    let checkpoint = Checkpoint::open(&note, &believed)?;
+    let gone = pruned.iter().map(|point| point.size).max().unwrap_or(0);
 
-    let mut earlier = Vec::new();
+    let mut points = pruned;
+    let old_keys = statement::predecessors(&believed, &statements);
     for note in &trust.earlier {
-        let before = Checkpoint::open(note, believed)?;
+        let before = Checkpoint::open(note, &old_keys)?;
         if before.origin != checkpoint.origin {
             return Err(changed(format!(
                 "a checkpoint of \"{}\" says nothing of \"{}\"",
                 before.origin, checkpoint.origin
             )));
         }
-        earlier.push(before);
+        points.push(Point { size: before.size, root: before.root, kept: true });
     }
-    earlier.sort_by_key(|before| before.size);
+    points.sort_by_key(|point| point.size);
 
     let mut frontier = Frontier::default();
     let mut erased = 0;
-    let mut waiting = earlier.iter().peekable();
+    let mut waiting = points.iter().peekable();
     let mut continues = Vec::new();
     let mut meet = |frontier: &Frontier| {
         while let Some(before) = waiting.next_if(|before| before.size == frontier.size()) {
@@ -127,7 +184,9 @@ pub fn verify(entries: impl BufRead, note: &str, keys: &str, trust: &Trust) -> R
                     before.size
                 )));
             }
-            continues.push(before.size);
+            if before.kept {
+                continues.push(before.size);
+            }
         }
         Ok(())
     };
@@ -145,6 +204,9 @@ pub fn verify(entries: impl BufRead, note: &str, keys: &str, trust: &Trust) -> R
         let leaf = text.and_then(|line| read_line(index, line));
         let (commitment, is_erased) =
             leaf.ok_or_else(|| changed(format!("line {} is not entry {index}", index + 1)))?;
+        if is_erased && index >= gone {
+            return Err(changed(format!("entry {index} is gone, and no statement of the log says why")));
+        }
         erased += u64::from(is_erased);
         frontier.push(leaf_hash(&commitment));
         meet(&frontier)?;
@@ -156,11 +218,10 @@ pub fn verify(entries: impl BufRead, note: &str, keys: &str, trust: &Trust) -> R
             checkpoint.size
         )));
     }
-    if continues.len() != earlier.len() {
+    if let Some(before) = waiting.next() {
         return Err(changed(format!(
-            "a checkpoint of {} entries was signed earlier; this is the trail of {}",
-            earlier.last().map_or(0, |before| before.size),
-            checkpoint.size
+            "a tree of {} entries was signed earlier; this is the trail of {}",
+            before.size, checkpoint.size
         )));
     }
     Ok(Verified { erased, checkpoint, continues })
@@ -183,6 +244,7 @@ fn read_line(index: u64, line: &str) -> Option<(Hash, bool)> {
 mod tests {
     use super::*;
     use crate::note::Signer;
+    use crate::tree::empty_root;
     use highwater_event::SeededRandomness;
 
     const ORIGIN: &str = "log.example";
@@ -196,15 +258,27 @@ mod tests {
         Signer::new(ORIGIN, &[5; 32]).unwrap()
     }
 
-    /// What somebody with the key makes of some lines.
-    fn sign(lines: &[String]) -> String {
+    fn checkpoint(lines: &[String]) -> Checkpoint {
         let mut frontier = Frontier::default();
         for (index, line) in lines.iter().enumerate() {
             let (commitment, _) = read_line(index as u64, line.trim_end()).unwrap();
             frontier.push(leaf_hash(&commitment));
         }
-        let checkpoint = Checkpoint { origin: ORIGIN.into(), size: frontier.size(), root: frontier.root() };
-        checkpoint.sign(&[signer()]).to_string()
+        Checkpoint { origin: ORIGIN.into(), size: frontier.size(), root: frontier.root() }
+    }
+
+    fn state(said: Said, signers: &[Signer]) -> String {
+        let statement = Statement { origin: ORIGIN.into(), at: 1_767_268_800_000_000, said };
+        SignedNote::sign(statement.text(), signers).to_string()
+    }
+
+    /// What somebody with the key makes of some lines.
+    fn sign(lines: &[String]) -> Signed {
+        Signed {
+            checkpoint: checkpoint(lines).sign(&[signer()]).to_string(),
+            keys: keys(),
+            statements: String::new(),
+        }
     }
 
     fn lines(records: &[Record]) -> Vec<String> {
@@ -218,21 +292,26 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_found() {
         let mut lines = lines(&(0..12).map(record).collect::<Vec<_>>());
-        lines[3] = erased_line(3, &record(3).commitment());
-        let (entries, note, keys) = (lines.concat(), sign(&lines), keys());
-        let verified = verify(entries.as_bytes(), &note, &keys, &Trust::default()).unwrap();
+        lines[0] = erased_line(0, &record(0).commitment());
+        let root = checkpoint(&lines[..2]).root;
+        let entries = lines.concat();
+        let statements = state(Said::Pruned { end: 2, root }, &[signer()]);
+        let signed = Signed { statements, ..sign(&lines) };
+        let verified = verify(entries.as_bytes(), &signed, &Trust::default()).unwrap();
         assert_eq!((verified.erased, verified.checkpoint.size), (1, 12));
-        let parts = [entries.as_bytes(), note.as_bytes(), keys.as_bytes()];
+        let Signed { checkpoint, keys, statements } = &signed;
+        let parts = [entries.as_bytes(), checkpoint.as_bytes(), keys.as_bytes(), statements.as_bytes()];
         let mut flips = 0;
         for part in 0..parts.len() {
             for bit in 0..parts[part].len() * 8 {
                 let mut flipped = parts.map(<[u8]>::to_vec);
                 flipped[part][bit / 8] ^= 1 << (bit % 8);
-                let [entries, note, keys] = flipped;
-                let (Ok(note), Ok(keys)) = (String::from_utf8(note), String::from_utf8(keys)) else {
+                let [entries, texts @ ..] = flipped;
+                let [Ok(checkpoint), Ok(keys), Ok(statements)] = texts.map(String::from_utf8) else {
                     continue;
                 };
-                let found = verify(&entries[..], &note, &keys, &Trust::default());
+                let signed = Signed { checkpoint, keys, statements };
+                let found = verify(&entries[..], &signed, &Trust::default());
                 assert!(found.is_err(), "part {part}, bit {bit}");
                 flips += 1;
             }
@@ -246,11 +325,11 @@ mod tests {
     fn ten_thousand_edits_are_found_against_a_checkpoint_kept_elsewhere() {
         const KEPT: u64 = 150;
         let honest: Vec<Record> = (0..200).map(record).collect();
-        let kept = sign(&lines(&honest)[..KEPT as usize]);
+        let kept = sign(&lines(&honest)[..KEPT as usize]).checkpoint;
         let trust =
             || Trust { keys: vec![signer().verifier()], earlier: vec![SignedNote::parse(&kept).unwrap()] };
         let all = lines(&honest);
-        let verified = verify(all.concat().as_bytes(), &sign(&all), &keys(), &trust()).unwrap();
+        let verified = verify(all.concat().as_bytes(), &sign(&all), &trust()).unwrap();
         assert_eq!(verified.continues, [KEPT]);
         let chance = SeededRandomness::new(7);
         let mut kinds = [0; 7];
@@ -271,7 +350,7 @@ mod tests {
             }
             kinds[kind] += 1;
             let edited = lines(&records);
-            let found = verify(edited.concat().as_bytes(), &sign(&edited), &keys(), &trust());
+            let found = verify(edited.concat().as_bytes(), &sign(&edited), &trust());
             assert!(matches!(found, Err(AuditError::Changed(_))), "edit {edit} of kind {kind}: {found:?}");
         }
         assert!(kinds.iter().all(|count| *count > 1000), "{kinds:?}");
@@ -282,6 +361,50 @@ mod tests {
         let lines = lines(&[record(1)]);
         let trust =
             Trust { keys: vec![Signer::new(ORIGIN, &[6; 32]).unwrap().verifier()], ..Trust::default() };
-        assert!(verify(lines.concat().as_bytes(), &sign(&lines), &keys(), &trust).is_err());
+        assert!(verify(lines.concat().as_bytes(), &sign(&lines), &trust).is_err());
+    }
+
+    #[test]
+    fn entries_are_gone_only_where_the_log_says_so() {
+        let mut lines = lines(&(0..12).map(record).collect::<Vec<_>>());
+        let found = |lines: &[String], statements: &str| {
+            let signed = Signed { statements: statements.into(), ..sign(lines) };
+            verify(lines.concat().as_bytes(), &signed, &Trust::default()).map(|verified| verified.erased)
+        };
+        let root = checkpoint(&lines[..4]).root;
+        for at in 0..4 {
+            lines[at] = erased_line(at as u64, &record(at as u64).commitment());
+        }
+        assert!(found(&lines, "").is_err());
+        let said = |end, root| state(Said::Pruned { end, root }, &[signer()]);
+        assert_eq!(found(&lines, &said(4, root)).unwrap(), 4);
+        assert!(found(&lines, &said(3, checkpoint(&lines[..3]).root)).is_err(), "one more than was said");
+        assert!(found(&lines, &said(4, empty_root())).is_err(), "another tree");
+        assert!(found(&lines, &said(13, root)).is_err(), "more than there ever were");
+        let other = Signer::new(ORIGIN, &[6; 32]).unwrap();
+        assert!(found(&lines, &state(Said::Pruned { end: 4, root }, &[other])).is_err(), "another key");
+    }
+
+    #[test]
+    fn whoever_knows_the_old_key_comes_to_believe_the_new_one_and_not_the_other_way() {
+        let lines = lines(&[record(1), record(2)]);
+        let new = || Signer::new(ORIGIN, &[6; 32]).unwrap();
+        let said = Said::Key { from: signer().verifier(), to: new().verifier() };
+        let signed = |signer: Signer| Signed {
+            keys: format!("{}\n", signer.verifier()),
+            checkpoint: checkpoint(&lines).sign([&signer]).to_string(),
+            statements: state(said.clone(), &[self::signer(), new()]),
+        };
+        let kept = SignedNote::parse(&sign(&lines[..1]).checkpoint).unwrap();
+        let trust = |key: Signer| Trust { keys: vec![key.verifier()], earlier: vec![kept.clone()] };
+        let found = |by: Signer, known: Signer| verify(lines.concat().as_bytes(), &signed(by), &trust(known));
+        assert_eq!(found(new(), signer()).unwrap().continues, [1]);
+        assert_eq!(found(new(), new()).unwrap().continues, [1], "what the old key signed before counts");
+        assert!(
+            found(signer(), new()).is_err(),
+            "the old key signs no new checkpoint for who knows the new one"
+        );
+        let unsaid = Signed { statements: String::new(), ..signed(new()) };
+        assert!(verify(lines.concat().as_bytes(), &unsaid, &trust(signer())).is_err());
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Entries of the stream `_audit` are the leaves of a Merkle tree, in their order: an entry's offset is its
 //! place. [`tree`] is the mathematics of RFC 6962 over tiles as C2SP's tlog-tiles cuts them; [`leaf`] says what
-//! a leaf is; [`note`] and [`checkpoint`] are what is signed, [`proof`] what is handed out; [`view`] keeps
-//! the tree up as a view of the log; [`export`] is a copy that anybody can verify without this program running.
+//! a leaf is; [`note`], [`checkpoint`] and [`statement`] are what is signed, [`proof`] what is handed out, [`witness`]
+//! what is asked of others; [`view`] keeps the tree up as a view of the log, [`published`] shows it,
+//! [`pruned`] is what stays of old entries; [`export`] is a copy that anybody can
+//! verify without this program running.
 //!
 //! This room never changes an entry, never signs a tree that the log does not hold durably, and never signs
 //! two trees of which one does not continue the other.
@@ -13,13 +15,20 @@ pub mod export;
 pub mod leaf;
 pub mod note;
 pub mod proof;
+pub mod pruned;
+pub mod published;
+pub mod statement;
 pub mod tree;
 pub mod view;
+pub mod witness;
 
 pub use checkpoint::Checkpoint;
 pub use note::{SignedNote, Signer, Verifier};
+pub use published::Tree;
+pub use statement::{Said, Statement};
 pub use tree::Hash;
-pub use view::{AuditTree, Tree};
+pub use view::AuditTree;
+pub use witness::Witness;
 
 /// The audit trail can't be read, or is not what it was.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -102,6 +102,11 @@ impl Verifier {
         &self.name
     }
 
+    /// True when it verifies the cosignatures of a witness.
+    pub fn is_witness(&self) -> bool {
+        self.kind == COSIGNATURE
+    }
+
     fn key_id(&self) -> [u8; 4] {
         key_id(&self.name, self.kind, &self.key)
     }
@@ -144,8 +149,8 @@ pub struct SignedNote {
 
 impl SignedNote {
     /// Signs a text with every key.
-    pub fn sign(text: String, signers: &[Signer]) -> Self {
-        let signatures = signers.iter().map(|signer| signer.sign(&text)).collect();
+    pub fn sign<'a>(text: String, signers: impl IntoIterator<Item = &'a Signer>) -> Self {
+        let signatures = signers.into_iter().map(|signer| signer.sign(&text)).collect();
         Self { text, signatures }
     }
 
@@ -165,13 +170,17 @@ impl SignedNote {
         Ok(Self { text: text.to_owned(), signatures })
     }
 
-    /// Takes in lines of signatures, such as a witness answers.
-    pub fn add(&mut self, lines: &str) -> Result<(), AuditError> {
-        for line in lines.lines().filter(|line| !line.is_empty()) {
-            let new = signature(line)?;
-            self.signatures.retain(|known| (&known.name, known.key_id) != (&new.name, new.key_id));
-            self.signatures.push(new);
+    /// Takes the signature of one key from lines of signatures, such as a witness answers.
+    pub fn cosign(&mut self, key: &Verifier, lines: &str) -> Result<(), AuditError> {
+        let own = |signature: &Signature| signature.name == key.name && signature.key_id == key.key_id();
+        let signatures = lines.lines().filter(|line| !line.is_empty()).map(signature);
+        let found = signatures.collect::<Result<Vec<_>, _>>()?.into_iter().find(own);
+        let new = found.ok_or_else(|| changed(format!("\"{}\" has not signed", key.name)))?;
+        if !key.verifies(&self.text, &new.bytes) {
+            return Err(changed(format!("the signature of \"{}\" does not fit the text", key.name)));
         }
+        self.signatures.retain(|known| !own(known));
+        self.signatures.push(new);
         Ok(())
     }
 
@@ -221,6 +230,20 @@ fn signature(line: &str) -> Result<Signature, AuditError> {
     Ok(Signature { name: name.to_owned(), key_id: *key_id, bytes: bytes.to_vec() })
 }
 
+/// A witness for tests: what it answers to a text, and its key.
+#[cfg(test)]
+pub(crate) fn cosigner(name: &str, seed: &[u8; 32]) -> (impl Fn(&str) -> String, Verifier) {
+    let pair = Ed25519KeyPair::from_seed_unchecked(seed).unwrap();
+    let key = Verifier { name: name.into(), kind: COSIGNATURE, key: pair.public_key().as_ref().to_vec() };
+    let (name, id) = (name.to_owned(), key.key_id());
+    let sign = move |text: &str| {
+        let signed = pair.sign(format!("cosignature/v1\ntime 1700000000\n{text}").as_bytes());
+        let line = [&id[..], &1_700_000_000u64.to_be_bytes(), signed.as_ref()].concat();
+        format!("\u{2014} {name} {}\n", STANDARD.encode(line))
+    };
+    (sign, key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,7 +264,7 @@ mod tests {
     fn notes_come_back_and_no_bit_of_them_can_be_changed() {
         let signer = Signer::new("log.example", &[3; 32]).unwrap();
         let keys = [signer.verifier()];
-        let note = SignedNote::sign("one\n\ntwo\n".into(), &[signer]).to_string();
+        let note = SignedNote::sign("one\n\ntwo\n".into(), [&signer]).to_string();
         let parsed = SignedNote::parse(&note).unwrap();
         assert_eq!((parsed.text.as_str(), parsed.verify(&keys).unwrap()), ("one\n\ntwo\n", 1));
         assert_eq!(parsed.to_string(), note);
@@ -259,14 +282,10 @@ mod tests {
     #[test]
     fn a_witness_signs_with_its_time() {
         let log = Signer::new("log.example", &[3; 32]).unwrap();
-        let pair = Ed25519KeyPair::from_seed_unchecked(&[4; 32]).unwrap();
-        let witness =
-            Verifier { name: "witness".into(), kind: COSIGNATURE, key: pair.public_key().as_ref().to_vec() };
+        let (sign, witness) = cosigner("witness", &[4; 32]);
         let witness = Verifier::parse(&witness.to_string()).unwrap();
-        let mut note = SignedNote::sign("log.example\n1\nroot\n".into(), &[log]);
-        let signed = pair.sign(format!("cosignature/v1\ntime 1700000000\n{}", note.text).as_bytes());
-        let line = [&witness.key_id()[..], &1_700_000_000u64.to_be_bytes(), signed.as_ref()].concat();
-        note.add(&format!("\u{2014} witness {}\n", STANDARD.encode(line))).unwrap();
+        let mut note = SignedNote::sign("log.example\n1\nroot\n".into(), [&log]);
+        note.cosign(&witness, &sign(&note.text)).unwrap();
         assert_eq!(note.verify(std::slice::from_ref(&witness)).unwrap(), 1);
         note.text = note.text.replace('1', "2");
         assert!(note.verify(&[witness]).is_err());

@@ -31,7 +31,7 @@ use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
 use highwater_event::{columns, planted};
-pub use maintain::{Compacted, Version};
+pub use maintain::{Compacted, Past, Version};
 pub use scan::{FILE_COLUMN, LakeFiles};
 pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
 pub use table::LakeTable;

@@ -17,7 +17,7 @@ use deltalake::kernel::Action;
 use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use deltalake::protocol::SaveMode;
 use futures::TryStreamExt;
-use highwater_event::columns;
+use highwater_event::{Offset, columns};
 
 use crate::stream::{LakeStream, State, newest_first};
 use crate::{DAY_COLUMNS, LakeError, commit, write_files};
@@ -57,6 +57,27 @@ struct DataFile {
     size: u64,
     /// When its newest row was recorded, microseconds UTC.
     recorded_until: Option<i64>,
+    /// Its newest row.
+    last_offset: Option<Offset>,
+}
+
+/// What is past its retention: rows before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// When they were recorded, microseconds UTC.
+    Recorded(i64),
+    /// Their offsets, in a stream of one partition.
+    Offset(Offset),
+}
+
+impl Past {
+    /// True when all rows of a file are.
+    fn is_over(self, file: &DataFile) -> bool {
+        match self {
+            Self::Recorded(before) => file.recorded_until.is_some_and(|until| until < before),
+            Self::Offset(before) => file.last_offset.is_some_and(|last| last < before),
+        }
+    }
 }
 
 impl LakeStream {
@@ -68,11 +89,14 @@ impl LakeStream {
             .iter()
             .map(|file| {
                 let values = file.partition_values_map();
+                let stats = file.stats();
+                let most = |column| stats.as_deref().and_then(|stats| maximum(stats, column));
                 DataFile {
                     path: file.path().to_string(),
                     day: DAY_COLUMNS.iter().map(|column| values.get(*column).cloned().flatten()).collect(),
                     size: file.size().max(0) as u64,
-                    recorded_until: file.stats().and_then(|stats| recorded_until(&stats)),
+                    recorded_until: most(columns::RECORDED_AT).and_then(|value| recorded_until(&value)),
+                    last_offset: most(columns::OFFSET).and_then(|value| value.as_u64()),
                 }
             })
             .collect())
@@ -128,15 +152,10 @@ impl LakeStream {
         Ok(())
     }
 
-    /// Takes files out of the newest version whose rows were all recorded before `before`, microseconds
-    /// UTC. Answers how many.
-    pub async fn retire(&self, before: i64) -> Result<usize, LakeError> {
-        let old: Vec<String> = self
-            .files()?
-            .into_iter()
-            .filter(|file| file.recorded_until.is_some_and(|until| until < before))
-            .map(|file| file.path)
-            .collect();
+    /// Takes files out of the newest version all of whose rows are past their retention. Answers how many.
+    pub async fn retire(&self, past: Past) -> Result<usize, LakeError> {
+        let old: Vec<String> =
+            self.files()?.into_iter().filter(|file| past.is_over(file)).map(|file| file.path).collect();
         if old.is_empty() {
             return Ok(0);
         }
@@ -228,10 +247,15 @@ async fn removals(
     Ok(found.try_collect().await?)
 }
 
-/// The maximum of `_recorded_at` in a file's statistics.
-fn recorded_until(stats: &str) -> Option<i64> {
-    let stats: serde_json::Value = serde_json::from_str(stats).ok()?;
-    let text = stats["maxValues"][columns::RECORDED_AT].as_str()?;
+/// The maximum of a column in a file's statistics.
+fn maximum(stats: &str, column: &str) -> Option<serde_json::Value> {
+    let mut stats: serde_json::Value = serde_json::from_str(stats).ok()?;
+    stats.get_mut("maxValues")?.get_mut(column).map(serde_json::Value::take)
+}
+
+/// A time in a file's statistics, microseconds UTC.
+fn recorded_until(value: &serde_json::Value) -> Option<i64> {
+    let text = value.as_str()?;
     // Statistics may be cut to milliseconds: the row may be later than they say.
     highwater_event::time::parse_micros(text).map(|micros| micros.saturating_add(1_000))
 }

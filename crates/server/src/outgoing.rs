@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
-
-use crate::http::certificate;
 
 /// How long it may take until a connection stands.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -38,9 +37,8 @@ impl Outgoing {
         // Reading the certificates of the machine takes some milliseconds.
         if url.starts_with("https://") {
             let roots = RootCerts::Specific(Arc::new(self.roots()?));
-            let provider = certificate::provider();
             let tls = TlsConfig::builder().provider(TlsProvider::Rustls).root_certs(roots);
-            config = config.tls_config(tls.unversioned_rustls_crypto_provider(provider).build());
+            config = config.tls_config(tls.unversioned_rustls_crypto_provider(provider()).build());
         }
         Ok(config.build().into())
     }
@@ -52,6 +50,11 @@ impl Outgoing {
         }
         Ok(roots.iter().map(|root| Certificate::from_der(root.as_ref()).to_owned()).collect())
     }
+}
+
+/// The cryptography behind encrypted calls, those that come in, too.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

@@ -53,6 +53,15 @@ pub enum AuditCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Sign checkpoints with a new key from now on. The old key signs along until the next change, so that
+    /// whoever knows it alone can go on verifying.
+    RotateKey {
+        /// The old key signs no more: for when others may have it.
+        #[arg(long)]
+        at_once: bool,
+        #[command(flatten)]
+        target: Target,
+    },
     /// The proof that an entry is in the tree, as a file of its own.
     Proof {
         /// Place of the entry.
@@ -116,6 +125,19 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
             writeln!(std::io::stdout().lock(), "{said}")?;
             Ok(ExitCode::SUCCESS)
         }
+        AuditCommand::RotateKey { at_once, target } => {
+            let asked = json!({"at_once": at_once}).to_string();
+            let answer = Client::new(&target)?.post(
+                "/api/v1/audit/keys/rotate",
+                "application/json",
+                "application/json",
+                asked.as_bytes(),
+            )?;
+            let answer = parse(&answer)?;
+            writeln!(std::io::stdout().lock(), "{}", answer["key"].as_str().unwrap_or_default())?;
+            eprintln!("tell it to whoever verifies the trail: witnesses, and auditors who have the old one");
+            Ok(ExitCode::SUCCESS)
+        }
         AuditCommand::Proof { id, target } => {
             let proof = Client::new(&target)?.get(&format!("/api/v1/audit/entries/{id}/proof"))?;
             write!(std::io::stdout().lock(), "{proof}")?;
@@ -131,7 +153,7 @@ fn copy(client: &Client, folder: &Path) -> Result<u64, Failure> {
         return Err(Failure::new("not_empty", format!("{} is not empty", folder.display())).exit(2));
     }
     std::fs::create_dir_all(folder)?;
-    let checkpoint = client.get("/audit/checkpoint")?;
+    let (keys, checkpoint) = (client.get("/audit/keys")?, client.get("/audit/checkpoint")?);
     let note = SignedNote::parse(&checkpoint).map_err(integrity)?;
     let size = Checkpoint::parse(&note.text).map_err(integrity)?.size;
     let mut entries = client.open(&format!("/api/v1/audit/export?size={size}"))?;
@@ -146,6 +168,8 @@ fn copy(client: &Client, folder: &Path) -> Result<u64, Failure> {
     }
     file.flush()?;
     std::fs::write(folder.join(export::CHECKPOINT), checkpoint)?;
-    std::fs::write(folder.join(export::KEYS), client.get("/audit/keys")?)?;
+    std::fs::write(folder.join(export::KEYS), keys)?;
+    // After the entries: what goes meanwhile is explained by one of them.
+    std::fs::write(folder.join(export::STATEMENTS), client.get("/audit/statements")?)?;
     Ok(size)
 }

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use highwater_audit::Witness;
 use highwater_auth::oidc::{self, GOOGLE, Provider};
 use highwater_auth::policy::ROLES;
 use highwater_sql::dialect::parse_duration;
@@ -17,7 +18,7 @@ use serde_json::{Map, Value};
 
 use super::{ConfigCommand, Failure, ServeArgs, output};
 use crate::http::certificate::{Mode, Tls};
-use crate::node::{NodeOptions, ProviderOptions};
+use crate::node::{Destination, NodeOptions, ProviderOptions, PublishOptions};
 
 /// A setting: its key, its default, and what it is.
 struct Known {
@@ -29,7 +30,7 @@ struct Known {
 /// The one setting that is shown to nobody.
 const SECRET: &str = "oidc.client_secret";
 
-const KNOWN: [Known; 25] = [
+const KNOWN: [Known; 30] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -60,6 +61,31 @@ const KNOWN: [Known; 25] = [
         key: "audit.required",
         default: "true",
         about: "whether an answer is kept back when its entry of the audit trail can't be written",
+    },
+    Known {
+        key: "audit.retention",
+        default: "",
+        about: "how long entries of the audit trail are kept, whose hashes stay; for ever when empty",
+    },
+    Known {
+        key: "audit.witnesses",
+        default: "",
+        about: "witnesses that sign checkpoints, each its address and its key (https://witness.example NAME+ID+KEY), with commas between them",
+    },
+    Known {
+        key: "audit.publish",
+        default: "",
+        about: "folders and addresses that checkpoints are sent to, with commas between them",
+    },
+    Known {
+        key: "audit.publish_every",
+        default: "60 seconds",
+        about: "time between two checkpoints that witnesses and others are told of",
+    },
+    Known {
+        key: "audit.certificate",
+        default: "",
+        about: "PEM file with a certificate that these may have beside those that this machine believes",
     },
     Known {
         key: "auth.sign_up",
@@ -311,6 +337,15 @@ impl Settings {
             .ok_or_else(|| Self::wrong(setting, "a size like \"64 MiB\""))
     }
 
+    /// What a setting says, when it says anything.
+    fn get_some<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&Self, &str) -> Result<T, Failure>,
+    ) -> Result<Option<T>, Failure> {
+        if self.get(key).value.trim().is_empty() { Ok(None) } else { read(self, key).map(Some) }
+    }
+
     fn flag(&self, key: &str) -> Result<bool, Failure> {
         let setting = self.get(key);
         setting.value.trim().parse().map_err(|_| Self::wrong(setting, "true or false"))
@@ -342,6 +377,19 @@ impl Settings {
     /// Packs to declare.
     pub fn packs(&self) -> Vec<PathBuf> {
         self.list("packs").into_iter().map(PathBuf::from).collect()
+    }
+
+    /// Who is told of checkpoints of the audit trail.
+    fn publish(&self) -> Result<PublishOptions, Failure> {
+        let setting = self.get("audit.witnesses");
+        let read = self.list("audit.witnesses").into_iter().map(|text| Witness::parse(&text));
+        let witnesses = read.collect::<Result<_, _>>().map_err(|error| {
+            let place = format!("audit.witnesses ({})", setting.source);
+            Failure::new("config", format!("{place}: {error}")).exit(2)
+        })?;
+        let destinations = self.list("audit.publish").iter().map(|text| Destination::parse(text)).collect();
+        let trusted = self.list("audit.certificate").into_iter().map(PathBuf::from).collect();
+        Ok(PublishOptions { witnesses, destinations, trusted })
     }
 
     /// Where people sign in beside here.
@@ -394,6 +442,9 @@ impl Settings {
             table_memory: self.bytes("tables.memory")?,
             query_memory: self.bytes("query.memory")?,
             audit_required: self.flag("audit.required")?,
+            audit_retention: self.get_some("audit.retention", Self::duration)?,
+            publish: self.publish()?,
+            publish_every: self.duration("audit.publish_every")?,
             sign_up: self.flag("auth.sign_up")?,
             session: self.duration("auth.session")?,
             provider: self.provider()?,

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
+use highwater_audit::tree::TILE;
 use highwater_audit::{AuditError, Checkpoint, export, leaf};
 use highwater_auth::Asked;
 use highwater_event::time;
@@ -16,6 +18,7 @@ use highwater_lake::Moment;
 use highwater_log::LogBatch;
 use highwater_log::audit::{self, AUDIT};
 use highwater_sql::adhoc::{self, Lens, QueryResult};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::call::Call;
@@ -267,6 +270,49 @@ pub async fn keys(State(node): State<Arc<Node>>) -> Response {
     text(node.tree.verifiers().iter().map(|key| format!("{key}\n")).collect())
 }
 
+/// The newest checkpoint that witnesses have signed, too (c2sp.org/tlog-cosignature).
+#[utoipa::path(get, path = "/audit/witnessed", tag = "audit", security(()),
+    responses((status = 200, description = "a signed note", content_type = "text/plain"), (status = 404, description = "no witness has signed yet")))]
+pub async fn witnessed(State(node): State<Arc<Node>>) -> Answer {
+    let note = node.tree.witnessed().ok_or_else(|| {
+        Problem::not_found("not_witnessed", "no witness has signed a checkpoint yet")
+            .hint("name witnesses with the setting audit.witnesses")
+    })?;
+    let mut response = text(note.to_string());
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+/// What the keys have signed beside checkpoints: that another key takes over, that old entries are gone.
+#[utoipa::path(get, path = "/audit/statements", tag = "audit", security(()), responses((status = 200, description = "signed notes, one behind the other", content_type = "text/plain")))]
+pub async fn statements(State(node): State<Arc<Node>>) -> Response {
+    text(node.tree.statements())
+}
+
+/// How the key is changed.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyChange {
+    /// The old key signs no more from now on, because others may have it. Otherwise it signs along until the next change.
+    #[serde(default)]
+    at_once: bool,
+}
+
+/// Signs the trail with a new key from now on.
+#[utoipa::path(post, path = "/api/v1/audit/keys/rotate", tag = "audit", request_body = KeyChange,
+    responses((status = 200, description = "{key: the new verifier key, at_once}")))]
+pub async fn rotate_key(
+    State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
+    body: Result<Json<KeyChange>, JsonRejection>,
+) -> Answer {
+    let Json(KeyChange { at_once }) = body?;
+    call.about("stream:_audit");
+    let changed = node.change_audit_key(at_once, call.leaf(&node, StatusCode::OK)).await;
+    let key = changed.map_err(|error| Problem::internal(format!("{error:#}")))?;
+    Ok(Json(json!({"key": key, "at_once": at_once})).into_response())
+}
+
 /// A tile of the tree, or the commitments of 256 entries (c2sp.org/tlog-tiles).
 #[utoipa::path(get, path = "/audit/tile/{path}", tag = "audit", security(()), params(("path" = String, Path, description = "<level>/<index> or entries/<index>, each perhaps with .p/<width>")),
     responses((status = 200, description = "hashes", content_type = "application/octet-stream"), (status = 404, description = "there is no such tile yet")))]
@@ -313,6 +359,13 @@ async fn find(node: &Arc<Node>, call: &Call, id: u64) -> Result<String, Problem>
         return Err(missing());
     }
     let mut wanted = Wanted::visible(node, call);
+    if id < node.tree.pruned() {
+        // Whose it was is not known any more: only whoever may see all of them learns that it was there.
+        if !wanted.clauses.is_empty() {
+            return Err(missing());
+        }
+        return gone(node, id).ok_or_else(missing);
+    }
     wanted.add(|value| format!("_offset = {value}"), ScalarValue::Int64(Some(id as i64)));
     if Trail::now(node).await?.newest(&wanted, 1, 0).await?.row_count() == 0 {
         return Err(missing());
@@ -321,6 +374,12 @@ async fn find(node: &Arc<Node>, call: &Call, id: u64) -> Result<String, Problem>
     let batch = batches.into_iter().find_map(|batch| batch.from_offset(id)).ok_or_else(missing)?;
     let record = leaf::records(&batch.rows.slice(0, 1))?.pop().ok_or_else(missing)?;
     Ok(export::line(id, &record))
+}
+
+/// The line of an entry of which only the commitment is there.
+fn gone(node: &Node, id: u64) -> Option<String> {
+    let commitments = node.tree.bundle(id / TILE).ok()?;
+    Some(export::erased_line(id, commitments.get((id % TILE) as usize)?))
 }
 
 /// That an entry is in the tree: a proof that is verified without this node (c2sp.org/tlog-proof).
@@ -389,6 +448,16 @@ pub async fn export(
 
 async fn piece(node: &Arc<Node>, from: u64, size: u64) -> Result<(String, u64), Problem> {
     let (mut text, mut next) = (String::new(), from);
+    let pruned = node.tree.pruned().min(size);
+    while next < pruned && next < from + PIECE as u64 {
+        text.push_str(
+            &gone(node, next).ok_or_else(|| Problem::internal(format!("entry {next} is missing")))?,
+        );
+        next += 1;
+    }
+    if next > from {
+        return Ok((text, next));
+    }
     for batch in read(node, from, PIECE).await? {
         if next == size {
             break;

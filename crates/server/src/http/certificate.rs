@@ -16,13 +16,13 @@ use anyhow::{Context, bail};
 use aws_lc_rs::digest;
 use chrono::{DateTime, Datelike};
 use highwater_event::Clock;
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::node::{replace, replace_secret};
+use crate::outgoing::provider;
 
 /// Of a data folder: the certificate that the node has made for itself.
 pub const OWN_CERTIFICATE: &str = "tls/certificate.pem";
@@ -187,11 +187,6 @@ pub async fn watch(certificate: Weak<Certificate>) {
 
 fn seconds(clock: &dyn Clock) -> i64 {
     clock.now_micros() / 1_000_000
-}
-
-/// The cryptography behind it.
-pub fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn read(chain: &Path, key: &Path) -> anyhow::Result<Current> {

@@ -20,6 +20,7 @@ use tower::util::MapRequestLayer;
 use super::certificate::{self, Certificate};
 use super::{Peer, app, trim_slash};
 use crate::node::Node;
+use crate::outgoing;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -88,7 +89,7 @@ impl Encrypted {
     fn new(listener: TcpListener, certificate: Arc<Certificate>) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let watching = tokio::spawn(certificate::watch(Arc::downgrade(&certificate)));
-        let mut config = rustls::ServerConfig::builder_with_provider(certificate::provider())
+        let mut config = rustls::ServerConfig::builder_with_provider(outgoing::provider())
             .with_safe_default_protocol_versions()
             .map_err(std::io::Error::other)?
             .with_no_client_auth()

@@ -2,9 +2,11 @@
 //! statements are replayed in the same order.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, anyhow};
+use highwater_audit::SignedNote;
 use highwater_event::{Principal, StreamName, StreamPartition};
 use highwater_ingest::{Submission, infer};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, LATE_EVENTS};
@@ -14,11 +16,11 @@ use highwater_sql::stream::Step;
 use highwater_sql::{Catalog, SqlError, Statement, parse_script};
 use serde::Serialize;
 
-use super::Node;
 use super::compare::Compared;
 use super::system::{self, Command, CommandKind, SYSTEM};
 use super::trail::Leaf;
 use super::views::Place;
+use super::{Node, statement};
 use crate::http::is_built_in;
 
 /// A script with the files that its statements name.
@@ -78,6 +80,7 @@ impl Node {
             dead_letter::schema(LATE_EVENTS),
             highwater_log::idle::schema(),
             highwater_log::audit::schema(),
+            highwater_audit::pruned::schema(),
         ];
         for schema in builtin {
             catalog.add_builtin(schema);
@@ -116,6 +119,8 @@ impl Node {
                 }
             }
         }
+        statement::finish_key_change(&self.options.data, &self.tree)?;
+        self.trail_start.store(self.tree.pruned(), Ordering::Release);
         self.put_catalog(catalog.clone());
         // All lakes first: views may have to read old rows from them.
         for (name, entry) in &catalog.streams {
@@ -144,6 +149,9 @@ impl Node {
         let failed = |error: SqlError| {
             anyhow!("a declaration in the log can't be applied any more: {}\n{}", error.message, command.text)
         };
+        if command.kind == CommandKind::State {
+            return Ok(self.tree.stated(SignedNote::parse(&command.text)?)?);
+        }
         if command.kind == CommandKind::Swap {
             if let Some(swapped) =
                 StreamName::new(&command.text).ok().and_then(|root| catalog.plan_swap(&root))

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use highwater_event::{StreamName, StreamPartition};
-use highwater_lake::{Compacted, LakeError, LakeStream};
+use highwater_lake::{Compacted, LakeError, LakeStream, Past};
+use highwater_log::audit::AUDIT;
 use highwater_log::disk::RealDisk;
 use highwater_log::{Extent, Retired};
 use serde::Serialize;
 
-use super::{Node, rest, secrets, trail};
+use super::{Node, publish, rest, secrets};
 
 /// Earlier versions of the lake can be read for this long.
 const HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -32,6 +33,8 @@ pub struct Kept {
     pub files_retired: usize,
     /// Files that no version needs any more.
     pub files_removed: usize,
+    /// Entries of the audit trail of which only the hashes stay.
+    pub entries_retired: u64,
     /// Segments of the log.
     pub segments_retired: usize,
     /// Bytes of those segments.
@@ -62,6 +65,12 @@ impl Node {
     pub async fn keep_house(self: &Arc<Self>, vacuum: bool) -> anyhow::Result<Kept> {
         let _alone = self.keeping.lock().await;
         let mut kept = Kept::default();
+        match self.prune_trail().await {
+            Ok(entries) => kept.entries_retired = entries,
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the audit trail could not be kept this time")
+            }
+        }
         let lakes: Vec<Arc<LakeStream>> =
             self.lakes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         for lake in lakes {
@@ -92,8 +101,12 @@ impl Node {
         let Compacted { removed, added, .. } = lake.compact().await?;
         kept.files_before += removed;
         kept.files_after += added;
+        if lake.stream().name.as_str() == AUDIT {
+            kept.files_retired += lake.retire(Past::Offset(self.tree.pruned())).await?;
+        }
         if let Some(retention) = lake.stream().options.retention {
-            kept.files_retired += lake.retire(self.machine.clock.now_micros() - retention).await?;
+            kept.files_retired +=
+                lake.retire(Past::Recorded(self.machine.clock.now_micros() - retention)).await?;
         }
         if vacuum {
             kept.files_removed += lake.vacuum(HISTORY).await?;
@@ -161,7 +174,7 @@ impl Node {
             let bytes = node.journal.copy_to(&RealDisk, &folder.join("log"))?;
             secrets::copy(&node.options.data, &folder)?;
             if let Some(checkpoint) = checkpoint {
-                trail::keep_checkpoint(&folder, &checkpoint)?;
+                publish::keep_checkpoint(&folder, &checkpoint)?;
             }
             anyhow::Ok(bytes)
         });

@@ -9,6 +9,7 @@
 //! <data>/audit.key       signs checkpoints of the audit tree, mode 0600
 //! <data>/access.key      signs access tokens, mode 0600
 //! <data>/audit.checkpoint  the newest checkpoint that was signed
+//! <data>/audit.witnessed   the newest one that witnesses have signed, too
 //! <data>/tls/            a certificate of the node's own and its key, unless it was given one
 //! <data>/server.json     where the running node listens
 //! ```
@@ -22,11 +23,13 @@ mod keep;
 mod live;
 pub mod offline;
 mod people;
+mod publish;
 mod relations;
 mod secrets;
 #[cfg(test)]
 mod simulation;
 mod snapshots;
+mod statement;
 mod system;
 mod tiered;
 mod trail;
@@ -34,6 +37,7 @@ mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -59,6 +63,7 @@ pub use declare::{DeclareError, Script};
 pub use information::as_question;
 pub use live::{Update, follow};
 pub use people::{ChangeError, FORBIDDEN, Known, People, ProviderOptions, needs};
+pub use publish::{Destination, PublishOptions};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
 pub use secrets::{replace, replace_secret};
 pub use system::EVENTS;
@@ -89,6 +94,12 @@ pub struct NodeOptions {
     pub segment_bytes: u64,
     /// How often the audit tree is signed when it has grown.
     pub checkpoint_every: Duration,
+    /// How often others are told of the newest checkpoint.
+    pub publish_every: Duration,
+    /// Who they are.
+    pub publish: PublishOptions,
+    /// How long entries of the audit trail are kept; their hashes stay. For ever when nothing is said.
+    pub audit_retention: Option<Duration>,
     /// An answer is kept back when its entry of the audit trail can't be written.
     pub audit_required: bool,
     /// Whoever finds the page may sign up, as a client or developer who sees nothing but what is theirs.
@@ -116,6 +127,9 @@ impl NodeOptions {
             table_memory: 64 << 20,
             segment_bytes: 64 << 20,
             checkpoint_every: Duration::from_secs(1),
+            publish_every: Duration::from_secs(60),
+            publish: PublishOptions::default(),
+            audit_retention: None,
             audit_required: true,
             sign_up: true,
             session: Duration::from_secs(3600),
@@ -148,6 +162,8 @@ pub struct Node {
     pub trail: Trail,
     /// The tree over them.
     pub tree: Arc<Tree>,
+    /// The first of them that is not past its retention.
+    trail_start: Arc<AtomicU64>,
     /// Why the node must stop, when its keyed store has.
     pub failed: tokio::sync::watch::Sender<Option<String>>,
     queries: tokio::runtime::Handle,
@@ -207,8 +223,13 @@ impl Node {
         }
         let journal = Arc::new(journal);
         let lakes = tiered::Lakes::default();
-        let log: Arc<dyn Log> =
-            Arc::new(tiered::Tiered::new(journal.clone(), lakes.clone(), queries.clone()));
+        let trail_start = Arc::new(AtomicU64::new(0));
+        let log: Arc<dyn Log> = Arc::new(tiered::Tiered::new(
+            journal.clone(),
+            lakes.clone(),
+            trail_start.clone(),
+            queries.clone(),
+        ));
         let operator_token = secrets::operator_token(&options.data, machine.randomness.as_ref())?;
         let engine = Engine::new(
             secrets::token_key(&options.data, machine.randomness.as_ref())?,
@@ -216,15 +237,16 @@ impl Node {
         )?;
         let (trail, gather) = Trail::new(log.clone());
         drop(machine.scheduler.spawn(gather));
-        let audit_key = secrets::audit_key(&options.data, machine.randomness.as_ref())?;
+        let audit_keys = secrets::audit_keys(&options.data, machine.randomness.as_ref())?;
         let access_key = secrets::access_key(&options.data, machine.randomness.as_ref())?;
-        let tree = Arc::new(trail::tree(store.clone(), journal.id(), &audit_key)?);
+        let tree = Arc::new(trail::tree(store.clone(), journal.id(), &audit_keys)?);
         let access = AccessTokens::new(tree.origin(), &access_key)?;
         let people = People::new(Policies::new(&[])?, access, options.provider.as_ref())?;
         let node = Arc::new(Self {
             people,
             trail,
             tree,
+            trail_start,
             limiter: Limiter::default(),
             sign_ins: Limiter::default(),
             door: Door::open(log.clone(), &machine, DoorOptions::default())?,

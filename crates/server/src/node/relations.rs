@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, TableProvider};
 use highwater_auth::{Asked, Identity};
 use highwater_event::identity::HOME;
-use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, planted};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, planted};
 use highwater_lake::{LakeFiles, Moment};
+use highwater_log::audit::AUDIT;
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, table_relation};
 use highwater_sql::dialect::{Asker, Rule, Statement, of_tenant, parse_script};
@@ -236,7 +238,9 @@ impl Node {
             Moment::Now => self.hot_rows(schema, &marks, None)?,
             Moment::Version(_) | Moment::Time(_) => Vec::new(),
         };
-        Ok(StreamSnapshot { files, hot })
+        let trail = schema.name.as_str() == AUDIT;
+        let start = if trail { self.trail_start.load(Ordering::Acquire) } else { 0 };
+        Ok(StreamSnapshot { files, hot, start })
     }
 
     /// Rows of the log from the given offsets on, at most about `limit`.
@@ -295,6 +299,8 @@ pub struct StreamSnapshot {
     pub files: Option<Arc<LakeFiles>>,
     /// Rows of the log that are not in them.
     pub hot: Vec<RecordBatch>,
+    /// Rows before it are past their retention, though a file may still hold some of them.
+    pub start: Offset,
 }
 
 impl StreamSnapshot {
@@ -304,8 +310,11 @@ impl StreamSnapshot {
         engine: &Engine,
         schema: &StreamSchema,
         day: Option<&Day>,
-        lens: Lens,
+        mut lens: Lens,
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
+        if self.start > 0 {
+            lens.filters.push(format!("{} >= {}", columns::OFFSET, self.start));
+        }
         let lake = self.files.map(|files| files.relation());
         stream_relation(engine, schema, StreamRows { lake, hot: self.hot, day, beside: None, lens })
     }

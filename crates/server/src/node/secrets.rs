@@ -11,7 +11,10 @@ use highwater_event::{Randomness, hexadecimal};
 pub const OPERATOR_TOKEN: &str = "operator.token";
 const TOKEN_KEY: &str = "token.key";
 const AUDIT_KEY: &str = "audit.key";
+const NEXT_AUDIT_KEY: &str = "audit.key.next";
 const ACCESS_KEY: &str = "access.key";
+/// Folder with a certificate of the node's own and its key.
+const OWN_TLS: &str = "tls";
 
 /// The operator's token: 40 hexadecimal digits.
 pub fn operator_token(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<String> {
@@ -23,9 +26,60 @@ pub fn token_key(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u8
     key(&data.join(TOKEN_KEY), randomness)
 }
 
-/// The seed of the key that checkpoints of the audit tree are signed with.
-pub fn audit_key(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u8; 32]> {
-    key(&data.join(AUDIT_KEY), randomness)
+/// The seeds of the keys that checkpoints of the audit tree are signed with, the newest first.
+pub fn audit_keys(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<Vec<[u8; 32]>> {
+    let path = data.join(AUDIT_KEY);
+    if !path.exists() {
+        replace_secret(&path, &show_keys(&[random_key(randomness)?]))?;
+    }
+    read_keys(&path)
+}
+
+/// The seeds that are to take their place, when a change was begun.
+pub fn next_audit_keys(data: &Path) -> anyhow::Result<Option<Vec<[u8; 32]>>> {
+    let path = data.join(NEXT_AUDIT_KEY);
+    if path.exists() { read_keys(&path).map(Some) } else { Ok(None) }
+}
+
+/// Begins a change of the seeds.
+pub fn stage_audit_keys(data: &Path, seeds: &[[u8; 32]]) -> anyhow::Result<()> {
+    replace_secret(&data.join(NEXT_AUDIT_KEY), &show_keys(seeds))
+}
+
+/// Ends a change of the seeds.
+pub fn take_next_audit_keys(data: &Path) -> anyhow::Result<()> {
+    std::fs::rename(data.join(NEXT_AUDIT_KEY), data.join(AUDIT_KEY))?;
+    Ok(std::fs::File::open(data)?.sync_all()?)
+}
+
+/// Leaves a change of the seeds.
+pub fn forget_next_audit_keys(data: &Path) -> anyhow::Result<()> {
+    Ok(std::fs::remove_file(data.join(NEXT_AUDIT_KEY))?)
+}
+
+/// 32 bytes that nobody can guess.
+pub fn random_key(randomness: &dyn Randomness) -> anyhow::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    randomness.fill(&mut key)?;
+    Ok(key)
+}
+
+fn show_keys(seeds: &[[u8; 32]]) -> String {
+    let lines: Vec<String> = seeds.iter().map(|seed| hexadecimal::show(seed)).collect();
+    lines.join("\n")
+}
+
+fn read_keys(path: &Path) -> anyhow::Result<Vec<[u8; 32]>> {
+    let text = read_secret(path)?;
+    let keys: Option<Vec<[u8; 32]>> = text.lines().map(parse_key).collect();
+    let shown = path.display();
+    keys.filter(|keys| !keys.is_empty()).with_context(|| {
+        format!("{shown} does not hold a key of 64 hexadecimal digits on each line; restore it from a backup")
+    })
+}
+
+fn parse_key(digits: &str) -> Option<[u8; 32]> {
+    hexadecimal::read(&digits.to_ascii_lowercase())?.try_into().ok()
 }
 
 /// The seed of the key that access tokens are signed with.
@@ -35,8 +89,7 @@ pub fn access_key(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u
 
 fn key(path: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u8; 32]> {
     let digits = secret(path, 32, randomness)?;
-    let bytes = hexadecimal::read(&digits.to_ascii_lowercase()).and_then(|bytes| bytes.try_into().ok());
-    bytes.with_context(|| format!("{} does not hold a key", path.display()))
+    parse_key(&digits).with_context(|| format!("{} does not hold a key", path.display()))
 }
 
 /// Copies the secrets of a data folder into another.
@@ -46,18 +99,33 @@ pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         std::fs::copy(from.join(name), to.join(name))?;
         std::fs::File::open(to.join(name))?.sync_all()?;
     }
+    // Whoever trusts the node's own certificate trusts the node that the copy becomes.
+    if from.join(OWN_TLS).is_dir() {
+        std::fs::create_dir_all(to.join(OWN_TLS))?;
+        for file in std::fs::read_dir(from.join(OWN_TLS))? {
+            let (file, target) = (file?.path(), to.join(OWN_TLS));
+            let target = target.join(file.file_name().unwrap_or_default());
+            std::fs::copy(&file, &target)?;
+            std::fs::File::open(&target)?.sync_all()?;
+        }
+    }
     std::fs::File::open(to)?.sync_all()
+}
+
+fn read_secret(path: &Path) -> anyhow::Result<String> {
+    let shown = path.display();
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        bail!("{shown} can be read by others (mode {mode:o}); run `chmod 600 {shown}`");
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("{shown} can't be read"))?;
+    Ok(text.trim().to_owned())
 }
 
 fn secret(path: &Path, bytes: usize, randomness: &dyn Randomness) -> anyhow::Result<String> {
     let shown = path.display();
     if path.exists() {
-        let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            bail!("{shown} can be read by others (mode {mode:o}); run `chmod 600 {shown}`");
-        }
-        let text = std::fs::read_to_string(path).with_context(|| format!("{shown} can't be read"))?;
-        let text = text.trim().to_owned();
+        let text = read_secret(path)?;
         if text.len() != bytes * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             bail!(
                 "{shown} does not hold {} hexadecimal digits; restore it from a backup, or remove it to get a new one",

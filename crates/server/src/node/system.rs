@@ -90,6 +90,8 @@ pub enum CommandKind {
     Swap,
     /// Changes the directory of people and keys.
     People,
+    /// Is a signed statement about the audit trail.
+    State,
 }
 
 impl CommandKind {
@@ -99,7 +101,12 @@ impl CommandKind {
             Self::Declare => "declare",
             Self::Swap => "swap",
             Self::People => "people",
+            Self::State => "state",
         }
+    }
+
+    fn of(text: &str) -> Option<Self> {
+        [Self::Declare, Self::Swap, Self::People, Self::State].into_iter().find(|kind| kind.text() == text)
     }
 }
 
@@ -123,19 +130,17 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
     Ok(Append { to: StreamPartition::new(StreamName::system(SYSTEM), 0), rows: batch })
 }
 
-/// The declarations of a batch of `_system`; commands about people are for [`super::people`].
+/// The commands of a batch of `_system`; those about people are for [`super::people`].
 pub fn commands(batch: &LogBatch) -> Vec<Command> {
     let kinds = batch.rows.column(0).as_string::<i32>();
     let texts = batch.rows.column(1).as_string::<i32>();
     let csvs = batch.rows.column(2).as_string::<i32>();
     (0..batch.rows.num_rows())
-        .filter(|row| kinds.value(*row) != CommandKind::People.text())
-        .map(|row| Command {
+        .filter_map(|row| Some((row, CommandKind::of(kinds.value(row))?)))
+        .filter(|(_, kind)| *kind != CommandKind::People)
+        .map(|(row, kind)| Command {
             csv: csvs.is_valid(row).then(|| csvs.value(row).to_owned()),
-            ..Command::new(
-                if kinds.value(row) == "swap" { CommandKind::Swap } else { CommandKind::Declare },
-                texts.value(row).to_owned(),
-            )
+            ..Command::new(kind, texts.value(row).to_owned())
         })
         .collect()
 }

@@ -1,11 +1,13 @@
 //! The log with the lake behind it: rows that the journal has let go are read from the lake.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition};
 use highwater_lake::LakeStream;
+use highwater_log::audit::AUDIT;
 use highwater_log::{AppendError, Commit, Growth, Journal, Log, LogBatch, ReadError, Receipt};
 use tokio::sync::watch;
 
@@ -16,14 +18,26 @@ pub type Lakes = Arc<RwLock<HashMap<StreamName, Arc<LakeStream>>>>;
 pub struct Tiered {
     journal: Arc<Journal>,
     lakes: Lakes,
+    /// The first entry of the audit trail that is not past its retention.
+    trail_start: Arc<AtomicU64>,
     /// Where the lake is read.
     runtime: tokio::runtime::Handle,
 }
 
 impl Tiered {
     /// Puts lakes behind a journal.
-    pub fn new(journal: Arc<Journal>, lakes: Lakes, runtime: tokio::runtime::Handle) -> Self {
-        Self { journal, lakes, runtime }
+    pub fn new(
+        journal: Arc<Journal>,
+        lakes: Lakes,
+        trail_start: Arc<AtomicU64>,
+        runtime: tokio::runtime::Handle,
+    ) -> Self {
+        Self { journal, lakes, trail_start, runtime }
+    }
+
+    /// Before it nothing is handed out, though segments and files may still hold some of it.
+    fn floor(&self, at: &StreamPartition) -> Offset {
+        if at.stream.as_str() == AUDIT { self.trail_start.load(Ordering::Acquire) } else { 0 }
     }
 
     fn cold(
@@ -64,6 +78,10 @@ impl Log for Tiered {
     }
 
     fn read(&self, at: &StreamPartition, from: Offset, max_rows: usize) -> Result<Vec<LogBatch>, ReadError> {
+        let floor = self.floor(at);
+        if from < floor {
+            return Err(ReadError::Retired { at: at.clone(), start: floor });
+        }
         match self.journal.read(at, from, max_rows) {
             Err(ReadError::Retired { start, .. }) => self.cold(at, from, max_rows, start),
             outcome => outcome,
@@ -71,7 +89,7 @@ impl Log for Tiered {
     }
 
     fn start(&self, at: &StreamPartition) -> Offset {
-        self.journal.start(at)
+        self.journal.start(at).max(self.floor(at))
     }
 
     fn end(&self, at: &StreamPartition) -> Offset {

@@ -4,25 +4,21 @@
 //! entries of their own: those that wait are gathered into one commit, and whoever waits for one goes on when
 //! it is durable.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
-use highwater_audit::{AuditError, AuditTree, SignedNote, Signer, Tree};
+use highwater_audit::{AuditError, AuditTree, Tree};
 use highwater_event::{Principal, hexadecimal};
 use highwater_log::audit::{self, Entry, Outcome};
 use highwater_log::{Append, AppendError, Commit, Log};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Node, rest, secrets};
+use super::{Node, statement};
 
 /// Entries that are appended together.
 const TOGETHER: usize = 1024;
 /// Entries that may wait.
 const WAITING: usize = 8192;
-/// File with the newest checkpoint.
-const CHECKPOINT: &str = "audit.checkpoint";
 
 /// An act whose entry goes into the commit of its effect.
 #[derive(Debug, Clone)]
@@ -115,29 +111,7 @@ impl Node {
 
     /// Starts the view that keeps the tree up.
     pub(super) fn start_tree(&self) {
-        self.driver.start(Box::new(AuditTree::new(self.write_back.store().clone())));
-    }
-
-    /// The checkpoint that was written last.
-    pub(super) fn last_checkpoint(&self) -> std::io::Result<Option<String>> {
-        match std::fs::read_to_string(self.options.data.join(CHECKPOINT)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Goes on from the checkpoint that was signed last, and from now on writes each beside the data.
-    pub(super) fn publish_checkpoints(self: &Arc<Self>) -> anyhow::Result<()> {
-        let path = self.options.data.join(CHECKPOINT);
-        let last = self.last_checkpoint().with_context(|| format!("{} can't be read", path.display()))?;
-        if let Some(text) = last {
-            let note = SignedNote::parse(&text).and_then(|note| self.tree.continue_from(note));
-            note.with_context(|| format!("{} is not the last checkpoint of this log", path.display()))?;
-        }
-        let publish = publish(Arc::downgrade(self));
-        super::lock(&self.background).push(self.machine.scheduler.spawn(publish));
-        Ok(())
+        self.driver.start(Box::new(AuditTree::new(self.write_back.store().clone(), self.log.clone())));
     }
 }
 
@@ -145,46 +119,8 @@ impl Node {
 pub(super) fn tree(
     store: Arc<dyn highwater_log::keyed::KeyedStore>,
     log_id: &[u8; 16],
-    seed: &[u8; 32],
+    seeds: &[[u8; 32]],
 ) -> Result<Tree, AuditError> {
     let origin = format!("highwater/{}", hexadecimal::show(log_id));
-    let signer = Signer::new(&origin, seed)?;
-    Ok(Tree::new(store, &origin, vec![signer]))
-}
-
-/// Signs the tree when it has grown, once a second at most.
-async fn publish(node: std::sync::Weak<Node>) {
-    let mut published: Option<SignedNote> = None;
-    let mut said = false;
-    while let Some(node) = rest(&node, |options| options.checkpoint_every).await {
-        let (tree, data) = (node.tree.clone(), node.options.data.clone());
-        let known = published.clone();
-        let signed = node.machine.scheduler.work(move || {
-            let note = tree.checkpoint()?;
-            if known.as_ref() != Some(&note) {
-                keep_checkpoint(&data, &note.to_string())
-                    .map_err(|error| AuditError::Missing(error.to_string()))?;
-            }
-            Ok::<_, AuditError>(note)
-        });
-        match signed.await {
-            Ok(Ok(note)) => {
-                said = false;
-                published = Some(note);
-            }
-            // While the tree is built anew it is behind what was signed.
-            Ok(Err(AuditError::Missing(detail))) => tracing::debug!(detail, "no checkpoint yet"),
-            Ok(Err(error)) if !said => {
-                said = true;
-                tracing::error!(%error, "the audit trail is not what was signed; nothing is signed any more");
-            }
-            Ok(Err(_)) => {}
-            Err(error) => tracing::error!(%error, "a checkpoint ended in a panic"),
-        }
-    }
-}
-
-/// Writes a checkpoint beside the data.
-pub(super) fn keep_checkpoint(data: &Path, note: &str) -> anyhow::Result<()> {
-    secrets::replace(&data.join(CHECKPOINT), note.as_bytes(), 0o644)
+    Ok(Tree::new(store, &origin, statement::signers(&origin, seeds)?))
 }
