@@ -1,5 +1,20 @@
 // Who looks at the page: whoever has signed in, by a cookie that scripts can't read, or the holder of a token, from
 // the link's fragment or asked for. A token is kept for the tab only and never put into a URL that is sent.
+// The link that a node's start prints signs in once.
+const claimed = (async () => {
+  const match = location.hash.match(/claim=([0-9a-f]{40})/);
+  if (!match) return;
+  history.replaceState(null, "", location.pathname);
+  sessionStorage.removeItem("token");
+  const answer = await post("/auth/claim", { claim: match[1] });
+  return answer.ok ? undefined : (await answer.json()).detail;
+})();
+
+function post(path, body) {
+  const headers = { "content-type": "application/json" };
+  return fetch(path, { method: "POST", headers, body: JSON.stringify(body) });
+}
+
 export function storedToken() {
   const match = location.hash.match(/token=([0-9a-f]{40})/);
   if (match) {
@@ -24,11 +39,7 @@ export async function call(path, options = {}) {
 
 // Signs in with name and password; what went wrong, or nothing.
 async function signIn(username, password) {
-  const response = await fetch("/login", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify({ username, password }),
-  });
+  const response = await post("/login", { username, password });
   return response.ok ? undefined : (await response.json()).detail;
 }
 
@@ -67,12 +78,14 @@ async function askWho(place, message) {
 
 // Calls `read`, asking who it is as often as nobody is known.
 export async function withToken(place, read) {
+  let wrong = await claimed;
   for (;;) {
     try {
       return await read();
     } catch (error) {
       if (error.message !== "sign in") throw error;
-      const message = storedToken() ? "That token is not valid." : undefined;
+      const message = wrong ?? (storedToken() ? "That token is not valid." : undefined);
+      wrong = undefined;
       sessionStorage.removeItem("token");
       await askWho(place, message);
     }

@@ -78,7 +78,14 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
             catalog.tables.len(),
             catalog.endpoints.len()
         );
-        eprintln!("\n  Open   {url}/    API {url}/docs    Metrics {url}/metrics");
+        let claim = node.offer_claim().context("no claim can be made")?;
+        match &claim {
+            Some(claim) => {
+                eprintln!("\n  Open   {url}/#claim={claim}    (signs you in once, 15 min)");
+                eprintln!("  API    {url}/docs    Metrics {url}/metrics");
+            }
+            None => eprintln!("\n  Open   {url}/    API {url}/docs    Metrics {url}/metrics"),
+        }
         eprintln!("  Token  {}", data.join("operator.token").display());
         eprintln!(
             "  Try    curl -H \"Authorization: Bearer $(cat {}/operator.token)\" {url}/api/v1/streams",

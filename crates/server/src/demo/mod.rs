@@ -96,7 +96,10 @@ pub async fn run(node: Arc<Node>, plan: Plan) -> anyhow::Result<()> {
         percent(shares.late)
     );
     let program = std::env::args().next().unwrap_or_else(|| "highwater".into());
-    eprintln!("\n  Open   {}/#token={}", plan.url, node.operator_token);
+    match node.offer_claim()? {
+        Some(claim) => eprintln!("\n  Open   {}/#claim={claim}    (signs you in once, 15 min)", plan.url),
+        None => eprintln!("\n  Open   {}/#token={}", plan.url, node.operator_token),
+    }
     eprintln!("  API    {url}/docs          Metrics  {url}/metrics", url = plan.url);
     eprintln!(
         "  Try    {program} sql \"SELECT location_country, sum(amount_usd) FROM transactions_processed GROUP BY 1\""

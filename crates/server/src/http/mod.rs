@@ -9,6 +9,7 @@ mod auth;
 mod bulk;
 mod call;
 pub mod certificate;
+mod claim;
 mod datalake;
 mod edge;
 mod endpoints;

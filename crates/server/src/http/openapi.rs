@@ -15,8 +15,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{RefOr, Required, Schema};
 
 use super::{
-    audit, datalake, events, health, keys, live, metrics, oidc, operate, people, replay, sign_in, socket,
-    sql, statements, streams, views,
+    audit, claim, datalake, events, health, keys, live, metrics, oidc, operate, people, replay, sign_in,
+    socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -51,6 +51,7 @@ use crate::node::Node;
         keys::remove,
         keys::toggle,
         keys::rotate,
+        claim::claim,
         audit::pages,
         audit::logs,
         audit::entry,

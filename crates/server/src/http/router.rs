@@ -15,8 +15,8 @@ use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    audit, datalake, endpoints, events, health, keys, live, metrics, oidc, openapi, operate, pages, people,
-    replay, sign_in, socket, sql, statements, streams, views,
+    audit, claim, datalake, endpoints, events, health, keys, live, metrics, oidc, openapi, operate, pages,
+    people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -90,6 +90,7 @@ fn open() -> Routes {
         .post("/api-token-auth", Need::Open("sign_in"), sign_in::token)
         .post("/login", Need::Open("sign_in"), sign_in::login)
         .post("/auth/refresh", Need::Open("sign_in"), sign_in::refresh)
+        .post("/auth/claim", Need::Open("sign_in"), claim::claim)
         .get("/auth/providers", Need::Nothing, oidc::providers)
         .get("/auth/oidc", Need::Open("sign_in"), oidc::begin)
         .get("/auth/google", Need::Open("sign_in"), oidc::begin_google)

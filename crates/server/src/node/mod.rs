@@ -62,7 +62,7 @@ pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
 pub use live::{Update, follow};
-pub use people::{ChangeError, FORBIDDEN, Known, People, ProviderOptions, needs};
+pub use people::{ChangeError, FIRST_ADMINISTRATOR, FORBIDDEN, Known, People, ProviderOptions, needs};
 pub use publish::{Destination, PublishOptions};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
 pub use secrets::{replace, replace_secret};

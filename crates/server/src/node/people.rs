@@ -8,10 +8,11 @@ use std::time::Duration;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
 use highwater_auth::access::is_access_token;
-use highwater_auth::credential::{KEY_PREFIX, same};
+use highwater_auth::credential::{KEY_PREFIX, digest, new_token, same};
 use highwater_auth::directory::{Applied, Refused};
 use highwater_auth::oidc::{Provider, SignInError};
 use highwater_auth::{AccessTokens, Asked, Credentials, Directory, Identity, Policies, Rejected, Window};
+use highwater_event::identity::HOME;
 use highwater_log::{AppendError, Commit, LogBatch};
 use highwater_sql::SqlError;
 
@@ -43,7 +44,14 @@ pub struct People {
     pub provider: Option<(Provider, ProviderOptions)>,
     /// When each key was last used: for lists, gone with the process.
     used: Mutex<HashMap<Arc<str>, i64>>,
+    /// The hash of what lets somebody in once, and until when: microseconds UTC.
+    claim: Mutex<Option<(String, i64)>>,
 }
+
+/// The administrator that a claim signs in.
+pub const FIRST_ADMINISTRATOR: &str = "admin";
+/// How long a claim counts, microseconds.
+const CLAIM_LIFE: i64 = 15 * 60 * 1_000_000;
 
 /// Microseconds of the window of a limit.
 const MINUTE: i64 = 60_000_000;
@@ -98,6 +106,7 @@ impl People {
             access,
             provider,
             used: Mutex::default(),
+            claim: Mutex::default(),
         })
     }
 
@@ -179,6 +188,39 @@ impl Node {
             return Ok(Known { identity, credential: format!("session:{}", claims.sid).into() });
         }
         Ok(Known { identity: directory.identify_token(credential, now)?, credential: "token".into() })
+    }
+
+    /// What lets somebody in once as the first administrator; `None` when an administrator can sign in.
+    pub fn offer_claim(&self) -> anyhow::Result<Option<String>> {
+        let administered = self.people.directory().users().any(|user| {
+            let signs_in = user.password.is_some() || user.name.as_ref() != FIRST_ADMINISTRATOR;
+            user.roles.contains_key("admin") && signs_in
+        });
+        // Who was turned off, or lost the role, is not brought back by a start.
+        let first = self
+            .people
+            .directory()
+            .user(FIRST_ADMINISTRATOR)
+            .map(|user| user.active && user.tenant.as_ref() == HOME && user.roles.contains_key("admin"));
+        if administered || first == Some(false) {
+            return Ok(None);
+        }
+        let claim = new_token(self.machine.randomness.as_ref())?;
+        *lock(&self.people.claim) = Some((digest(&claim), self.machine.clock.now_micros() + CLAIM_LIFE));
+        Ok(Some(claim))
+    }
+
+    /// Whether a claim counts; it does so once.
+    pub fn take_claim(&self, claim: &str) -> bool {
+        let mut offered = lock(&self.people.claim);
+        let now = self.machine.clock.now_micros();
+        let fits = offered
+            .as_ref()
+            .is_some_and(|(hash, until)| same(hash.as_bytes(), digest(claim).as_bytes()) && *until > now);
+        if fits {
+            *offered = None;
+        }
+        fits
     }
 
     /// Whether somebody is who they were when they were identified: signed in, active, with the same roles and
