@@ -53,10 +53,17 @@ func open(signed []byte, verifiers note.Verifiers) tlog.Tree {
 // commitment computes the data of a leaf from a line of the export.
 func commitment(line []byte) []byte {
 	var entry struct {
-		Entry json.RawMessage
-		Salt  string
+		Entry      json.RawMessage
+		Salt       string
+		Commitment string
 	}
 	check(json.Unmarshal(line, &entry))
+	if entry.Commitment != "" {
+		// The entry is past its retention.
+		kept, err := hex.DecodeString(entry.Commitment)
+		check(err)
+		return kept
+	}
 	salt, err := hex.DecodeString(entry.Salt)
 	check(err)
 	hash := sha256.New()
@@ -97,9 +104,13 @@ func main() {
 		check(fmt.Errorf("usage: go run . EXPORT-FOLDER NODE-URL"))
 	}
 	folder, url := os.Args[1], os.Args[2]
-	verifier, err := note.NewVerifier(strings.TrimSpace(string(read(folder, "keys"))))
-	check(err)
-	verifiers := note.VerifierList(verifier)
+	var known []note.Verifier
+	for _, key := range strings.Fields(string(read(folder, "keys"))) {
+		verifier, err := note.NewVerifier(key)
+		check(err)
+		known = append(known, verifier)
+	}
+	verifiers := note.VerifierList(known...)
 	tree := open(read(folder, "checkpoint"), verifiers)
 
 	// Every entry of the export leads to the signed root.
