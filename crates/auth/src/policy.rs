@@ -273,10 +273,16 @@ impl Policies {
         let errors: Vec<String> = response.diagnostics().errors().map(ToString::to_string).collect();
         // A rule that can't be evaluated might have been one that forbids.
         let allowed = response.decision() == cedar_policy::Decision::Allow && errors.is_empty();
-        let mut reasons: Vec<String> = response.diagnostics().reason().map(ToString::to_string).collect();
+        let mut reasons: Vec<String> = response.diagnostics().reason().map(name_of).collect();
         reasons.sort();
         Decision { allowed, reasons, errors }
     }
+}
+
+/// The id of a rule as it was written.
+fn name_of(id: &cedar_policy::PolicyId) -> String {
+    let name: &str = id.as_ref();
+    name.to_owned()
 }
 
 /// A rule that names a user or a client would never hold: nobody is known by name here.

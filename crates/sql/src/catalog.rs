@@ -351,7 +351,9 @@ impl Catalog {
                 Planned::Endpoint(Arc::new(endpoint))
             }
             Statement::CreateRule { name, relation, rule } => {
-                adhoc::check_rule(engine, self, &relation, &rule)?;
+                if let Some(relation) = &relation {
+                    adhoc::check_rule(engine, self, relation, &rule)?;
+                }
                 Planned::Rule(Arc::new(RuleEntry { name, relation, rule, text }))
             }
             Statement::AlterStream { .. }
@@ -479,7 +481,7 @@ impl Catalog {
         let rules = self
             .rules
             .values()
-            .filter(|entry| entry.relation == *name)
+            .filter(|entry| entry.relation.as_ref() == Some(name))
             .map(|entry| format!("rule \"{}\"", entry.name));
         streams.chain(tables).chain(endpoints).chain(rules).collect()
     }
@@ -831,7 +833,7 @@ pub fn read_by(statement: &Statement) -> BTreeSet<StreamName> {
         Statement::CreateStreamAs { query, .. }
         | Statement::CreateTableAs { query, .. }
         | Statement::CreateEndpoint { query, .. } => names_read(query),
-        Statement::CreateRule { relation, .. } => BTreeSet::from([relation.clone()]),
+        Statement::CreateRule { relation, .. } => relation.iter().cloned().collect(),
         _ => BTreeSet::new(),
     }
 }

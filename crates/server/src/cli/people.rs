@@ -10,6 +10,7 @@ use highwater_auth::policy::{BUILT_IN, ROLES};
 use highwater_auth::{Command, Policies};
 use highwater_event::SystemRandomness;
 use highwater_event::identity::HOME;
+use highwater_sql::dialect::{Rule, Statement, parse_script};
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, LISTENING, Saved, default_folder, listening, saved_token, with_scheme};
@@ -186,7 +187,7 @@ pub enum KeyCommand {
 pub enum PolicyCommand {
     /// The policies that every node has.
     Show,
-    /// Check policies of packs: Cedar files, or folders of them.
+    /// Check policies of packs: files of SQL with CREATE POLICY, Cedar files, or folders of them.
     Check {
         /// Files or folders.
         files: Vec<PathBuf>,
@@ -387,22 +388,35 @@ pub fn key(command: KeyCommand) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Cedar files, by their names.
-fn cedar_files(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
+/// Policies by their names: Cedar files, and what files of SQL declare.
+fn policies_in(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
     let mut found = Vec::new();
     for path in paths {
         if path.is_dir() {
             let mut inside = std::fs::read_dir(path)?.collect::<Result<Vec<_>, _>>()?;
             inside.sort_by_key(std::fs::DirEntry::path);
             let files = inside.iter().map(std::fs::DirEntry::path);
-            let files: Vec<PathBuf> =
-                files.filter(|file| file.extension().is_some_and(|end| end == "cedar")).collect();
-            found.extend(cedar_files(&files)?);
+            let files: Vec<PathBuf> = files
+                .filter(|file| file.extension().is_some_and(|end| end == "cedar" || end == "sql"))
+                .collect();
+            found.extend(policies_in(&files)?);
         } else {
             let text = std::fs::read_to_string(path).map_err(|error| {
                 Failure::new("no_policy", format!("{} can't be read: {error}", path.display())).exit(2)
             })?;
-            found.push((path.display().to_string(), text));
+            if path.extension().is_none_or(|end| end != "sql") {
+                found.push((path.display().to_string(), text));
+                continue;
+            }
+            let declared = parse_script(&text).map_err(|error| {
+                Failure::new(error.code, format!("{}: {}", path.display(), error.render(&text))).exit(2)
+            })?;
+            found.extend(declared.into_iter().filter_map(|declared| match declared.statement {
+                Statement::CreateRule { name, rule: Rule::Policy { text }, .. } => {
+                    Some((name.to_string(), text))
+                }
+                _ => None,
+            }));
         }
     }
     Ok(found)
@@ -416,7 +430,7 @@ pub fn policy(command: PolicyCommand) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         PolicyCommand::Check { files } => {
-            let packs = cedar_files(&files)?;
+            let packs = policies_in(&files)?;
             Policies::new(&packs).map_err(|error| Failure::new("invalid_policy", error.to_string()))?;
             eprintln!("the policies are fine: those of every node, and {} of packs", packs.len());
             Ok(ExitCode::SUCCESS)

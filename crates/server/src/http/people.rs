@@ -41,7 +41,7 @@ pub fn known_permission(node: &Node, permission: &str) -> Result<(), Problem> {
     let declared = catalog.endpoints.values().map(|endpoint| endpoint.permission.as_str());
     let revealing = catalog.rules.values().filter_map(|entry| match &entry.rule {
         Rule::ColumnMask { unless, .. } => unless.as_deref(),
-        Rule::RowFilter { .. } => None,
+        Rule::RowFilter { .. } | Rule::Policy { .. } => None,
     });
     let known = ACTIONS.iter().chain(&APPLICATION_PERMISSIONS).copied();
     let known: Vec<&str> = known.chain(declared).chain(revealing).collect();
@@ -322,7 +322,7 @@ pub async fn explain(
     };
     let shared = StreamName::new(name).is_ok_and(|name| is_shared(&node.catalog(), &name));
     let asked = Asked::on(&permission, kind, name).shared(shared);
-    let decision = node.people.policies.decide(&identity, asked);
+    let decision = node.people.policies().decide(&identity, asked);
     let mut answer = Map::new();
     answer.insert("allowed".into(), decision.allowed.into());
     answer.insert("reasons".into(), json!(decision.reasons));

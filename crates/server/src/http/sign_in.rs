@@ -373,7 +373,7 @@ pub async fn details(State(node): State<Arc<Node>>, Extension(call): Extension<A
         Some(user) => (user.email.clone(), Some(time::show_micros(user.created.at))),
         None => (None, None),
     };
-    let permissions = allowed_permissions(&node.people.policies, identity);
+    let permissions = allowed_permissions(&node.people.policies(), identity);
     let details: Value = json!({
         "name": identity.principal.name.as_ref(),
         "email": email,

@@ -7,11 +7,14 @@ use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, anyhow};
 use highwater_audit::SignedNote;
+use highwater_auth::Policies;
+use highwater_auth::policy::InvalidPolicy;
 use highwater_event::{Principal, StreamName, StreamPartition};
 use highwater_ingest::{Submission, infer};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::{AppendError, Commit};
 use highwater_sql::catalog::Planned;
+use highwater_sql::dialect::Rule;
 use highwater_sql::stream::Step;
 use highwater_sql::{Catalog, SqlError, Statement, parse_script};
 use serde::Serialize;
@@ -70,6 +73,20 @@ pub enum DeclareError {
     Start(String),
 }
 
+/// The policies that were declared: name and text.
+fn written(catalog: &Catalog) -> impl Iterator<Item = (&StreamName, &str)> {
+    catalog.rules.iter().filter_map(|(name, entry)| match &entry.rule {
+        Rule::Policy { text } => Some((name, text.as_str())),
+        Rule::RowFilter { .. } | Rule::ColumnMask { .. } => None,
+    })
+}
+
+/// Those that every node has, and those that were declared.
+fn policies_of(catalog: &Catalog) -> Result<Policies, InvalidPolicy> {
+    let declared = written(catalog).map(|(name, text)| (name.to_string(), text.to_owned()));
+    Policies::new(&declared.collect::<Vec<_>>())
+}
+
 impl Node {
     pub(super) async fn declare_builtin(self: &Arc<Self>) -> anyhow::Result<()> {
         let mut catalog = Catalog::default();
@@ -86,7 +103,7 @@ impl Node {
             catalog.add_builtin(schema);
         }
         let streams: Vec<_> = catalog.streams.values().cloned().collect();
-        self.put_catalog(catalog);
+        self.put_catalog(catalog, None);
         for entry in streams {
             self.start_stream(&entry, Place::Current).await?;
         }
@@ -94,7 +111,11 @@ impl Node {
         Ok(())
     }
 
-    fn put_catalog(&self, catalog: Catalog) {
+    fn put_catalog(&self, catalog: Catalog, policies: Option<Policies>) {
+        // Before what they are about is there for anybody.
+        if let Some(policies) = policies {
+            self.people.govern(policies);
+        }
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
     }
 
@@ -121,7 +142,9 @@ impl Node {
         }
         statement::finish_key_change(&self.options.data, &self.tree)?;
         self.trail_start.store(self.tree.pruned(), Ordering::Release);
-        self.put_catalog(catalog.clone());
+        // Without a policy that forbids something it would be allowed: there is no start without all of them.
+        let policies = policies_of(&catalog).map_err(|error| anyhow!(error.to_string()))?;
+        self.put_catalog(catalog.clone(), Some(policies));
         // All lakes first: views may have to read old rows from them.
         for (name, entry) in &catalog.streams {
             if !builtin.streams.contains_key(name) && entry.schema.options.lake {
@@ -214,7 +237,7 @@ impl Node {
         self.log.append(Commit { appends: vec![append, leaf.append()?], ..Commit::default() }).await?;
         let mut catalog = before.as_ref().clone();
         catalog.insert(&self.engine, swapped.clone());
-        self.put_catalog(catalog);
+        self.put_catalog(catalog, None);
         self.start(&before, &swapped).await
     }
 
@@ -240,15 +263,24 @@ impl Node {
     ) -> Result<Vec<Outcome>, DeclareError> {
         let _one_at_a_time = self.declaring.lock().await;
         let before = self.catalog();
-        let checked = self.check(&before, script).await;
-        let (catalog, planned, outcomes, commands) = match checked {
+        let checked = self.check(&before, script).await.and_then(|checked| {
+            let governed = written(&before).ne(written(&checked.0));
+            let policies = governed.then(|| policies_of(&checked.0)).transpose();
+            let wrong = |error: InvalidPolicy| DeclareError::Sql {
+                error: SqlError::new("invalid_policy", error.to_string())
+                    .hint("`highwater policy show` prints the policies that every node has, and what they may speak of"),
+                script: script.text.clone(),
+            };
+            Ok((checked, policies.map_err(wrong)?))
+        });
+        let ((catalog, planned, outcomes, commands), policies) = match checked {
             Ok(checked) if !dry_run => checked,
             other => {
                 // Checking put new versions of reference tables in place; take them back.
                 for entry in before.references.values() {
                     self.engine.references().put(entry.table.clone());
                 }
-                return other.map(|(_, _, outcomes, _)| outcomes);
+                return other.map(|((_, _, outcomes, _), _)| outcomes);
             }
         };
         if commands.is_empty() {
@@ -260,7 +292,7 @@ impl Node {
         leaf.entry.seen = serde_json::to_string(&outcomes).ok();
         self.log.append(Commit { appends: vec![append, leaf.append()?], ..Commit::default() }).await?;
         leaf.settle();
-        self.put_catalog(catalog);
+        self.put_catalog(catalog, policies);
         // They are in the log: one that can't be started must not keep the others from it.
         let mut failed = None;
         for (before, planned) in &planned {
@@ -298,7 +330,7 @@ impl Node {
             };
             let known = match kind {
                 "endpoint" => catalog.endpoints.contains_key(&name),
-                "row filter" | "column mask" => {
+                "row filter" | "column mask" | "policy" => {
                     StreamName::new(&name).is_ok_and(|name| catalog.rules.contains_key(&name))
                 }
                 _ => StreamName::new(&name).is_ok_and(|name| catalog.references.contains_key(&name)),

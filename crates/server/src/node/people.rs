@@ -37,7 +37,7 @@ pub struct ProviderOptions {
 pub struct People {
     directory: std::sync::RwLock<Directory>,
     /// What is allowed.
-    pub policies: Policies,
+    policies: std::sync::RwLock<Arc<Policies>>,
     /// Signs and reads access tokens.
     pub access: AccessTokens,
     /// Where people sign in beside here.
@@ -102,12 +102,22 @@ impl People {
         };
         Ok(Self {
             directory: std::sync::RwLock::default(),
-            policies,
+            policies: std::sync::RwLock::new(Arc::new(policies)),
             access,
             provider,
             used: Mutex::default(),
             claim: Mutex::default(),
         })
+    }
+
+    /// The policies in force.
+    pub fn policies(&self) -> Arc<Policies> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts others in force; nothing that was decided before is remembered.
+    pub(super) fn govern(&self, policies: Policies) {
+        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
     }
 
     /// The directory as it stands.
@@ -242,7 +252,7 @@ impl Node {
 
     /// Whether somebody may do something.
     pub fn allows(&self, identity: &Identity, asked: Asked<'_>) -> bool {
-        self.people.policies.allows(identity, asked)
+        self.people.policies().allows(identity, asked)
     }
 
     /// Time as limits know it: it never goes back, and there is an hour of it before the start.

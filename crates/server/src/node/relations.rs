@@ -15,7 +15,7 @@ use highwater_lake::{LakeFiles, Moment};
 use highwater_log::audit::AUDIT;
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, table_relation};
-use highwater_sql::dialect::{Asker, Rule, Statement, of_tenant, parse_script};
+use highwater_sql::dialect::{Asker, Kind, Rule, Statement, of_tenant, parse_script};
 use highwater_sql::stream::table::Extent;
 use highwater_sql::{Catalog, Engine, SqlError};
 
@@ -143,9 +143,10 @@ pub fn is_shared(catalog: &Catalog, name: &StreamName) -> bool {
     let by_column = catalog.streams.get(name).is_some_and(|entry| entry.schema.options.tenant.is_some());
     let by_rule = |rule: &Rule| match rule {
         Rule::RowFilter { using } => using.to_string().to_ascii_lowercase().contains("session_tenant("),
-        Rule::ColumnMask { .. } => false,
+        Rule::ColumnMask { .. } | Rule::Policy { .. } => false,
     };
-    by_column || catalog.rules.values().any(|entry| entry.relation == *name && by_rule(&entry.rule))
+    let rules = catalog.rules.values().filter(|entry| entry.relation.as_ref() == Some(name));
+    by_column || rules.into_iter().any(|entry| by_rule(&entry.rule))
 }
 
 impl Node {
@@ -155,6 +156,16 @@ impl Node {
         let catalog = self.catalog();
         for declared in parse_script(text)? {
             let statement = &declared.statement;
+            // Whoever could write policies could give themselves everything, and without a rule more is seen.
+            let governs = match statement {
+                Statement::CreateRule { rule: Rule::Policy { .. }, .. }
+                | Statement::Drop { kind: Kind::Rule, .. } => true,
+                Statement::CreateRule { .. } => declared.replace,
+                _ => false,
+            };
+            if governs {
+                self.authorize(identity, Asked::node("manage_permissions"))?;
+            }
             let derives =
                 !matches!(statement, Statement::CreateRule { .. } | Statement::CreateEndpoint { .. });
             for name in highwater_sql::catalog::read_by(statement) {
@@ -191,10 +202,10 @@ impl Node {
             let tenant = tenant.filter(|_| !planted::bug("no_tenant_predicate"));
             lens.filters.extend(tenant.map(|column| of_tenant(column, &principal.tenant)));
         }
-        for entry in catalog.rules.values().filter(|entry| entry.relation == *name) {
+        for entry in catalog.rules.values().filter(|entry| entry.relation.as_ref() == Some(name)) {
             match &entry.rule {
                 Rule::RowFilter { using } if !principal.everywhere => lens.filters.push(asker.of(using)),
-                Rule::RowFilter { .. } => {}
+                Rule::RowFilter { .. } | Rule::Policy { .. } => {}
                 Rule::ColumnMask { column, using, unless } => {
                     let asked = |permission| Asked::on(permission, kind, name.as_str()).shared(shared);
                     if !unless.as_deref().is_some_and(|permission| self.allows(identity, asked(permission))) {

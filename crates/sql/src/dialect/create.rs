@@ -63,8 +63,12 @@ impl Words {
         } else if self.take("COLUMN") {
             self.expect("MASK")?;
             Kind::Rule
+        } else if self.take("POLICY") {
+            Kind::Rule
         } else {
-            return Err(self.expected("STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER or COLUMN MASK"));
+            return Err(
+                self.expected("STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER, COLUMN MASK or POLICY")
+            );
         };
         let if_exists = self.take("IF");
         if if_exists {

@@ -162,11 +162,13 @@ fn statement(tokens: Vec<TokenWithSpan>) -> Result<(Statement, bool), SqlError> 
         words.create_row_filter()
     } else if words.take("COLUMN") {
         words.create_column_mask()
+    } else if words.take("POLICY") {
+        words.create_policy()
     } else {
         let token = words.parser.peek_token();
         Err(SqlError::unsupported(format!("CREATE {token} is not supported"))
             .at(token.span)
-            .hint("supported: CREATE [OR REPLACE] STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER, COLUMN MASK"))
+            .hint("supported: CREATE [OR REPLACE] STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER, COLUMN MASK, POLICY"))
     };
     Ok((statement?, replace))
 }

@@ -1,4 +1,4 @@
-//! ROW FILTER and COLUMN MASK: what readers see of a relation.
+//! ROW FILTER and COLUMN MASK: what readers see of a relation. POLICY: who may do what.
 
 use std::ops::ControlFlow;
 
@@ -21,7 +21,7 @@ impl Words {
         self.expect("USING")?;
         let using = Box::new(self.inner(Parser::parse_expr)?);
         self.end()?;
-        Ok(Statement::CreateRule { name, relation, rule: Rule::RowFilter { using } })
+        Ok(Statement::CreateRule { name, relation: Some(relation), rule: Rule::RowFilter { using } })
     }
 
     /// `COLUMN MASK name ON relation (column) USING expression [UNLESS PERMITTED permission]`, after CREATE.
@@ -42,7 +42,27 @@ impl Words {
             None
         };
         self.end()?;
-        Ok(Statement::CreateRule { name, relation, rule: Rule::ColumnMask { column, using, unless } })
+        let rule = Rule::ColumnMask { column, using, unless };
+        Ok(Statement::CreateRule { name, relation: Some(relation), rule })
+    }
+
+    /// `POLICY name AS $$ Cedar $$`, after CREATE.
+    pub(super) fn create_policy(&mut self) -> Result<Statement, SqlError> {
+        let name = self.name()?;
+        self.expect("AS")?;
+        let token = self.parser.next_token();
+        let text = match token.token {
+            Token::DollarQuotedString(quoted) => quoted.value,
+            Token::SingleQuotedString(text) => text,
+            other => {
+                let detail = format!("a policy is a text, not {other}");
+                return Err(SqlError::new("invalid_sql", detail)
+                    .at(token.span)
+                    .hint("write it between $$ and $$: AS $$ permit (principal in Role::\"DataAnalyst\", action, resource) … $$"));
+            }
+        };
+        self.end()?;
+        Ok(Statement::CreateRule { name, relation: None, rule: Rule::Policy { text } })
     }
 }
 
@@ -85,6 +105,7 @@ pub(super) fn kind(rule: &Rule) -> &'static str {
     match rule {
         Rule::RowFilter { .. } => "row filter",
         Rule::ColumnMask { .. } => "column mask",
+        Rule::Policy { .. } => "policy",
     }
 }
 
@@ -98,8 +119,8 @@ pub fn of_tenant(column: &str, tenant: &str) -> String {
 pub struct RuleEntry {
     /// Its name.
     pub name: StreamName,
-    /// What it is about.
-    pub relation: StreamName,
+    /// What it is about; none of a policy.
+    pub relation: Option<StreamName>,
     /// What it does.
     pub rule: Rule,
     /// The statement.

@@ -74,12 +74,12 @@ pub enum Statement {
         /// The query.
         query: Box<Query>,
     },
-    /// CREATE ROW FILTER or CREATE COLUMN MASK: what readers see of a relation.
+    /// CREATE ROW FILTER or CREATE COLUMN MASK: what readers see of a relation. CREATE POLICY: who may do what.
     CreateRule {
         /// Its name.
         name: StreamName,
-        /// The stream or table.
-        relation: StreamName,
+        /// The stream or table; none of a policy.
+        relation: Option<StreamName>,
         /// What it does.
         rule: Rule,
     },
@@ -122,7 +122,7 @@ pub enum Kind {
     ReferenceTable,
     /// An endpoint.
     Endpoint,
-    /// A row filter or a column mask.
+    /// A row filter, a column mask or a policy.
     Rule,
 }
 
@@ -139,7 +139,7 @@ impl Kind {
     }
 }
 
-/// What readers see.
+/// What readers see, and who may do what.
 #[derive(Debug, Clone)]
 pub enum Rule {
     /// Rows for which a condition holds.
@@ -155,6 +155,11 @@ pub enum Rule {
         using: Box<Expr>,
         /// Who has this permission sees the column as it is.
         unless: Option<String>,
+    },
+    /// Rules beside those that every node has.
+    Policy {
+        /// Cedar.
+        text: String,
     },
 }
 
