@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use axum::http::{HeaderValue, Uri};
 use clap::ValueEnum;
 use highwater_audit::Witness;
 use highwater_auth::oidc::{self, GOOGLE, Provider};
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 
 use super::{ConfigCommand, Failure, ServeArgs, output};
 use crate::http::certificate::{Mode, Tls};
+use crate::http::{AccessLog, CallOptions};
 use crate::node::{Destination, NodeOptions, ProviderOptions, PublishOptions};
 
 /// A setting: its key, its default, and what it is.
@@ -30,7 +32,7 @@ struct Known {
 /// The one setting that is shown to nobody.
 const SECRET: &str = "oidc.client_secret";
 
-const KNOWN: [Known; 30] = [
+const KNOWN: [Known; 32] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -135,6 +137,16 @@ const KNOWN: [Known; 30] = [
         key: "tls.names",
         default: "",
         about: "names that a certificate of the node's own has beside those of this machine, with commas between them",
+    },
+    Known {
+        key: "http.cors",
+        default: "",
+        about: "other sites whose pages may call with a token, such as https://app.example, with commas between them",
+    },
+    Known {
+        key: "http.access_log",
+        default: "",
+        about: "file that gets a line of JSON for each call, or - for standard error",
     },
     Known {
         key: "http.trusted_proxies",
@@ -358,6 +370,34 @@ impl Settings {
             .collect()
     }
 
+    /// Sites as browsers name them: scheme, host, perhaps a port, and nothing behind it.
+    fn origins(&self, key: &str) -> Result<Vec<HeaderValue>, Failure> {
+        let wrong = || Self::wrong(self.get(key), "a list of sites like https://app.example");
+        let read = |text: &String| {
+            let uri: Uri = text.parse().map_err(|_| wrong())?;
+            let plain = uri.scheme().is_some() && uri.path() == "/" && !text.ends_with('/');
+            if !plain || uri.query().is_some() {
+                return Err(wrong());
+            }
+            HeaderValue::from_str(&text.to_ascii_lowercase()).map_err(|_| wrong())
+        };
+        self.list(key).iter().map(read).collect()
+    }
+
+    /// What is done around calls.
+    pub fn calls(&self) -> Result<CallOptions, Failure> {
+        let setting = self.get("http.access_log");
+        let file = Some(setting.value.trim()).filter(|file| !file.is_empty());
+        let access_log = file.map(|file| {
+            AccessLog::open(Path::new(file)).map_err(|error| {
+                Failure::new("access_log", format!("{file} ({}) can't be written: {error}", setting.source))
+                    .exit(2)
+                    .hint("http.access_log names a file, or - for standard error")
+            })
+        });
+        Ok(CallOptions { access_log: access_log.transpose()?, cors: self.origins("http.cors")? })
+    }
+
     fn list(&self, key: &str) -> Vec<String> {
         let parts = self.get(key).value.split(',').map(str::trim);
         parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -483,6 +523,7 @@ pub fn config(command: ConfigCommand) -> Result<ExitCode, Failure> {
             settings.node()?;
             settings.listen()?;
             settings.tls()?;
+            settings.calls()?;
             eprintln!("the settings are fine");
         }
     }

@@ -18,9 +18,9 @@ use super::client::LISTENING;
 use super::config::Settings;
 use super::{DemoArgs, Failure, ServeArgs};
 use crate::demo;
-use crate::http;
 use crate::http::certificate::{Certificate, Tls};
 use crate::http::listen;
+use crate::http::{self, CallOptions};
 use crate::node::{DeclareError, Node, NodeOptions};
 
 fn start_logging() {
@@ -63,7 +63,7 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
     let runtimes = Runtimes::new()?;
     let settings = Settings::of_serve(&arguments)?;
     let (options, data) = (settings.node()?, settings.data());
-    let door = DoorPlan { listen: settings.listen()?, tls: settings.tls()? };
+    let door = DoorPlan { listen: settings.listen()?, tls: settings.tls()?, calls: settings.calls()? };
     let packs = settings.packs().iter().map(|pack| read_pack(pack)).collect::<anyhow::Result<Vec<_>>>()?;
     let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
@@ -103,7 +103,7 @@ pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
     let runtimes = Runtimes::new()?;
     let handles = (runtimes.views.handle().clone(), runtimes.queries.handle().clone());
     runtimes.calls.block_on(async {
-        let door = DoorPlan { listen: arguments.listen, tls: Tls::default() };
+        let door = DoorPlan { listen: arguments.listen, tls: Tls::default(), calls: CallOptions::default() };
         let (node, opened) = open(NodeOptions::at(&arguments.data), handles, door).await?;
         let url = opened.url.clone();
         if let Some(certificate) = &opened.certificate {
@@ -137,6 +137,7 @@ pub fn demo(arguments: DemoArgs) -> Result<ExitCode, Failure> {
 struct DoorPlan {
     listen: SocketAddr,
     tls: Tls,
+    calls: CallOptions,
 }
 
 /// Where it is.
@@ -145,12 +146,13 @@ struct OpenDoor {
     url: String,
     listener: TcpListener,
     certificate: Option<Arc<Certificate>>,
+    calls: CallOptions,
 }
 
 async fn open(
     options: NodeOptions,
     (views, queries): (tokio::runtime::Handle, tokio::runtime::Handle),
-    DoorPlan { listen, tls }: DoorPlan,
+    DoorPlan { listen, tls, calls }: DoorPlan,
 ) -> Result<(Arc<Node>, OpenDoor), Failure> {
     http::install_metrics()?;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
@@ -177,7 +179,7 @@ async fn open(
     }
     let url = format!("{}://{address}", if certificate.is_some() { "https" } else { "http" });
     std::fs::write(data.join(LISTENING), serde_json::json!({"url": url}).to_string())?;
-    Ok((node, OpenDoor { url, listener, certificate }))
+    Ok((node, OpenDoor { url, listener, certificate, calls }))
 }
 
 /// Says under which certificate callers find the node.
@@ -208,7 +210,7 @@ pub async fn declare(node: &Arc<Node>, packs: &[Pack]) -> Result<(), Failure> {
 
 /// Answers calls. A node that can't is of no use to anybody: it is stopped.
 async fn answer(node: Arc<Node>, door: OpenDoor) {
-    let serving = listen::serve(node.clone(), door.listener, door.certificate);
+    let serving = listen::serve(node.clone(), door.listener, door.certificate, door.calls);
     let ended = match AssertUnwindSafe(serving).catch_unwind().await {
         Ok(Ok(())) => "the listener has ended".to_owned(),
         Ok(Err(error)) => error.to_string(),

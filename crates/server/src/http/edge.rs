@@ -24,6 +24,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::access_log::AccessLog;
 use super::auth::{self, Shown};
 use super::call::{Arrival, Call};
 use super::problem::{Problem, ProblemBody};
@@ -45,6 +46,7 @@ const ARRIVAL: Duration = Duration::from_secs(30);
 pub struct Around {
     pub node: Arc<Node>,
     pub needs: Arc<Needs>,
+    pub access_log: Option<Arc<AccessLog>>,
 }
 
 /// A call that is let in, or the answer that it gets instead; the call is there for its entry either way.
@@ -57,7 +59,7 @@ struct Admitted {
 /// Answers a call.
 pub async fn answer(State(around): State<Around>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let Around { node, needs } = &around;
+    let Around { node, needs, access_log } = &around;
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
@@ -104,6 +106,10 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
         }
     }
     metrics::observe(&method, route.as_ref(), response.status(), started.elapsed());
+    if let Some(log) = access_log {
+        let at = node.machine.clock.now_micros();
+        log.answered(&call, at, &method, uri.path(), response.status(), started.elapsed());
+    }
     call.show_limit(node, &mut response);
     if let Some(ProblemBody(mut body)) = response.extensions_mut().remove::<ProblemBody>() {
         body.insert("request_id".into(), id.to_str().unwrap_or_default().into());

@@ -18,7 +18,7 @@ use tower::Layer;
 use tower::util::MapRequestLayer;
 
 use super::certificate::{self, Certificate};
-use super::{Peer, app, trim_slash};
+use super::{CallOptions, Peer, app, trim_slash};
 use crate::node::Node;
 use crate::outgoing;
 
@@ -39,8 +39,9 @@ pub async fn serve(
     node: Arc<Node>,
     listener: TcpListener,
     certificate: Option<Arc<Certificate>>,
+    options: CallOptions,
 ) -> std::io::Result<()> {
-    let app = MapRequestLayer::new(trim_slash).layer(app(node));
+    let app = MapRequestLayer::new(trim_slash).layer(app(node, options));
     let service = ServiceExt::<Request>::into_make_service_with_connect_info::<Peer>(app);
     match certificate {
         None => axum::serve(Plain(listener), service).await,

@@ -4,6 +4,7 @@
 //! Every route says what it needs (`routes`). Open are only sign-in, `/healthz`, for load balancers, the audit
 //! tree, whose leaves say nothing, and pages and scripts that hold no data: they ask for a credential themselves.
 
+mod access_log;
 mod audit;
 mod auth;
 mod bulk;
@@ -36,16 +37,27 @@ mod streams;
 mod unread;
 mod views;
 
+pub use access_log::AccessLog;
 pub use metrics::install as install_metrics;
 pub use router::is_built_in;
 
 use router::{app, trim_slash};
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 
 use crate::node::Node;
+
+/// What is done around calls.
+#[derive(Debug, Clone, Default)]
+pub struct CallOptions {
+    /// Where a line is written for each.
+    pub access_log: Option<Arc<AccessLog>>,
+    /// Other sites whose pages may call, as browsers name them.
+    pub cors: Vec<HeaderValue>,
+}
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy)]

@@ -1,22 +1,24 @@
 //! Every route with what it needs, and the layers around them.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Request, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::middleware;
 use tower::ServiceBuilder;
 use tower_http::compression::CompressionLayer;
+use tower_http::cors::CorsLayer;
 use tower_http::decompression::RequestDecompressionLayer;
 
 use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    audit, claim, datalake, endpoints, events, health, keys, live, metrics, oidc, openapi, operate, pages,
-    people, replay, sign_in, socket, sql, statements, streams, views,
+    CallOptions, audit, claim, datalake, endpoints, events, health, keys, live, metrics, oidc, openapi,
+    operate, pages, people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -126,10 +128,10 @@ pub fn is_built_in(path: &str) -> bool {
 }
 
 /// The application. Declared endpoints are found by the fallback.
-pub fn app(node: Arc<Node>) -> Router {
+pub fn app(node: Arc<Node>, CallOptions { access_log, cors }: CallOptions) -> Router {
     let needs = Arc::new(all_needs());
     let around = || {
-        let around = Around { node: node.clone(), needs: needs.clone() };
+        let around = Around { node: node.clone(), needs: needs.clone(), access_log: access_log.clone() };
         ServiceBuilder::new()
             .layer(middleware::from_fn_with_state(around, edge::answer))
             .layer(CompressionLayer::new())
@@ -148,7 +150,30 @@ pub fn app(node: Arc<Node>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(around());
     let open = open().router.method_not_allowed_fallback(wrong_method).layer(around());
-    ingest.merge(guarded).merge(open).with_state(node)
+    let app = ingest.merge(guarded).merge(open).with_state(node);
+    // Whoever asks before a call whether it may be made is answered without one.
+    if cors.is_empty() { app } else { app.layer(from_other_sites(cors)) }
+}
+
+/// Lets pages of some other sites call, with a token of theirs: never with the cookie of a session.
+fn from_other_sites(origins: Vec<HeaderValue>) -> CorsLayer {
+    let name = HeaderName::from_static;
+    let sent = [header::ACCEPT, header::AUTHORIZATION, header::CONTENT_TYPE, header::CONTENT_ENCODING];
+    let sent = sent.into_iter().chain([name("x-api-key"), name("x-request-id"), name("traceparent")]);
+    let read = [
+        "x-request-id",
+        "ratelimit",
+        "ratelimit-policy",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+    ];
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers(sent.collect::<Vec<_>>())
+        .expose_headers(read.map(name).into_iter().chain([header::RETRY_AFTER]).collect::<Vec<_>>())
+        .max_age(Duration::from_secs(600))
 }
 
 /// Paths work with and without the slash at their end.
