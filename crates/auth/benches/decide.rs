@@ -35,6 +35,7 @@ fn main() {
             roles,
             sources: vec![],
             unchecked: false,
+            service: false,
         };
         directory.apply(&create.into(), &by, 0).unwrap();
         for grant in 0..GRANTS {

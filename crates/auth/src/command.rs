@@ -24,6 +24,9 @@ pub enum Command {
         /// Whoever has it has made it: nobody has checked whose e-mail address it names.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         unchecked: bool,
+        /// A program, not a person: it has tokens, and neither a password nor a provider.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        service: bool,
     },
     /// A sign-in provider means a user by an id of its own. The password of an account whose address
     /// nobody has checked ends with it: whoever made it may not have been the one whom the provider knows.

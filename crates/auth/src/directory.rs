@@ -46,6 +46,8 @@ pub struct User {
     pub sources: BTreeSet<String>,
     /// Nobody has checked whose e-mail address it names.
     pub unchecked: bool,
+    /// A program: it has tokens, and neither a password nor a provider.
+    pub service: bool,
     /// Providers at which it signs in.
     pub providers: BTreeMap<String, Grant>,
     /// When it was created, and by whom.
@@ -202,6 +204,9 @@ pub enum Rejected {
         /// What.
         what: String,
     },
+    /// It is for people.
+    #[error("\"{0}\" is a service account, which has tokens only")]
+    Service(String),
     /// A name or a number is not one.
     #[error("{0}")]
     Malformed(String),
@@ -384,6 +389,10 @@ impl Directory {
         };
         let user = |name: &str| self.users.get(name).ok_or_else(|| unknown("user", name));
         let key = |id: &str| self.keys.get(id).ok_or_else(|| unknown("key", id));
+        let person = |name: &str| match user(name)?.service {
+            true => Err(Rejected::Service(name.to_owned())),
+            false => Ok(()),
+        };
         let unchanged = |same: bool| if same { Applied::Unchanged } else { Applied::Changed };
         match &given.command {
             Command::CreateUser { user: name, email, tenant, roles, .. } => {
@@ -399,7 +408,7 @@ impl Directory {
                 Ok(Applied::Changed)
             }
             Command::LinkIdentity { user: name, issuer, subject } => {
-                user(name)?;
+                person(name)?;
                 match self.user_of_identity(issuer, subject) {
                     Some(known) if known.name.as_ref() == name => Ok(Applied::Unchanged),
                     Some(_) => Err(Rejected::Taken { kind: "identity", name: subject.clone() }),
@@ -407,7 +416,7 @@ impl Directory {
                 }
             }
             Command::SetPassword { user: name } => {
-                user(name)?;
+                person(name)?;
                 secret("the password")?;
                 Ok(Applied::Changed)
             }
@@ -488,7 +497,7 @@ impl Directory {
         let grant = || Grant { by: by.clone(), at };
         let secret = || given.secret.clone().unwrap_or_default();
         match given.command.clone() {
-            Command::CreateUser { user, email, tenant, roles, sources, unchecked } => {
+            Command::CreateUser { user, email, tenant, roles, sources, unchecked, service } => {
                 let name: Arc<str> = user.into();
                 let user = User {
                     name: name.clone(),
@@ -500,6 +509,7 @@ impl Directory {
                     permissions: BTreeMap::new(),
                     sources: sources.into_iter().collect(),
                     unchecked,
+                    service,
                     providers: BTreeMap::new(),
                     created: grant(),
                     version,
@@ -638,6 +648,7 @@ mod tests {
             roles,
             sources: vec![],
             unchecked: false,
+            service: false,
         }
         .into()
     }
@@ -662,6 +673,15 @@ mod tests {
         assert_eq!(directory.identify_token(&new_token(&chance).unwrap(), 0), Err(Refused::Unknown));
         do_all(&mut directory, [Command::SetPassword { user: "ada".into() }.with("x".into())]);
         assert_eq!(directory.identify_token(&token, 0), Err(Refused::Unknown));
+        let mut bot = user("bot", &["DataEngineer"]);
+        if let Command::CreateUser { service, .. } = &mut bot.command {
+            *service = true;
+        }
+        let password = Command::SetPassword { user: "bot".into() }.with("x".into());
+        let issue_bot = Command::IssueToken { user: "bot".into(), expires_at: 100 }.with(digest(&token));
+        do_all(&mut directory, [bot, issue_bot]);
+        assert!(matches!(directory.check(&password), Err(Rejected::Service(_))));
+        assert_eq!(directory.identify_token(&token, 99).unwrap().principal.name.as_ref(), "bot");
         do_all(
             &mut directory,
             [issue(&token), Command::SetUserActive { user: "ada".into(), active: false }.into()],

@@ -110,3 +110,45 @@ fn sign_in_that_fails_is_slowed_down_and_tells_nothing() {
     let right = stranger.post("/api-token-auth/", &user);
     assert_eq!(right.0, 429, "whoever knows the password waits, too");
 }
+
+#[test]
+fn an_address_has_a_limit_of_its_own_that_a_kill_does_not_lift() {
+    let (_folder, data) = empty_data();
+    let environment = [("HIGHWATER__HTTP__ADDRESS_LIMIT", "60")];
+    let mut node = Node::start_with(&data, &environment).unwrap();
+    let (let_in, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let call = |client: &Client| {
+        let count = match client.get("/api/v1/streams").0 {
+            200 => &let_in,
+            429 => &refused,
+            other => panic!("{other}"),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| (0..10).for_each(|_| call(&node.client)));
+        }
+    });
+    // The start of the test has called, too.
+    assert!(let_in.load(Ordering::Relaxed) <= 60 && refused.load(Ordering::Relaxed) >= 140);
+    // What is for load balancers has none.
+    assert_eq!(node.client.get("/healthz").0, 200);
+    let before = let_in.load(Ordering::Relaxed);
+    node.kill();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_highwater"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data).envs(environment);
+    std::fs::remove_file(data.join("server.json")).unwrap();
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let url = loop {
+        let file = std::fs::read_to_string(data.join("server.json")).ok();
+        if let Some(address) = file.and_then(|file| serde_json::from_str::<Value>(&file).ok()) {
+            break address["url"].as_str().unwrap().to_owned();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    call(&Client::new(&url, &node.client.token));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(let_in.load(Ordering::Relaxed), before, "the minute is not over");
+}

@@ -32,7 +32,7 @@ struct Known {
 /// The one setting that is shown to nobody.
 const SECRET: &str = "oidc.client_secret";
 
-const KNOWN: [Known; 32] = [
+const KNOWN: [Known; 33] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -147,6 +147,11 @@ const KNOWN: [Known; 32] = [
         key: "http.access_log",
         default: "",
         about: "file that gets a line of JSON for each call, or - for standard error",
+    },
+    Known {
+        key: "http.address_limit",
+        default: "",
+        about: "calls that one address may make in a minute; any number when empty",
     },
     Known {
         key: "http.trusted_proxies",
@@ -358,6 +363,12 @@ impl Settings {
         if self.get(key).value.trim().is_empty() { Ok(None) } else { read(self, key).map(Some) }
     }
 
+    fn count(&self, key: &str) -> Result<u32, Failure> {
+        let setting = self.get(key);
+        let number = setting.value.trim().parse().ok().filter(|number| *number > 0);
+        number.ok_or_else(|| Self::wrong(setting, "a number from 1 on"))
+    }
+
     fn flag(&self, key: &str) -> Result<bool, Failure> {
         let setting = self.get(key);
         setting.value.trim().parse().map_err(|_| Self::wrong(setting, "true or false"))
@@ -488,6 +499,7 @@ impl Settings {
             sign_up: self.flag("auth.sign_up")?,
             session: self.duration("auth.session")?,
             provider: self.provider()?,
+            address_limit: self.get_some("http.address_limit", Self::count)?,
             trusted_proxies: self.addresses("http.trusted_proxies")?,
             ..NodeOptions::at(self.data())
         })

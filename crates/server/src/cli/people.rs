@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use highwater_auth::credential::{check_password, hash_password, new_token};
 use highwater_auth::policy::{BUILT_IN, ROLES};
-use highwater_auth::{Command, Policies};
+use highwater_auth::{Command, Credentials, Policies};
 use highwater_event::SystemRandomness;
 use highwater_event::identity::HOME;
 use highwater_sql::dialect::{Rule, Statement, parse_script};
@@ -44,6 +44,19 @@ pub enum UserCommand {
         /// File with the password; without it one is made and shown.
         #[arg(long)]
         password_file: Option<PathBuf>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Make a token for a service account; it is shown once.
+    Token {
+        /// Name.
+        name: String,
+        /// How long it lets the account in, days.
+        #[arg(long, default_value_t = 90)]
+        days: u16,
+        /// End the tokens that it has.
+        #[arg(long)]
+        replace: bool,
         #[command(flatten)]
         target: Target,
     },
@@ -100,6 +113,9 @@ pub struct CreateUser {
     /// File with the password; without it one is made and shown.
     #[arg(long)]
     password_file: Option<PathBuf>,
+    /// An account for a program: it has tokens (`highwater user token`) and no password.
+    #[arg(long, conflicts_with = "password_file")]
+    service: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -293,6 +309,11 @@ pub fn user(command: UserCommand) -> Result<ExitCode, Failure> {
             show_password(made, &password);
             Ok(code)
         }
+        UserCommand::Token { name, days, replace, target } => {
+            let path = format!("/api/v1/users/{}/tokens", encode(&name));
+            let body = json!({"days": days, "replace": replace});
+            say(&Client::new(&target)?.call("POST", &path, Some(&body))?)
+        }
         UserCommand::Disable { name, target } => change(&name, &target, json!({"active": false})),
         UserCommand::Enable { name, target } => change(&name, &target, json!({"active": true})),
         UserCommand::Grant { name, permission: what, target } => permission("POST", name, what, &target),
@@ -301,22 +322,30 @@ pub fn user(command: UserCommand) -> Result<ExitCode, Failure> {
 }
 
 fn create_user(arguments: CreateUser) -> Result<ExitCode, Failure> {
-    let CreateUser { name, admin, mut role, tenant, email, password_file, target } = arguments;
+    let CreateUser { name, admin, mut role, tenant, email, password_file, service, target } = arguments;
     if admin {
         role.push("admin".into());
     }
-    let (password, made) = password(password_file.as_deref())?;
+    let (password, made) = if service {
+        (None, false)
+    } else {
+        let (password, made) = password(password_file.as_deref())?;
+        (Some(password), made)
+    };
+    let show = || password.iter().for_each(|password| show_password(made, password));
     let folder = target.data.clone().or_else(default_folder);
     let offline = folder.filter(|folder| target.url.is_none() && !folder.join(LISTENING).exists());
     let Some(folder) = offline else {
-        let body =
-            json!({"username": name, "password": password, "roles": role, "tenant": tenant, "email": email});
+        let body = json!({"username": name, "password": password, "service": service, "roles": role, "tenant": tenant, "email": email});
         let code = say(&Client::new(&target)?.call("POST", "/api/v1/users", Some(&body))?)?;
-        show_password(made, &password);
+        show();
         return Ok(code);
     };
-    check_password(&password, &[&name]).map_err(|weak| Failure::new("weak_password", weak.to_string()))?;
-    let hash = hash_password(&password, &SystemRandomness).map_err(|error| Failure::new("failed", error))?;
+    let hash = |password: &String| {
+        check_password(password, &[&name]).map_err(|weak| Failure::new("weak_password", weak.to_string()))?;
+        hash_password(password, &SystemRandomness).map_err(|error| Failure::new("failed", error))
+    };
+    let secret = password.as_ref().map(hash).transpose()?;
     let command = Command::CreateUser {
         user: name.clone(),
         email,
@@ -324,12 +353,14 @@ fn create_user(arguments: CreateUser) -> Result<ExitCode, Failure> {
         roles: role,
         sources: Vec::new(),
         unchecked: false,
+        service,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let change = offline::change(&folder, command.with(hash), "manage_users", format!("user:{name}"));
+    let change =
+        offline::change(&folder, Credentials { command, secret }, "manage_users", format!("user:{name}"));
     runtime.block_on(change)?;
     eprintln!("{name} is a user of {}", folder.display());
-    show_password(made, &password);
+    show();
     Ok(ExitCode::SUCCESS)
 }
 

@@ -57,6 +57,7 @@ pub async fn claim(
         roles: vec!["admin".into()],
         sources: Vec::new(),
         unchecked: false,
+        service: false,
     };
     let known = node.people.directory().user(FIRST_ADMINISTRATOR).is_some();
     if !known {

@@ -26,12 +26,11 @@ use tokio::time::Instant;
 
 use super::access_log::AccessLog;
 use super::auth::{self, Shown};
-use super::call::{Arrival, Call};
+use super::call::{Arrival, Call, too_many};
 use super::problem::{Problem, ProblemBody};
 use super::routes::{self, Need, Needs};
-use super::sign_in::network;
 use super::{Peer, metrics, unread};
-use crate::node::{Known, Node, is_shared, needs};
+use crate::node::{Known, Node, is_shared, needs, network};
 
 /// The longest body of a call that does not bring events.
 const MAX_BODY: usize = 2 << 20;
@@ -73,6 +72,8 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
         let detail = "too many calls without a credential come from this address";
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
         refused = Some(problem.header(header::RETRY_AFTER, "60"));
+    } else if refused.is_none() && need != Need::Nothing {
+        refused = of_address(node, &call).err();
     }
     let mut response = match refused {
         Some(problem) => {
@@ -217,6 +218,15 @@ fn is_flood(node: &Node, need: Need, call: &Call) -> bool {
     }
     let name = format!("stranger:{}", network(&call.address));
     !node.sign_ins.admit(&name, STRANGERS, 1, node.limit_clock()).allowed
+}
+
+/// Takes from what one address may do, whoever calls from it.
+fn of_address(node: &Node, call: &Call) -> Result<(), Problem> {
+    let Some(limit) = node.options.address_limit else { return Ok(()) };
+    let name = format!("address:{}", network(&call.address));
+    let verdict = node.limiter.admit(&name, Window::per_minute(limit), 1, node.limit_clock());
+    let detail = || format!("{limit} calls a minute are let in from one address");
+    if verdict.allowed { Ok(()) } else { Err(too_many(verdict, &detail())) }
 }
 
 /// The answer to what the policy does not allow: it names the permission.

@@ -234,6 +234,7 @@ async fn create(node: &Arc<Node>, call: &Call, person: &Person) -> Result<Princi
         roles: vec![role],
         sources: Vec::new(),
         unchecked: false,
+        service: false,
     };
     node.change(create.into(), call.also(node, "create_user", format!("user:{address}"))).await?;
     Ok(Principal::new(address, HOME))

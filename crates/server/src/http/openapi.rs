@@ -45,6 +45,7 @@ use crate::node::Node;
         people::show,
         people::create,
         people::change,
+        people::issue,
         people::explain,
         keys::create,
         keys::list,

@@ -7,9 +7,10 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::{Extension, Json};
+use highwater_auth::credential::{digest, new_token};
 use highwater_auth::directory::{Applied, User, check_permission};
 use highwater_auth::policy::{ACTIONS, APPLICATION_PERMISSIONS};
-use highwater_auth::{Asked, Command};
+use highwater_auth::{Asked, Command, Credentials};
 use highwater_event::StreamName;
 use highwater_event::identity::HOME;
 use highwater_event::name::nearest;
@@ -128,6 +129,7 @@ fn user_json(user: &User) -> Value {
         "email": user.email,
         "tenant": user.tenant.as_ref(),
         "active": user.active,
+        "service": user.service,
         "roles": grants(&user.roles),
         "permissions": grants(&user.permissions),
         "sources": user.sources,
@@ -165,8 +167,12 @@ pub async fn show(
 pub struct NewUser {
     /// Name.
     username: String,
-    /// Password.
-    password: String,
+    /// Password; none of a service account.
+    #[serde(default)]
+    password: Option<String>,
+    /// A program, not a person: it has tokens only.
+    #[serde(default)]
+    service: bool,
     /// E-mail address.
     #[serde(default)]
     email: Option<String>,
@@ -193,7 +199,12 @@ pub async fn create(
     call.about(format!("user:{}", new.username));
     let tenant = tenant(&call, new.tenant)?;
     highest(&call, new.roles.iter())?;
-    let hash = hashed(&node, new.password, &[&new.username]).await?;
+    let hash = match new.password {
+        Some(password) if !new.service => Some(hashed(&node, password, &[&new.username]).await?),
+        None if new.service => None,
+        Some(_) => return Err(Problem::parameter("password", "a service account has none; make it a token")),
+        None => return Err(Problem::parameter("password", "it is missing")),
+    };
     let command = Command::CreateUser {
         user: new.username.clone(),
         email: new.email.map(|email| email.to_lowercase()),
@@ -201,11 +212,61 @@ pub async fn create(
         roles: new.roles,
         sources: new.sources,
         unchecked: false,
+        service: new.service,
     };
-    node.change(command.with(hash), call.leaf(&node, StatusCode::CREATED)).await?;
+    let given = Credentials { command, secret: hash };
+    node.change(given, call.leaf(&node, StatusCode::CREATED)).await?;
     let directory = node.people.directory();
     let made = directory.user(&new.username).map(user_json);
     Ok((StatusCode::CREATED, Json(made)).into_response())
+}
+
+/// A token for a service account.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// How long it lets the account in, from 1 to 366.
+    #[serde(default = "usual_days")]
+    days: i64,
+    /// Ends the tokens that it has.
+    #[serde(default)]
+    replace: bool,
+}
+
+fn usual_days() -> i64 {
+    90
+}
+
+/// Makes a token for a service account; it is shown once. People make their own, by signing in.
+#[utoipa::path(post, path = "/api/v1/users/{user}/tokens", tag = "people", params(("user" = String, Path, description = "name of a service account")), request_body = NewToken,
+    responses((status = 201, description = "{token, expires_at}"), (status = 404, description = "no such user"), (status = 409, description = "it is a person")))]
+pub async fn issue(
+    State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
+    Path(user): Path<String>,
+    body: Result<Json<NewToken>, JsonRejection>,
+) -> Answer {
+    let Json(NewToken { days, replace }) = body?;
+    call.about(format!("user:{user}"));
+    may_manage(&node, &call, &user)?;
+    if !(1..=366).contains(&days) {
+        return Err(Problem::parameter("days", format!("{days} is not a number from 1 to 366")));
+    }
+    if !node.people.directory().user(&user).is_some_and(|user| user.service) {
+        let detail = format!("\"{user}\" is a person, in whose name nobody else acts");
+        return Err(Problem::new(StatusCode::CONFLICT, "not_a_service_account", detail)
+            .hint("people get tokens from /api-token-auth/; `highwater user create NAME --service` makes an account for a program"));
+    }
+    if replace {
+        let leaf = call.also(&node, "manage_users", format!("user:{user}"));
+        node.change(Command::SignOut { user: user.clone() }.into(), leaf).await?;
+    }
+    let token = new_token(node.machine.randomness.as_ref()).map_err(Problem::internal)?;
+    let expires_at = node.machine.clock.now_micros() + days * 86_400 * 1_000_000;
+    let issue = Command::IssueToken { user, expires_at }.with(digest(&token));
+    node.change(issue, call.leaf(&node, StatusCode::CREATED)).await?;
+    let body = json!({"token": token, "expires_at": time::show_micros(expires_at)});
+    Ok((StatusCode::CREATED, Json(body)).into_response())
 }
 
 /// The tenant that something is made for.

@@ -209,6 +209,9 @@ impl From<ChangeError> for Problem {
             ChangeError::Rejected(Rejected::Taken { .. }) => {
                 Self::new(StatusCode::CONFLICT, "already_exists", detail)
             }
+            ChangeError::Rejected(Rejected::Service(_)) => {
+                Self::new(StatusCode::CONFLICT, "service_account", detail)
+            }
             ChangeError::Rejected(Rejected::Malformed(_)) => Self::bad_request("invalid_parameter", detail),
         }
     }

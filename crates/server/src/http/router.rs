@@ -69,6 +69,7 @@ fn guarded() -> Routes {
         .post("/api/v1/users", Need::Node("manage_users"), people::create)
         .get("/api/v1/users/{user}", Need::Node("manage_users"), people::show)
         .patch("/api/v1/users/{user}", Need::Node("manage_users"), people::change)
+        .post("/api/v1/users/{user}/tokens", Need::Node("manage_users"), people::issue)
         .post("/api/v1/policy/explain", Need::Known("explain"), people::explain)
         .post("/api/v1/keys", Need::Node("manage_keys"), keys::create)
         .get("/api/v1/keys", Need::Node("manage_keys"), keys::list)

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::auth;
 use super::call::{Call, too_many};
 use super::problem::{Answer, Problem};
-use crate::node::{ChangeError, Node};
+use crate::node::{ChangeError, Node, network};
 
 /// How long an opaque token lets its owner in.
 const TOKEN_LIFE: i64 = 90 * 86_400 * 1_000_000;
@@ -53,17 +53,6 @@ pub struct Login {
     email: String,
     /// Password.
     password: String,
-}
-
-/// Whom an address belongs to: of IPv6 somebody has at least the last 64 bits.
-pub fn network(address: &str) -> String {
-    match address.parse() {
-        Ok(std::net::IpAddr::V6(address)) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("{a:x}:{b:x}:{c:x}:{d:x}")
-        }
-        _ => address.to_owned(),
-    }
 }
 
 /// One sign-in of those that may fail.
@@ -330,6 +319,7 @@ pub async fn sign_up(
         roles: vec![role.clone()],
         sources: source.iter().cloned().collect(),
         unchecked: true,
+        service: false,
     };
     node.change(create.with(hash), call.leaf(&node, StatusCode::CREATED)).await?;
     Ok((StatusCode::CREATED, Json(json!({"email": address, "role": role, "source": source}))).into_response())

@@ -62,7 +62,9 @@ pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
 pub use live::{Update, follow};
-pub use people::{ChangeError, FIRST_ADMINISTRATOR, FORBIDDEN, Known, People, ProviderOptions, needs};
+pub use people::{
+    ChangeError, FIRST_ADMINISTRATOR, FORBIDDEN, Known, People, ProviderOptions, needs, network,
+};
 pub use publish::{Destination, PublishOptions};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
 pub use secrets::{replace, replace_secret};
@@ -108,6 +110,8 @@ pub struct NodeOptions {
     pub session: Duration,
     /// Where people sign in beside here.
     pub provider: Option<ProviderOptions>,
+    /// Calls that one address may make in a minute; any number when nothing is said.
+    pub address_limit: Option<u32>,
     /// Proxies whose word about a caller's address is believed.
     pub trusted_proxies: Vec<std::net::IpAddr>,
 }
@@ -134,6 +138,7 @@ impl NodeOptions {
             sign_up: true,
             session: Duration::from_secs(3600),
             provider: None,
+            address_limit: None,
             trusted_proxies: Vec::new(),
         }
     }

@@ -59,6 +59,17 @@ const MINUTE: i64 = 60_000_000;
 /// Code of what may not be done.
 pub const FORBIDDEN: &str = "forbidden";
 
+/// Whom an address belongs to: of IPv6 somebody has at least the last 64 bits.
+pub fn network(address: &str) -> String {
+    match address.parse() {
+        Ok(std::net::IpAddr::V6(address)) => {
+            let [a, b, c, d, ..] = address.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}")
+        }
+        _ => address.to_owned(),
+    }
+}
+
 /// What is missing, in words.
 pub fn needs(asked: Asked<'_>) -> String {
     match asked.name {
@@ -296,6 +307,13 @@ impl Node {
         ) else {
             return;
         };
+        let addresses = column("address").and_then(|column| column.as_string_opt::<i32>());
+        if let (Some(limit), Some(addresses)) = (self.options.address_limit, addresses) {
+            for address in addresses.iter().flatten().filter(|address| !address.is_empty()) {
+                let name = format!("address:{}", network(address));
+                self.limiter.remember(&name, Window::per_minute(limit), 1, at);
+            }
+        }
         for row in 0..batch.rows.num_rows() {
             let (credential, cost) = (credentials.value(row), costs.value(row));
             if credential.starts_with("key:") && cost > 0 {

@@ -1,4 +1,5 @@
-//! The link that a start prints: it signs in once, for somebody at the machine itself, until an administrator can.
+//! Accounts: the link that a start prints signs in once, for somebody at the machine itself, until an administrator
+//! can; programs have accounts of their own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -73,4 +74,46 @@ fn it_counts_on_the_machine_itself_only() {
     let (status, answer) = node.client.call("POST", "/auth/claim", &headers, body.as_bytes());
     assert!(status == 403 && answer.to_string().contains("claim_elsewhere"), "{answer:?}");
     assert_eq!(claim(&node, &link).0, 200, "it was not spent");
+}
+
+#[test]
+fn a_program_has_an_account_with_tokens_and_no_password() {
+    let (_folder, data) = empty_data();
+    let node = Node::start(&data);
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_highwater"))
+            .args(arguments)
+            .args(["--data", data.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success(), said, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (made, said, more) = run(&["user", "create", "bot", "--service", "--role", "DataAnalyst"]);
+    assert!(made && said.contains("\"service\": true") && !more.contains("password"), "{said}{more}");
+    let token = |arguments: &[&str]| {
+        let (made, said, more) = run(&[&["user", "token", "bot"], arguments].concat());
+        assert!(made, "{more}");
+        serde_json::from_str::<Value>(&said).unwrap()["token"].as_str().unwrap().to_owned()
+    };
+    let first = token(&["--days", "7"]);
+    let ask = |token: &str| {
+        Client::new(&node.client.url, token).post("/api/v1/sql", &json!({"query": "SELECT 1 AS one"})).0
+    };
+    assert_eq!(ask(&first), 200);
+    let second = token(&[]);
+    assert_eq!((ask(&first), ask(&second)), (200, 200));
+    let third = token(&["--replace"]);
+    assert_eq!((ask(&first), ask(&second), ask(&third)), (401, 401, 200));
+    // Nobody signs in as it with a password, and nobody makes tokens in the name of a person.
+    assert_eq!(run(&["user", "password", "bot"]).0, false);
+    let person = json!({"username": "ada", "password": "purple-mountain-42"});
+    assert_eq!(node.client.post("/api/v1/users", &person).0, 201);
+    let (made, _, more) = run(&["user", "token", "ada"]);
+    assert!(!made && more.contains("not_a_service_account"), "{more}");
+    for wrong in [json!({"days": 0}), json!({"days": 400})] {
+        assert_eq!(node.client.post("/api/v1/users/bot/tokens", &wrong).0, 400);
+    }
+    assert!(run(&["user", "disable", "bot"]).0);
+    assert_eq!(ask(&third), 401);
 }
