@@ -106,7 +106,7 @@ fn a_program_has_an_account_with_tokens_and_no_password() {
     let third = token(&["--replace"]);
     assert_eq!((ask(&first), ask(&second), ask(&third)), (401, 401, 200));
     // Nobody signs in as it with a password, and nobody makes tokens in the name of a person.
-    assert_eq!(run(&["user", "password", "bot"]).0, false);
+    assert!(!run(&["user", "password", "bot"]).0);
     let person = json!({"username": "ada", "password": "purple-mountain-42"});
     assert_eq!(node.client.post("/api/v1/users", &person).0, 201);
     let (made, _, more) = run(&["user", "token", "ada"]);
