@@ -290,6 +290,11 @@ mod tests {
     }
 
     async fn grow(view: &mut AuditTree, from: u64, to: u64) {
+        put(view, from, from, to).await;
+    }
+
+    /// Entries with these numbers, from a place on.
+    async fn put(view: &mut AuditTree, base: u64, from: u64, to: u64) {
         let entries: Vec<Entry> = (from..to)
             .map(|number| Entry {
                 actor: format!("user {number}").into(),
@@ -298,8 +303,7 @@ mod tests {
             })
             .collect();
         let rows = append(&entries).unwrap().rows;
-        let applied =
-            view.apply(&partition(), vec![LogBatch { base: from, recorded_at: 0, rows }]).await.unwrap();
+        let applied = view.apply(&partition(), vec![LogBatch { base, recorded_at: 0, rows }]).await.unwrap();
         assert_eq!(applied.out, to - from);
     }
 
@@ -351,7 +355,7 @@ mod tests {
         tree.continue_from(signed.clone()).unwrap();
         assert!(matches!(tree.checkpoint(), Err(AuditError::Missing(_))));
         // As many, but other ones.
-        grow(&mut view(&other), 298, 400).await;
+        put(&mut view(&other), 299, 298, 400).await;
         assert!(matches!(tree.checkpoint(), Err(AuditError::Changed(_))));
         // Those that were signed, and more.
         grow(&mut view(&store), 300, 400).await;

@@ -91,6 +91,8 @@ impl Node {
         snapshot: &StreamSnapshot,
         condition: &Condition<'_>,
     ) -> Result<u64, SqlError> {
+        let lens = snapshot.lens(condition.lens.clone());
+        let condition = &Condition { lens: &lens, ..*condition };
         let all = condition.sql.is_empty() && condition.day.is_none() && condition.lens.filters.is_empty();
         let Some(files) = &snapshot.files else {
             let counted = self.count_files(schema, None, snapshot, condition).await?;

@@ -315,17 +315,23 @@ pub struct StreamSnapshot {
 }
 
 impl StreamSnapshot {
+    /// What is seen of the rows, without those past their retention.
+    pub fn lens(&self, mut lens: Lens) -> Lens {
+        if self.start > 0 {
+            lens.filters.push(format!("{} >= {}", columns::OFFSET, self.start));
+        }
+        lens
+    }
+
     /// The rows of a day, or all, as readers see them.
     pub fn relation(
         self,
         engine: &Engine,
         schema: &StreamSchema,
         day: Option<&Day>,
-        mut lens: Lens,
+        lens: Lens,
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
-        if self.start > 0 {
-            lens.filters.push(format!("{} >= {}", columns::OFFSET, self.start));
-        }
+        let lens = self.lens(lens);
         let lake = self.files.map(|files| files.relation());
         stream_relation(engine, schema, StreamRows { lake, hot: self.hot, day, beside: None, lens })
     }
