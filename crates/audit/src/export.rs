@@ -372,8 +372,8 @@ mod tests {
             verify(lines.concat().as_bytes(), &signed, &Trust::default()).map(|verified| verified.erased)
         };
         let root = checkpoint(&lines[..4]).root;
-        for at in 0..4 {
-            lines[at] = erased_line(at as u64, &record(at as u64).commitment());
+        for (at, line) in (0..).zip(&mut lines[..4]) {
+            *line = erased_line(at, &record(at).commitment());
         }
         assert!(found(&lines, "").is_err());
         let said = |end, root| state(Said::Pruned { end, root }, &[signer()]);
