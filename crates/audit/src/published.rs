@@ -1,5 +1,6 @@
 //! The tree as others see it: tiles, checkpoints that it signs, proofs.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use highwater_log::keyed::KeyedStore;
@@ -17,6 +18,8 @@ pub struct Tree {
     store: Arc<dyn KeyedStore>,
     origin: String,
     state: Mutex<Published>,
+    /// As the statements say; asked for by every read of the trail, which must not wait for a checkpoint.
+    pruned: AtomicU64,
 }
 
 struct Published {
@@ -46,7 +49,8 @@ impl Tree {
     /// The tree in a store. It signs as `origin` with each of the keys.
     pub fn new(store: Arc<dyn KeyedStore>, origin: &str, signers: Vec<Signer>) -> Self {
         let state = Published { signers, last: None, witnessed: None, statements: Vec::new() };
-        Self { store, origin: origin.to_owned(), state: Mutex::new(state) }
+        let pruned = AtomicU64::new(0);
+        Self { store, origin: origin.to_owned(), state: Mutex::new(state), pruned }
     }
 
     fn state(&self) -> MutexGuard<'_, Published> {
@@ -79,12 +83,7 @@ impl Tree {
 
     /// The first entry that is not past its retention.
     pub fn pruned(&self) -> u64 {
-        let state = self.state();
-        let ends = state.statements.iter().map(|(statement, _)| match statement.said {
-            Said::Pruned { end, .. } => end,
-            Said::Key { .. } => 0,
-        });
-        ends.max().unwrap_or(0)
+        self.pruned.load(Ordering::Acquire)
     }
 
     /// Signs a statement with its keys, and with one that it is about.
@@ -103,6 +102,9 @@ impl Tree {
         let mut state = self.state();
         if statement.origin != self.origin {
             return Err(AuditError::Changed(format!("a statement is one of \"{}\"", statement.origin)));
+        }
+        if let Said::Pruned { end, .. } = statement.said {
+            self.pruned.fetch_max(end, Ordering::AcqRel);
         }
         state.statements.push((statement, note));
         Ok(())

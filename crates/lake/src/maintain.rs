@@ -89,14 +89,15 @@ impl LakeStream {
             .iter()
             .map(|file| {
                 let values = file.partition_values_map();
-                let stats = file.stats();
-                let most = |column| stats.as_deref().and_then(|stats| maximum(stats, column));
+                let stats = file.stats().and_then(|stats| serde_json::from_str(&stats).ok());
+                let stats: serde_json::Value = stats.unwrap_or_default();
+                let most = |column| &stats["maxValues"][column];
                 DataFile {
                     path: file.path().to_string(),
                     day: DAY_COLUMNS.iter().map(|column| values.get(*column).cloned().flatten()).collect(),
                     size: file.size().max(0) as u64,
-                    recorded_until: most(columns::RECORDED_AT).and_then(|value| recorded_until(&value)),
-                    last_offset: most(columns::OFFSET).and_then(|value| value.as_u64()),
+                    recorded_until: most(columns::RECORDED_AT).as_str().and_then(recorded_until),
+                    last_offset: most(columns::OFFSET).as_u64(),
                 }
             })
             .collect())
@@ -247,15 +248,8 @@ async fn removals(
     Ok(found.try_collect().await?)
 }
 
-/// The maximum of a column in a file's statistics.
-fn maximum(stats: &str, column: &str) -> Option<serde_json::Value> {
-    let mut stats: serde_json::Value = serde_json::from_str(stats).ok()?;
-    stats.get_mut("maxValues")?.get_mut(column).map(serde_json::Value::take)
-}
-
 /// A time in a file's statistics, microseconds UTC.
-fn recorded_until(value: &serde_json::Value) -> Option<i64> {
-    let text = value.as_str()?;
+fn recorded_until(text: &str) -> Option<i64> {
     // Statistics may be cut to milliseconds: the row may be later than they say.
     highwater_event::time::parse_micros(text).map(|micros| micros.saturating_add(1_000))
 }

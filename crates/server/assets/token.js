@@ -1,5 +1,6 @@
 // Who looks at the page: whoever has signed in, by a cookie that scripts can't read, or the holder of a token, from
 // the link's fragment or asked for. A token is kept for the tab only and never put into a URL that is sent.
+
 // The link that a node's start prints signs in once.
 const claimed = (async () => {
   const match = location.hash.match(/claim=([0-9a-f]{40})/);

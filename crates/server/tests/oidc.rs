@@ -6,12 +6,11 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Client, Node, empty_data};
+use support::{Client, Node, empty_data, free_port};
 
 const SECRET: &str = "known-to-both-of-them-and-to-no-other";
 
@@ -47,10 +46,6 @@ fn can_run() -> bool {
         true
     });
     *INSTALLED
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A provider and a node that sends people to it.

@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::{Node, empty_data};
+use support::{Node, empty_data, free_port};
 
 /// Ended when it is dropped.
 struct Process(Child);
@@ -64,10 +64,6 @@ fn can_run() -> bool {
         }
     }
     true
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Witness {

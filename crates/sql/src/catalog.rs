@@ -189,7 +189,7 @@ pub struct Catalog {
     pub references: BTreeMap<StreamName, Arc<ReferenceEntry>>,
     /// Endpoints by path.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
-    /// Row filters and column masks by name.
+    /// Row filters, column masks and policies by name.
     pub rules: BTreeMap<StreamName, Arc<RuleEntry>>,
     /// New versions that are being built, by the public name of their root.
     pub building: BTreeMap<StreamName, Arc<Building>>,
@@ -461,6 +461,11 @@ impl Catalog {
         found
     }
 
+    /// The row filters and column masks of a relation.
+    pub fn rules_of(&self, name: &StreamName) -> impl Iterator<Item = &Arc<RuleEntry>> {
+        self.rules.values().filter(move |entry| entry.relation.as_ref() == Some(name))
+    }
+
     /// Who reads a name: streams, tables and endpoints, in words.
     pub fn readers(&self, name: &StreamName) -> Vec<String> {
         let streams = self
@@ -478,11 +483,7 @@ impl Catalog {
             .values()
             .filter(|endpoint| endpoint.reads.contains(name))
             .map(|endpoint| format!("endpoint '{}/'", endpoint.path));
-        let rules = self
-            .rules
-            .values()
-            .filter(|entry| entry.relation.as_ref() == Some(name))
-            .map(|entry| format!("rule \"{}\"", entry.name));
+        let rules = self.rules_of(name).map(|entry| format!("rule \"{}\"", entry.name));
         streams.chain(tables).chain(endpoints).chain(rules).collect()
     }
 

@@ -126,14 +126,9 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         AuditCommand::RotateKey { at_once, target } => {
-            let asked = json!({"at_once": at_once}).to_string();
-            let answer = Client::new(&target)?.post(
-                "/api/v1/audit/keys/rotate",
-                "application/json",
-                "application/json",
-                asked.as_bytes(),
-            )?;
-            let answer = parse(&answer)?;
+            let asked = json!({"at_once": at_once});
+            let answer =
+                parse(&Client::new(&target)?.call("POST", "/api/v1/audit/keys/rotate", Some(&asked))?)?;
             writeln!(std::io::stdout().lock(), "{}", answer["key"].as_str().unwrap_or_default())?;
             eprintln!("tell it to whoever verifies the trail: witnesses, and auditors who have the old one");
             Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
 use highwater_audit::tree::TILE;
-use highwater_audit::{AuditError, Checkpoint, export, leaf};
+use highwater_audit::{AuditError, Checkpoint, SignedNote, export, leaf};
 use highwater_auth::Asked;
 use highwater_event::time;
 use highwater_lake::Moment;
@@ -254,14 +254,19 @@ fn text(body: String) -> Response {
     typed("text/plain; charset=utf-8", body)
 }
 
+/// A checkpoint, which will be another one soon.
+fn newest(note: &SignedNote) -> Response {
+    let mut response = text(note.to_string());
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
 /// The newest checkpoint of the tree, signed (c2sp.org/tlog-checkpoint).
 #[utoipa::path(get, path = "/audit/checkpoint", tag = "audit", security(()), responses((status = 200, description = "a signed note", content_type = "text/plain")))]
 pub async fn checkpoint(State(node): State<Arc<Node>>) -> Answer {
     let tree = node.tree.clone();
     let note = node.machine.scheduler.work(move || tree.checkpoint()).await.map_err(Problem::internal)??;
-    let mut response = text(note.to_string());
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
+    Ok(newest(&note))
 }
 
 /// What checkpoints are verified with, one key a line.
@@ -278,9 +283,7 @@ pub async fn witnessed(State(node): State<Arc<Node>>) -> Answer {
         Problem::not_found("not_witnessed", "no witness has signed a checkpoint yet")
             .hint("name witnesses with the setting audit.witnesses")
     })?;
-    let mut response = text(note.to_string());
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
+    Ok(newest(&note))
 }
 
 /// What the keys have signed beside checkpoints: that another key takes over, that old entries are gone.
@@ -450,10 +453,17 @@ async fn piece(node: &Arc<Node>, from: u64, size: u64) -> Result<(String, u64), 
     let (mut text, mut next) = (String::new(), from);
     let pruned = node.tree.pruned().min(size);
     while next < pruned && next < from + PIECE as u64 {
-        text.push_str(
-            &gone(node, next).ok_or_else(|| Problem::internal(format!("entry {next} is missing")))?,
-        );
-        next += 1;
+        // A bundle at a time; the last one may be cut by the size that is asked for.
+        let commitments = node.tree.bundle(next / TILE)?;
+        let wanted = commitments.iter().skip((next % TILE) as usize).take((pruned - next) as usize);
+        let before = next;
+        for commitment in wanted {
+            text.push_str(&export::erased_line(next, commitment));
+            next += 1;
+        }
+        if next == before {
+            return Err(Problem::internal(format!("entry {next} is missing")));
+        }
     }
     if next > from {
         return Ok((text, next));

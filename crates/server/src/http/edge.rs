@@ -225,8 +225,10 @@ fn of_address(node: &Node, call: &Call) -> Result<(), Problem> {
     let Some(limit) = node.options.address_limit else { return Ok(()) };
     let name = format!("address:{}", network(&call.address));
     let verdict = node.limiter.admit(&name, Window::per_minute(limit), 1, node.limit_clock());
-    let detail = || format!("{limit} calls a minute are let in from one address");
-    if verdict.allowed { Ok(()) } else { Err(too_many(verdict, &detail())) }
+    if verdict.allowed {
+        return Ok(());
+    }
+    Err(too_many(verdict, &format!("{limit} calls a minute are let in from one address")))
 }
 
 /// The answer to what the policy does not allow: it names the permission.

@@ -2,7 +2,6 @@
 //! statements are replayed in the same order.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, anyhow};
@@ -141,7 +140,6 @@ impl Node {
             }
         }
         statement::finish_key_change(&self.options.data, &self.tree)?;
-        self.trail_start.store(self.tree.pruned(), Ordering::Release);
         // Without a policy that forbids something it would be allowed: there is no start without all of them.
         let policies = policies_of(&catalog).map_err(|error| anyhow!(error.to_string()))?;
         self.put_catalog(catalog.clone(), Some(policies));

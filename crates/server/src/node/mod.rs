@@ -37,7 +37,6 @@ mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -167,8 +166,6 @@ pub struct Node {
     pub trail: Trail,
     /// The tree over them.
     pub tree: Arc<Tree>,
-    /// The first of them that is not past its retention.
-    trail_start: Arc<AtomicU64>,
     /// Why the node must stop, when its keyed store has.
     pub failed: tokio::sync::watch::Sender<Option<String>>,
     queries: tokio::runtime::Handle,
@@ -228,13 +225,10 @@ impl Node {
         }
         let journal = Arc::new(journal);
         let lakes = tiered::Lakes::default();
-        let trail_start = Arc::new(AtomicU64::new(0));
-        let log: Arc<dyn Log> = Arc::new(tiered::Tiered::new(
-            journal.clone(),
-            lakes.clone(),
-            trail_start.clone(),
-            queries.clone(),
-        ));
+        let audit_keys = secrets::audit_keys(&options.data, machine.randomness.as_ref())?;
+        let tree = Arc::new(trail::tree(store.clone(), journal.id(), &audit_keys)?);
+        let log: Arc<dyn Log> =
+            Arc::new(tiered::Tiered::new(journal.clone(), lakes.clone(), tree.clone(), queries.clone()));
         let operator_token = secrets::operator_token(&options.data, machine.randomness.as_ref())?;
         let engine = Engine::new(
             secrets::token_key(&options.data, machine.randomness.as_ref())?,
@@ -242,16 +236,13 @@ impl Node {
         )?;
         let (trail, gather) = Trail::new(log.clone());
         drop(machine.scheduler.spawn(gather));
-        let audit_keys = secrets::audit_keys(&options.data, machine.randomness.as_ref())?;
         let access_key = secrets::access_key(&options.data, machine.randomness.as_ref())?;
-        let tree = Arc::new(trail::tree(store.clone(), journal.id(), &audit_keys)?);
         let access = AccessTokens::new(tree.origin(), &access_key)?;
         let people = People::new(Policies::new(&[])?, access, options.provider.as_ref())?;
         let node = Arc::new(Self {
             people,
             trail,
             tree,
-            trail_start,
             limiter: Limiter::default(),
             sign_ins: Limiter::default(),
             door: Door::open(log.clone(), &machine, DoorOptions::default())?,

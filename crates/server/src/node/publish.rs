@@ -1,8 +1,6 @@
 //! Checkpoints of the audit tree: signed when it has grown, written beside the data, shown to witnesses, and
 //! sent to where somebody who has this disk in hand can't change them.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -290,14 +288,7 @@ fn put(folder: &Path, size: u64, note: &SignedNote) -> anyhow::Result<()> {
         }
         bail!(AuditError::Changed(format!("{} is another checkpoint of as many entries", path.display())));
     }
-    // Whoever reads the folder sees whole files only.
-    let fresh = folder.join(format!("{size:020}.new"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&fresh)?;
-    file.write_all(note.to_string().as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, &path)?;
-    std::fs::File::open(folder)?.sync_all()?;
-    Ok(())
+    secrets::replace(&path, note.to_string().as_bytes(), 0o644)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -145,8 +144,7 @@ pub fn is_shared(catalog: &Catalog, name: &StreamName) -> bool {
         Rule::RowFilter { using } => using.to_string().to_ascii_lowercase().contains("session_tenant("),
         Rule::ColumnMask { .. } | Rule::Policy { .. } => false,
     };
-    let rules = catalog.rules.values().filter(|entry| entry.relation.as_ref() == Some(name));
-    by_column || rules.into_iter().any(|entry| by_rule(&entry.rule))
+    by_column || catalog.rules_of(name).any(|entry| by_rule(&entry.rule))
 }
 
 impl Node {
@@ -202,7 +200,7 @@ impl Node {
             let tenant = tenant.filter(|_| !planted::bug("no_tenant_predicate"));
             lens.filters.extend(tenant.map(|column| of_tenant(column, &principal.tenant)));
         }
-        for entry in catalog.rules.values().filter(|entry| entry.relation.as_ref() == Some(name)) {
+        for entry in catalog.rules_of(name) {
             match &entry.rule {
                 Rule::RowFilter { using } if !principal.everywhere => lens.filters.push(asker.of(using)),
                 Rule::RowFilter { .. } | Rule::Policy { .. } => {}
@@ -250,7 +248,7 @@ impl Node {
             Moment::Version(_) | Moment::Time(_) => Vec::new(),
         };
         let trail = schema.name.as_str() == AUDIT;
-        let start = if trail { self.trail_start.load(Ordering::Acquire) } else { 0 };
+        let start = if trail { self.tree.pruned() } else { 0 };
         Ok(StreamSnapshot { files, hot, start })
     }
 

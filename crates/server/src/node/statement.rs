@@ -107,7 +107,6 @@ impl Node {
         let mut leaf = self.leaf(&Principal::engine(), "prune_audit", "stream:_audit");
         leaf.entry.seen = Some(serde_json::json!({"from": gone, "to": end}).to_string());
         self.state(note, &leaf).await?;
-        self.trail_start.store(end, std::sync::atomic::Ordering::Release);
         tracing::info!(
             from = gone,
             to = end,

@@ -1,10 +1,10 @@
 //! The log with the lake behind it: rows that the journal has let go are read from the lake.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
+use highwater_audit::Tree;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition};
 use highwater_lake::LakeStream;
 use highwater_log::audit::AUDIT;
@@ -18,8 +18,8 @@ pub type Lakes = Arc<RwLock<HashMap<StreamName, Arc<LakeStream>>>>;
 pub struct Tiered {
     journal: Arc<Journal>,
     lakes: Lakes,
-    /// The first entry of the audit trail that is not past its retention.
-    trail_start: Arc<AtomicU64>,
+    /// Knows which entries of the audit trail are past their retention.
+    tree: Arc<Tree>,
     /// Where the lake is read.
     runtime: tokio::runtime::Handle,
 }
@@ -29,15 +29,15 @@ impl Tiered {
     pub fn new(
         journal: Arc<Journal>,
         lakes: Lakes,
-        trail_start: Arc<AtomicU64>,
+        tree: Arc<Tree>,
         runtime: tokio::runtime::Handle,
     ) -> Self {
-        Self { journal, lakes, trail_start, runtime }
+        Self { journal, lakes, tree, runtime }
     }
 
     /// Before it nothing is handed out, though segments and files may still hold some of it.
     fn floor(&self, at: &StreamPartition) -> Offset {
-        if at.stream.as_str() == AUDIT { self.trail_start.load(Ordering::Acquire) } else { 0 }
+        if at.stream.as_str() == AUDIT { self.tree.pruned() } else { 0 }
     }
 
     fn cold(

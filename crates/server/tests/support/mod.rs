@@ -28,6 +28,11 @@ fn pack() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packs/transactions")
 }
 
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// An empty data folder, and what removes it when it is dropped.
 pub fn empty_data() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
