@@ -14,6 +14,7 @@ pub mod planted;
 pub mod random;
 pub mod reaction;
 pub mod schema;
+pub mod sensitive;
 pub mod time;
 
 pub use canonical::{Digest128, comparable_json};
@@ -23,3 +24,4 @@ pub use name::{NameError, Offset, Partition, StreamName, StreamPartition};
 pub use random::{Randomness, SeededRandomness, SystemRandomness};
 pub use reaction::Reaction;
 pub use schema::{Column, SchemaError, StreamOptions, StreamSchema};
+pub use sensitive::Sensitive;

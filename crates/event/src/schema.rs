@@ -7,6 +7,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::columns;
 use crate::name::StreamName;
+use crate::sensitive::Sensitive;
 
 /// A declared column.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,6 +131,14 @@ pub enum SchemaError {
     /// No columns at all.
     #[error("a stream needs at least one column")]
     Empty,
+    /// A SENSITIVE column whose values are stored as they are by the role that it plays.
+    #[error("{role} = '{column}' needs column \"{column}\" as it is, so it can't be SENSITIVE")]
+    Shown {
+        /// The option that names it.
+        role: &'static str,
+        /// The column.
+        column: String,
+    },
     /// Too many or no partitions.
     #[error("partitions must be between 1 and 1024")]
     Partitions,
@@ -205,6 +214,14 @@ impl StreamSchema {
         for column in &schema.options.hidden {
             schema.role("hidden", column)?;
         }
+        let shown = [("event_time", &schema.options.event_time), ("tenant", &schema.options.tenant)];
+        for (role, column) in shown {
+            if let Some(column) = column
+                && schema.is_sensitive(column)
+            {
+                return Err(SchemaError::Shown { role, column: column.clone() });
+            }
+        }
         for path in &schema.options.sensitive {
             let (column, member) = path.split_once('.').unwrap_or((path, ""));
             let known = match &schema.role("sensitive", column)?.data_type {
@@ -268,7 +285,29 @@ impl StreamSchema {
             fields.push(Field::new(columns::EVENT_KEY, DataType::FixedSizeBinary(16), true));
             fields.push(Field::new(columns::PAYLOAD_HASH, DataType::Int64, true));
         }
-        Arc::new(Schema::new(fields))
+        let metadata = self.sensitive().map(|sensitive| sensitive.metadata()).unwrap_or_default();
+        Arc::new(Schema::new_with_metadata(fields, metadata))
+    }
+
+    /// What is stored encrypted; `None` when nothing is SENSITIVE. What an event says beyond its declared members
+    /// may be as secret as they are, so `_extra` is one of them then.
+    pub fn sensitive(&self) -> Option<Sensitive> {
+        self.has_sensitive().then(|| {
+            let whole = self.columns.iter().filter(|column| column.sensitive).map(|column| &column.name);
+            // A member of a column that is SENSITIVE as a whole is not encrypted again.
+            let members = self.options.sensitive.iter().filter(|path| {
+                !path
+                    .split('.')
+                    .next()
+                    .and_then(|name| self.column(name))
+                    .is_some_and(|column| column.sensitive)
+            });
+            let mut paths: Vec<String> = whole.chain(members).cloned().collect();
+            if self.raw {
+                paths.push(columns::EXTRA.to_owned());
+            }
+            Sensitive { paths, tenant: self.options.tenant.clone() }
+        })
     }
 
     /// What a reader and the lake see: declared columns, `_extra` when raw, then

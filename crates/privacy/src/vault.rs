@@ -1,0 +1,219 @@
+//! What encrypts and decrypts, and the only owner of the keys.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use arrow::error::ArrowError;
+use highwater_event::{Clock, Randomness};
+
+use crate::aead::{AeadError, DataKey, Opener, SALT_LEN, Sealed, Sealer};
+use crate::ring::{Entry, FINGERPRINT, KeyFile, Ring, RingError, name_of};
+
+/// A value can't be encrypted or decrypted.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The value, or its form.
+    #[error(transparent)]
+    Aead(#[from] AeadError),
+    /// Its key is not there.
+    #[error("data key {0} is not there; restore the data keys from a backup")]
+    NoKey(u32),
+    /// A new key could not be made.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The decrypted bytes are not of the column's type.
+    #[error(transparent)]
+    Arrow(#[from] ArrowError),
+    /// Which value it is.
+    #[error("column {column} of partition {partition}, offset {offset}, can't be decrypted: {error}")]
+    At {
+        /// The column, or the member of it.
+        column: String,
+        /// Its partition.
+        partition: u32,
+        /// Its offset.
+        offset: u64,
+        /// Why.
+        error: Box<SealError>,
+    },
+}
+
+/// What may be told about a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its number.
+    pub number: u32,
+    /// Its tenant; empty for what belongs to none.
+    pub tenant: Arc<str>,
+    /// When it was made, microseconds UTC.
+    pub made: i64,
+    /// It encrypts; others only decrypt.
+    pub newest: bool,
+}
+
+/// Encrypts and decrypts under the keys of one node.
+pub struct Vault {
+    ring: RwLock<Ring>,
+    file: Box<dyn KeyFile>,
+    /// One change of the file at a time.
+    changing: Mutex<()>,
+    randomness: Arc<dyn Randomness>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Vault {
+    /// Opens the keys in a file, making it when there is none. The first master key wraps; keys that others have
+    /// wrapped are wrapped anew.
+    pub fn open(
+        file: Box<dyn KeyFile>,
+        masters: Vec<DataKey>,
+        randomness: Arc<dyn Randomness>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, RingError> {
+        let ring = Ring::read(&file.read()?.unwrap_or_default(), masters)?;
+        let vault = Self { ring: RwLock::new(ring), file, changing: Mutex::new(()), randomness, clock };
+        if vault.ring().stale {
+            vault.write_anew()?;
+        }
+        if vault.entry(FINGERPRINT).is_err() {
+            vault.make(&[(FINGERPRINT, "")])?;
+        }
+        Ok(vault)
+    }
+
+    fn ring(&self) -> std::sync::RwLockReadGuard<'_, Ring> {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changing(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_anew(&self) -> Result<(), RingError> {
+        let text = self.ring().show(self.randomness.as_ref())?;
+        self.file.replace(&text)?;
+        self.ring.write().unwrap_or_else(PoisonError::into_inner).stale = false;
+        Ok(())
+    }
+
+    /// Makes keys. They are used when their lines are durable and not before.
+    fn make(&self, wanted: &[(u32, &str)]) -> Result<(), RingError> {
+        if self.ring().stale {
+            // An append has failed and may have left half a line.
+            self.write_anew()?;
+        }
+        let (mut made, mut lines) = (Vec::new(), Vec::new());
+        for (number, tenant) in wanted {
+            let now = self.clock.now_micros();
+            let (entry, line) = self.ring().make(*number, tenant, now, self.randomness.as_ref())?;
+            made.push((*number, entry));
+            lines.extend(line);
+        }
+        let appended = self.file.append(&lines);
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        match appended {
+            Ok(()) => ring.take(made),
+            Err(error) => {
+                ring.stale = true;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Encrypts the values of one batch of a tenant, whose key is made when it has none.
+    pub fn sealer(&self, tenant: &str) -> Result<Sealer, SealError> {
+        let newest = |ring: &Ring| {
+            let number = *ring.newest.get(tenant)?;
+            Some((number, ring.keys.get(&number)?.key))
+        };
+        let known = newest(&self.ring());
+        let (number, key) = match known {
+            Some(known) => known,
+            None => {
+                let _alone = self.changing();
+                if newest(&self.ring()).is_none() {
+                    let number = self.ring().next_number();
+                    self.make(&[(number, tenant)])?;
+                }
+                newest(&self.ring()).ok_or(SealError::NoKey(0))?
+            }
+        };
+        let mut salt = [0; SALT_LEN];
+        self.randomness.fill(&mut salt).map_err(RingError::from)?;
+        Ok(Sealer::new(number, &key, &salt)?)
+    }
+
+    /// A value that [`Vault::sealer`] encrypted, bound to `place`.
+    pub fn decrypt_value(
+        &self,
+        opener: &mut Opener,
+        place: &[u8],
+        bytes: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        let sealed = Sealed::parse(bytes)?;
+        let entry = self.entry(sealed.key)?;
+        Ok(opener.open(sealed, &entry.key, place)?.to_vec())
+    }
+
+    pub(crate) fn entry(&self, number: u32) -> Result<Entry, SealError> {
+        self.ring().keys.get(&number).cloned().ok_or(SealError::NoKey(number))
+    }
+
+    /// The key of fingerprints: who has the stored ones can't try values without it.
+    pub fn fingerprint_key(&self) -> Result<DataKey, SealError> {
+        Ok(self.entry(FINGERPRINT)?.key)
+    }
+
+    /// Gives every tenant a new key, which encrypts from now on. Answers how many there are.
+    pub fn rotate(&self) -> Result<usize, RingError> {
+        let _alone = self.changing();
+        let (tenants, first) = {
+            let ring = self.ring();
+            let mut tenants: Vec<Arc<str>> = ring.newest.keys().cloned().collect();
+            tenants.sort();
+            (tenants, ring.next_number())
+        };
+        let wanted: Vec<(u32, &str)> = (first..).zip(tenants.iter().map(AsRef::as_ref)).collect();
+        if !wanted.is_empty() {
+            self.make(&wanted)?;
+        }
+        Ok(wanted.len())
+    }
+
+    /// Wraps all keys by the first of other master keys. No value changes.
+    pub fn rewrap(&self, masters: Vec<DataKey>) -> Result<usize, RingError> {
+        if masters.is_empty() {
+            return Err(RingError::NoMaster);
+        }
+        let _alone = self.changing();
+        let fresh = self.ring().under(masters);
+        self.file.replace(&fresh.show(self.randomness.as_ref())?)?;
+        let keys = fresh.keys.len();
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(keys)
+    }
+
+    /// The keys, without anything of them, and what the master key is called.
+    pub fn describe(&self) -> (String, Vec<Described>) {
+        let ring = self.ring();
+        let keys = ring.keys.iter().filter(|(number, _)| **number != FINGERPRINT);
+        let described = keys.map(|(number, entry)| Described {
+            number: *number,
+            tenant: entry.tenant.clone(),
+            made: entry.made,
+            newest: ring.newest.get(&entry.tenant) == Some(number),
+        });
+        (ring.master_name(), described.collect())
+    }
+
+    /// What a master key is called in the file of keys.
+    pub fn name_of(master: &DataKey) -> String {
+        name_of(master)
+    }
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Vault")
+    }
+}
