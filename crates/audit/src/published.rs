@@ -280,11 +280,12 @@ mod tests {
     use highwater_log::audit::{Entry, append, partition};
     use highwater_log::view::View;
     use highwater_log::{Commit, Journal, JournalOptions, Log, LogBatch};
-    use highwater_sim::{SimDisk, SimStore, machine};
+    use highwater_sim::{SimDisk, SimStore, machine, vault};
 
     fn log() -> Arc<Journal> {
         let machine = machine(&SimDisk::new(), ManualClock::at(1));
-        Arc::new(Journal::open(JournalOptions::at("log"), &machine).unwrap())
+        let options = JournalOptions { vault: Some(vault()), ..JournalOptions::at("log") };
+        Arc::new(Journal::open(options, &machine).unwrap())
     }
 
     fn view(store: &SimStore) -> AuditTree {

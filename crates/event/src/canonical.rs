@@ -91,6 +91,12 @@ impl Digest128 {
         }
     }
 
+    /// The same under a key: without it nobody can try out what was hashed.
+    #[must_use]
+    pub fn keyed(self, key: &[u8; 32]) -> Self {
+        Self::of(&blake3::keyed_hash(key, &self.0))
+    }
+
     /// Truncates a finished hash.
     pub fn of(hash: &blake3::Hash) -> Self {
         let mut bytes = [0; 16];

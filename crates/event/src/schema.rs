@@ -255,7 +255,8 @@ impl StreamSchema {
 
     /// True when a reader must not see the column as it is: it, or a member of it, is SENSITIVE.
     pub fn is_sensitive(&self, column: &str) -> bool {
-        self.column(column).is_some_and(|column| column.sensitive)
+        (column == columns::EXTRA && self.raw && self.has_sensitive())
+            || self.column(column).is_some_and(|column| column.sensitive)
             || self.options.sensitive.iter().any(|path| path.split('.').next() == Some(column))
     }
 

@@ -106,6 +106,8 @@ pub struct Decoder {
     pub(crate) key: Option<usize>,
     /// Position of the tenant.
     pub(crate) tenant: Option<usize>,
+    /// The key that hides what keys and checksums were made of.
+    pub(crate) fingerprint: Option<[u8; 32]>,
 }
 
 /// A decoded row before it is in a column.
@@ -144,7 +146,13 @@ impl Decoder {
             key: stream.options.key.as_ref().and_then(position),
             tenant: stream.options.tenant.as_ref().and_then(position),
             stream,
+            fingerprint: None,
         })
+    }
+
+    /// Makes keys and checksums of events under a key, so that who has the stored ones can't try out what was said.
+    pub fn with_fingerprint(self, key: [u8; 32]) -> Self {
+        Self { fingerprint: Some(key), ..self }
     }
 
     /// The stream.

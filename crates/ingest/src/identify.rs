@@ -132,7 +132,7 @@ impl Decoder {
         let event_time = self.event_time(row, now)?;
         let Row { cells, undeclared, text, statement, .. } = row;
         statement.fill(cells, &self.members, text, undeclared);
-        let payload = statement.checksum();
+        let payload = self.hidden_checksum(statement.checksum());
         let mut identity = RowIdentity {
             key: None,
             event_id: None,
@@ -150,7 +150,7 @@ impl Decoder {
             // Names of clients are unique in a tenant only.
             let tenant = (principal.tenant.as_ref() != HOME).then_some(principal.tenant.as_ref());
             let parts = parts.chain(tenant).chain(id.iter().map(String::as_str));
-            identity.key = Some(Digest128::of_parts(parts.map(str::as_bytes)));
+            identity.key = Some(self.hidden(Digest128::of_parts(parts.map(str::as_bytes))));
             identity.event_id = if id.len() == 1 { id.pop() } else { Some(id.join("|")) };
         }
         if self.stream.options.partitions > 1 {
@@ -166,6 +166,22 @@ impl Decoder {
             identity.partition = hash % self.stream.options.partitions;
         }
         Ok(identity)
+    }
+
+    fn hidden(&self, digest: Digest128) -> Digest128 {
+        self.fingerprint.as_ref().map_or(digest, |key| digest.keyed(key))
+    }
+
+    fn hidden_checksum(&self, checksum: i64) -> i64 {
+        if self.fingerprint.is_none() {
+            return checksum;
+        }
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&checksum.to_le_bytes());
+        let hidden = self.hidden(Digest128(bytes)).0;
+        i64::from_le_bytes([
+            hidden[0], hidden[1], hidden[2], hidden[3], hidden[4], hidden[5], hidden[6], hidden[7],
+        ])
     }
 
     /// Whoever is of a tenant brings its events only; an event that names none is its sender's.
@@ -244,7 +260,7 @@ impl Decoder {
             [now.to_le_bytes(), sequence.to_le_bytes()].concat()
         };
         let said = row.statement.digest();
-        let id = Digest128::of_parts([principal.name.as_bytes(), &said.0, &salt]).to_string();
+        let id = self.hidden(Digest128::of_parts([principal.name.as_bytes(), &said.0, &salt])).to_string();
         let start = row.text.len() as u32;
         row.text.push_str(&id);
         row.cells[*at] = Cell::Text(start, row.text.len() as u32);

@@ -15,7 +15,7 @@ use highwater_event::{
 use highwater_ingest::decode::Decoder;
 use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
 use highwater_log::{AppendError, Journal, JournalOptions, Log};
-use highwater_sim::{Fault, SimDisk, SimStore, machine, setting};
+use highwater_sim::{Fault, SimDisk, SimStore, machine, setting, vault};
 
 fn schema() -> Arc<StreamSchema> {
     let column = |name: &str, data_type: DataType| Column::new(name, data_type, true);
@@ -32,7 +32,12 @@ struct Stand {
 
 fn open(disk: &SimDisk, store: &SimStore, small_body: usize) -> Option<Stand> {
     let machine = machine(disk, ManualClock::at(1_000_000));
-    let options = JournalOptions { segment_bytes: 3000, tail_bytes: 0, ..JournalOptions::at("/log") };
+    let options = JournalOptions {
+        segment_bytes: 3000,
+        tail_bytes: 0,
+        vault: Some(vault()),
+        ..JournalOptions::at("/log")
+    };
     let log: Arc<dyn Log> = Arc::new(Journal::open(options, &machine).ok()?);
     // Small runs, so that a few events make generations.
     let index = DedupeIndex::open_with_runs_of(6, &schema().name, Arc::new(store.clone()), log.as_ref());

@@ -31,6 +31,7 @@ use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
 use highwater_event::{columns, planted};
+use highwater_privacy::SealError;
 pub use maintain::{Compacted, Past, Version};
 pub use scan::{FILE_COLUMN, LakeFiles};
 pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
@@ -59,6 +60,12 @@ pub enum LakeError {
         "file {0} of the lake has a deletion vector: another program has deleted rows from a table that only Highwater may write; restore it from a back-up"
     )]
     Foreign(String),
+    /// A value could not be encrypted or decrypted.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
+    /// A table that was written before its stream's columns were SENSITIVE.
+    #[error("the lake's table holds column {0} as it is, though it is SENSITIVE; move its folder away")]
+    Plain(String),
     /// A version or time that is not there.
     #[error("{0}")]
     NoSuchVersion(String),

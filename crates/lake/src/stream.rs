@@ -6,16 +6,20 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{SortColumn, SortOptions, cast, concat, lexsort_to_indices, take_record_batch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::logical_expr::{ident, lit};
 use deltalake::DeltaTable;
+use deltalake::kernel::engine::arrow_conversion::TryIntoArrow;
 use deltalake::protocol::SaveMode;
-use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, time};
+use highwater_event::{
+    Offset, Partition, Sensitive, StreamName, StreamPartition, StreamSchema, columns, time,
+};
 use highwater_log::reader::RowReader;
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Log, LogBatch};
+use highwater_privacy::{Positions, Vault};
 
 use crate::scan::LakeFiles;
 use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, write_files};
@@ -27,6 +31,9 @@ pub struct LakeStream {
     folder: Folder,
     pub(crate) dir: PathBuf,
     pub(crate) schema: SchemaRef,
+    /// What stands encrypted in it.
+    sensitive: Option<Sensitive>,
+    vault: Arc<Vault>,
     current: RwLock<Arc<State>>,
     /// Held while a commit is made: appends and maintenance take turns.
     pub(crate) committing: tokio::sync::Mutex<()>,
@@ -90,6 +97,7 @@ impl LakeStream {
         stream: Arc<StreamSchema>,
         folder: Folder,
         derivable: bool,
+        vault: Arc<Vault>,
     ) -> Result<Self, LakeError> {
         // Files are named by their whole paths.
         let root = std::path::absolute(root)?;
@@ -122,8 +130,14 @@ impl LakeStream {
             fields.push(Field::new(columns::PAYLOAD_HASH, DataType::Int64, true));
         }
         fields.extend(DAY_COLUMNS.map(|column| Field::new(column, DataType::Utf8, true)));
-        let schema = Arc::new(Schema::new(fields));
-        let table = match open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await {
+        let sensitive = stream.sensitive();
+        let mut schema = Schema::new(fields);
+        if let Some(sensitive) = &sensitive {
+            schema = sensitive.stored(&schema);
+        }
+        let schema = Arc::new(schema);
+        let opened = open_or_create(&dir, stream.name.as_str(), &schema, &DAY_COLUMNS).await;
+        let table = match opened.and_then(|table| encrypted(table, sensitive.as_ref())) {
             Ok(table) => table,
             Err(error) if !derivable => return Err(error),
             Err(error) => {
@@ -147,6 +161,8 @@ impl LakeStream {
             folder,
             dir,
             schema,
+            sensitive,
+            vault,
         };
         lake.refresh(table).await?;
         Ok(lake)
@@ -262,15 +278,21 @@ impl LakeStream {
         rows: &RecordBatch,
         stored: &SchemaRef,
         batches: &mut Vec<LogBatch>,
-    ) -> Result<(), ArrowError> {
+    ) -> Result<(), LakeError> {
+        let positions = positions(rows)?;
         let arrays = stored
             .fields()
             .iter()
-            .map(|field| match rows.column_by_name(field.name()) {
-                Some(column) => cast(column, field.data_type()),
-                None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+            .map(|field| match (rows.column_by_name(field.name()), &self.sensitive) {
+                (Some(column), Some(sensitive)) => {
+                    let name = self.stream.name.as_str();
+                    let column = self.vault.decrypt_column(name, positions, sensitive, field, column)?;
+                    Ok(cast(&column, field.data_type())?)
+                }
+                (Some(column), None) => Ok(cast(column, field.data_type())?),
+                (None, _) => Ok(new_null_array(field.data_type(), rows.num_rows())),
             })
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, LakeError>>()?;
         let values = RecordBatch::try_new(stored.clone(), arrays)?;
         let of = |name: &str| -> Result<Vec<i64>, ArrowError> {
             let column = rows.column(rows.schema_ref().index_of(name)?);
@@ -347,9 +369,12 @@ impl LakeStream {
     }
 
     /// Rows of the log as the lake keeps them, newest first.
-    fn lake_rows(&self, partition: Partition, batches: &[LogBatch]) -> Result<RecordBatch, ArrowError> {
+    fn lake_rows(&self, partition: Partition, batches: &[LogBatch]) -> Result<RecordBatch, LakeError> {
         let reader = RowReader::new(&self.stream);
-        let rows = reader.read_all(partition, batches)?;
+        let mut rows = reader.read_all(partition, batches)?;
+        if let Some(sensitive) = &self.sensitive {
+            rows = self.vault.encrypt(self.stream.name.as_str(), positions(&rows)?, sensitive, &rows)?;
+        }
         let mut fields: Vec<_> = rows.schema_ref().fields().iter().cloned().collect();
         let mut arrays = rows.columns().to_vec();
         for name in [columns::EVENT_KEY, columns::PAYLOAD_HASH] {
@@ -364,7 +389,7 @@ impl LakeStream {
             fields.push(Arc::new(field.clone()));
             arrays.push(concat(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>())?);
         }
-        self.with_day(&newest_first(&RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)?)
+        Ok(self.with_day(&newest_first(&RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)?)?)
     }
 
     /// Rows in the table's columns: with the day of their event time, and nulls where they lack one.
@@ -405,6 +430,27 @@ impl LakeStream {
             .collect::<Result<Vec<_>, ArrowError>>()?;
         RecordBatch::try_new(self.schema.clone(), arrays)
     }
+}
+
+/// The table, when nothing SENSITIVE stands in it as it is.
+fn encrypted(table: DeltaTable, sensitive: Option<&Sensitive>) -> Result<DeltaTable, LakeError> {
+    if let Some(sensitive) = sensitive {
+        let schema: Schema = table.snapshot()?.schema().as_ref().try_into_arrow()?;
+        let plain = |field: &&FieldRef| sensitive.stored_field(field).data_type() != field.data_type();
+        if let Some(field) = schema.fields().iter().find(plain) {
+            return Err(LakeError::Plain(field.name().clone()));
+        }
+    }
+    Ok(table)
+}
+
+/// Where the rows of a batch stand, told by their own columns.
+fn positions(rows: &RecordBatch) -> Result<Positions<'_>, ArrowError> {
+    let column = |name: &str| Ok::<_, ArrowError>(rows.column(rows.schema_ref().index_of(name)?));
+    Ok(Positions::Rows {
+        partitions: column(columns::PARTITION)?.as_primitive(),
+        offsets: column(columns::OFFSET)?.as_primitive(),
+    })
 }
 
 /// Rows in the order in which pages show them, so that a reader of the newest can stop early.
@@ -482,8 +528,9 @@ impl View for LakeView {
             }
         }
         lake.remove().await.map_err(retry)?;
-        let fresh =
-            LakeStream::open(&lake.root, lake.stream.clone(), lake.folder, true).await.map_err(retry)?;
+        let fresh = LakeStream::open(&lake.root, lake.stream.clone(), lake.folder, true, lake.vault.clone())
+            .await
+            .map_err(retry)?;
         let state = fresh.current();
         self.lake.put(State::new(state.table.clone(), state.marks.clone()));
         Ok(())

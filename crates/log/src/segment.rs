@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use highwater_event::{Offset, StreamPartition};
+use highwater_event::{Offset, Sensitive, StreamPartition};
+use highwater_privacy::{Positions, Vault};
 
 use crate::batch::{self, Codec};
 use crate::disk::DiskFile;
@@ -154,7 +155,12 @@ impl Segment {
     }
 
     /// Reads one batch and checks it against its checksum.
-    pub fn fetch(&self, at: &StreamPartition, place: &BatchPlace) -> Result<RecordBatch, ReadError> {
+    pub fn fetch(
+        &self,
+        at: &StreamPartition,
+        place: &BatchPlace,
+        vault: Option<&Vault>,
+    ) -> Result<RecordBatch, ReadError> {
         let damaged = |detail: String| ReadError::Damaged {
             at: at.clone(),
             from: place.base,
@@ -175,12 +181,19 @@ impl Segment {
         let schema = self.schema(place.schema).map_err(damaged)?;
         let codec =
             Codec::from_u8(place.codec).ok_or_else(|| damaged(format!("unknown codec {}", place.codec)))?;
-        let rows = batch::decode_batch(&bytes, codec, place.raw_len as usize, schema)
+        let sensitive = Sensitive::of(&schema);
+        let stored = sensitive.as_ref().map_or_else(|| schema.clone(), |what| Arc::new(what.stored(&schema)));
+        let rows = batch::decode_batch(&bytes, codec, place.raw_len as usize, stored)
             .map_err(|error| damaged(error.to_string()))?;
         if rows.num_rows() != place.rows as usize {
             return Err(damaged(format!("{} rows where {} were written", rows.num_rows(), place.rows)));
         }
-        Ok(rows)
+        let Some(sensitive) = sensitive else { return Ok(rows) };
+        let vault = vault.ok_or_else(|| damaged("it is encrypted, and there are no keys".into()))?;
+        let positions = Positions::Run { partition: at.partition, first: place.base };
+        vault
+            .decrypt(at.stream.as_str(), positions, &sensitive, &schema, &rows)
+            .map_err(|error| damaged(error.to_string()))
     }
 
     fn schema(&self, id: u32) -> Result<SchemaRef, String> {

@@ -2,35 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::DataType;
-use highwater_event::{
-    Column, Sensitive, StreamName, StreamOptions, StreamSchema, SystemClock, SystemRandomness,
-};
-use highwater_privacy::{KeyFile, Positions, Vault};
-
-struct Nowhere;
-
-impl KeyFile for Nowhere {
-    fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        Ok(None)
-    }
-    fn append(&self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-    fn replace(&self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-}
+use highwater_event::{Column, Sensitive, StreamName, StreamOptions, StreamSchema};
+use highwater_privacy::Positions;
+use highwater_sim::vault;
 
 fn main() {
-    let vault =
-        Vault::open(Box::new(Nowhere), vec![[1; 32]], Arc::new(SystemRandomness), Arc::new(SystemClock))
-            .unwrap();
+    let vault = vault();
     let column = Column { sensitive: true, ..Column::new("phone", DataType::Utf8, true) };
     let stream =
         StreamSchema::new(StreamName::new("s").unwrap(), vec![column], StreamOptions::default(), false)

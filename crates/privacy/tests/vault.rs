@@ -2,61 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow::datatypes::{DataType, Field, Fields};
-use highwater_event::{
-    Column, ManualClock, SeededRandomness, StreamName, StreamOptions, StreamSchema, columns,
-};
-use highwater_privacy::{KeyFile, Positions, RingError, SealError, Vault};
-
-/// A file in memory that may fail in the middle of a write.
-#[derive(Clone, Default)]
-struct File(Arc<Mutex<(Option<Vec<u8>>, Option<usize>)>>);
-
-impl File {
-    fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap().0.clone().unwrap_or_default()
-    }
-
-    fn put(&self, bytes: Vec<u8>) {
-        self.0.lock().unwrap().0 = Some(bytes);
-    }
-
-    /// The next append leaves so many bytes and fails.
-    fn fail_after(&self, bytes: usize) {
-        self.0.lock().unwrap().1 = Some(bytes);
-    }
-}
-
-impl KeyFile for File {
-    fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.0.lock().unwrap().0.clone())
-    }
-
-    fn append(&self, lines: &[u8]) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
-        let cut = state.1.take();
-        let written = &lines[..cut.unwrap_or(lines.len())];
-        state.0.get_or_insert_default().extend_from_slice(written);
-        if cut.is_some() { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
-    }
-
-    fn replace(&self, lines: &[u8]) -> io::Result<()> {
-        self.put(lines.to_vec());
-        Ok(())
-    }
-}
+use highwater_event::{Column, StreamName, StreamOptions, StreamSchema, columns};
+use highwater_privacy::{Positions, RingError, SealError, Vault};
+use highwater_sim::SimKeys;
 
 const OLD: [u8; 32] = [1; 32];
 const NEW: [u8; 32] = [2; 32];
-
-fn open(file: &File, masters: &[[u8; 32]], seed: u64) -> Result<Vault, RingError> {
-    let (randomness, clock) = (Arc::new(SeededRandomness::new(seed)), Arc::new(ManualClock::at(1)));
-    Vault::open(Box::new(file.clone()), masters.to_vec(), randomness, clock)
-}
 
 fn people() -> StreamSchema {
     let place = DataType::Struct(Fields::from(vec![
@@ -120,7 +75,7 @@ fn read(
 
 #[test]
 fn rows_come_back_at_their_own_place_only() {
-    let vault = open(&File::default(), &[OLD], 1).unwrap();
+    let vault = SimKeys::default().open(&[OLD], 1).unwrap();
     let sealed = seal(&vault);
     let shown = format!("{:?}", sealed.columns().iter().map(|column| column.to_data()).collect::<Vec<_>>());
     let bytes: Vec<u8> = sealed
@@ -160,7 +115,7 @@ fn rows_come_back_at_their_own_place_only() {
 
 #[test]
 fn tenants_have_keys_of_their_own() {
-    let vault = open(&File::default(), &[OLD], 1).unwrap();
+    let vault = SimKeys::default().open(&[OLD], 1).unwrap();
     seal(&vault);
     let (_, keys) = vault.describe();
     let tenants: Vec<&str> = keys.iter().map(|key| key.tenant.as_ref()).collect();
@@ -169,14 +124,14 @@ fn tenants_have_keys_of_their_own() {
 
 #[test]
 fn new_keys_encrypt_and_old_ones_still_decrypt() {
-    let file = File::default();
-    let vault = open(&file, &[OLD], 1).unwrap();
+    let file = SimKeys::default();
+    let vault = file.open(&[OLD], 1).unwrap();
     let before = seal(&vault);
     assert_eq!(vault.rotate().unwrap(), 3);
     let after = seal(&vault);
     let number = |rows: &RecordBatch| rows.column(2).as_binary::<i32>().value(0)[1..5].to_vec();
     assert_ne!(number(&before), number(&after));
-    let again = open(&file, &[OLD], 2).unwrap();
+    let again = file.open(&[OLD], 2).unwrap();
     for sealed in [&before, &after] {
         assert_eq!(read(&again, "people", RUN, sealed).unwrap(), rows());
     }
@@ -184,50 +139,50 @@ fn new_keys_encrypt_and_old_ones_still_decrypt() {
 
 #[test]
 fn another_master_key_takes_over_and_a_stop_in_between_harms_nothing() {
-    let file = File::default();
-    let vault = open(&file, &[OLD], 1).unwrap();
+    let file = SimKeys::default();
+    let vault = file.open(&[OLD], 1).unwrap();
     let sealed = seal(&vault);
     // The new master key has been written down, the keys have not been wrapped by it yet.
-    let between = open(&file, &[NEW, OLD], 2).unwrap();
+    let between = file.open(&[NEW, OLD], 2).unwrap();
     assert_eq!(read(&between, "people", RUN, &sealed).unwrap(), rows());
-    let after = open(&file, &[NEW], 3).unwrap();
+    let after = file.open(&[NEW], 3).unwrap();
     assert_eq!(read(&after, "people", RUN, &sealed).unwrap(), rows());
-    assert!(matches!(open(&file, &[OLD], 4), Err(RingError::UnknownMaster { line: 1, .. })));
+    assert!(matches!(file.open(&[OLD], 4), Err(RingError::UnknownMaster { line: 1, .. })));
     let fingerprint = after.fingerprint_key().unwrap();
     assert_eq!(after.rewrap(vec![OLD]).unwrap(), 4);
-    assert_eq!(open(&file, &[OLD], 5).unwrap().fingerprint_key().unwrap(), fingerprint);
+    assert_eq!(file.open(&[OLD], 5).unwrap().fingerprint_key().unwrap(), fingerprint);
 }
 
 #[test]
 fn half_a_line_was_never_used() {
-    let file = File::default();
-    let vault = open(&file, &[OLD], 1).unwrap();
+    let file = SimKeys::default();
+    let vault = file.open(&[OLD], 1).unwrap();
     let whole = file.bytes().len();
     for cut in [0, 1, 50, 150] {
         file.fail_after(cut);
         assert!(matches!(vault.sealer("acme"), Err(SealError::Ring(RingError::Io(_)))));
-        let after_crash = File::default();
+        let after_crash = SimKeys::default();
         after_crash.put(file.bytes());
-        assert!(open(&after_crash, &[OLD], 9).unwrap().describe().1.is_empty(), "cut at {cut}");
+        assert!(after_crash.open(&[OLD], 9).unwrap().describe().1.is_empty(), "cut at {cut}");
     }
     vault.sealer("acme").unwrap();
     assert!(file.bytes().len() > whole);
-    assert_eq!(open(&file, &[OLD], 2).unwrap().describe().1.len(), 1);
+    assert_eq!(file.open(&[OLD], 2).unwrap().describe().1.len(), 1);
 }
 
 #[test]
 fn every_bit_of_the_file_matters() {
-    let file = File::default();
-    let vault = open(&file, &[OLD], 1).unwrap();
+    let file = SimKeys::default();
+    let vault = file.open(&[OLD], 1).unwrap();
     let sealed = seal(&vault);
     let bytes = file.bytes();
     for bit in 0..bytes.len() * 8 {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        let damaged = File::default();
+        let damaged = SimKeys::default();
         damaged.put(flipped);
         // When a key was made is told and decides nothing.
-        let Ok(vault) = open(&damaged, &[OLD], 2) else { continue };
+        let Ok(vault) = damaged.open(&[OLD], 2) else { continue };
         if let Ok(read) = read(&vault, "people", RUN, &sealed) {
             assert_eq!(read, rows());
         }

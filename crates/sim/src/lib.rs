@@ -8,6 +8,7 @@
 //! be played again.
 
 mod disk;
+mod keys;
 mod machine;
 mod mutate;
 mod scheduler;
@@ -15,6 +16,7 @@ mod setting;
 mod store;
 
 pub use disk::{Fault, SimDisk};
+pub use keys::{SimKeys, vault};
 pub use machine::machine;
 pub use mutate::mutate;
 pub use scheduler::{SimClock, SimScheduler};

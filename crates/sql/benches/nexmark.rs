@@ -24,7 +24,7 @@ use highwater_log::keyed::{KeyedStore, WriteBack};
 use highwater_log::machine::Threads;
 use highwater_log::view::{Driver, View};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log, Machine};
-use highwater_sim::setting;
+use highwater_sim::{setting, vault};
 use highwater_sql::catalog::Derivation;
 use highwater_sql::stream::DerivedStream;
 use highwater_sql::stream::state::GroupState;
@@ -77,7 +77,8 @@ struct Stand {
 
 impl Stand {
     fn keyed<P: Program<State = GroupState>>(&self, program: Arc<P>) -> Box<dyn View> {
-        let table = Arc::new(Table::open(program.name().clone(), self.store.clone(), 64 << 20).unwrap());
+        let table =
+            Arc::new(Table::open(program.name().clone(), self.store.clone(), 64 << 20, None).unwrap());
         self.write_back.register(table.clone());
         Box::new(TableView::new(
             program,
@@ -113,7 +114,7 @@ fn main() {
     let catalog = runtime.block_on(declare(&engine, generator::PACK));
     let scheduler = Arc::new(Threads::new(Some(runtime.handle().clone())));
     let machine = Machine { scheduler, ..Machine::real() };
-    let options = JournalOptions::at(folder.path().join("log"));
+    let options = JournalOptions { vault: Some(vault()), ..JournalOptions::at(folder.path().join("log")) };
     let log: Arc<dyn Log> = Arc::new(Journal::open(options, &machine).unwrap());
     let [person, auction, bid, bid_arrival] =
         ["person", "auction", "bid", "bid_arrival"].map(|name| stream(&catalog, name));

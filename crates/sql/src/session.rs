@@ -8,6 +8,7 @@ use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
 use datafusion::prelude::SessionConfig;
+use highwater_privacy::Vault;
 
 use crate::dialect::SqlError;
 use crate::functions;
@@ -17,6 +18,7 @@ use crate::reference::References;
 pub struct Engine {
     template: SessionState,
     references: Arc<References>,
+    vault: Option<Arc<Vault>>,
 }
 
 impl Engine {
@@ -28,7 +30,18 @@ impl Engine {
             .with_memory_pool(Arc::new(FairSpillPool::new(query_memory)))
             .build_arc()?;
         let template = session(runtime, &references, token_key)?;
-        Ok(Self { template, references })
+        Ok(Self { template, references, vault: None })
+    }
+
+    /// Reads what stands encrypted in the lake.
+    #[must_use]
+    pub fn with_vault(self, vault: Arc<Vault>) -> Self {
+        Self { vault: Some(vault), ..self }
+    }
+
+    /// The keys of what stands encrypted.
+    pub fn vault(&self) -> Option<&Arc<Vault>> {
+        self.vault.as_ref()
     }
 
     /// The reference tables that plans look into.

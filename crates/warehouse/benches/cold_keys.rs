@@ -139,7 +139,7 @@ fn main() {
             zipf,
             per_tick,
         });
-        let table = Arc::new(Table::open("table:bench".into(), store.clone(), 64 << 20).unwrap());
+        let table = Arc::new(Table::open("table:bench".into(), store.clone(), 64 << 20, None).unwrap());
         write_back.register(table.clone());
         let log: Arc<dyn Log> = Arc::new(journal);
         let idle = Arc::new(IdleTimes::new(log.clone()));

@@ -15,9 +15,11 @@ use highwater_log::fold::{
     Derived, Folded, Lane, LaneMarks, Program, Refused, StateReader, States, Stored, lane,
 };
 use highwater_log::idle::{self, IdleTimes};
-use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, StoreError, WriteBack};
+use highwater_log::keyed::{Dirty, KeyedBatch, KeyedStore, Put, StoreError, WriteBack};
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Advance, Append, Commit, Log, LogBatch, Machine};
+use highwater_privacy::aead::{OVERHEAD, Opener};
+use highwater_privacy::{SealError, Vault};
 
 /// A table's states.
 pub struct Table<S: Stored> {
@@ -26,6 +28,8 @@ pub struct Table<S: Stored> {
     overlay: Mutex<Overlay<S>>,
     /// Bytes that clean states may take in memory.
     capacity: usize,
+    /// Encrypts states of what is SENSITIVE.
+    vault: Option<Arc<Vault>>,
 }
 
 struct Overlay<S> {
@@ -63,14 +67,57 @@ enum Change {
 
 impl<S: Stored> Table<S> {
     /// Opens a table at the marks of its store.
-    pub fn open(name: Arc<str>, store: Arc<dyn KeyedStore>, capacity: usize) -> Result<Self, StoreError> {
+    ///
+    /// With a vault its states are encrypted in the store. Its keys are not: they must show nothing SENSITIVE.
+    pub fn open(
+        name: Arc<str>,
+        store: Arc<dyn KeyedStore>,
+        capacity: usize,
+        vault: Option<Arc<Vault>>,
+    ) -> Result<Self, StoreError> {
         let marks = store.marks(&name)?;
         if marks.is_empty() {
             // A reset that was cut short may have left states, and folding from the start would add to them.
             store.clear(&name)?;
         }
         let overlay = Overlay::at(marks, 0);
-        Ok(Self { name, store, overlay: Mutex::new(overlay), capacity })
+        Ok(Self { name, store, overlay: Mutex::new(overlay), capacity, vault })
+    }
+
+    /// What has changed, as the store is to have it.
+    fn encode(&self, overlay: &Overlay<S>) -> Result<Vec<Put>, SealError> {
+        let mut sealer = self.vault.as_ref().map(|vault| vault.sealer("")).transpose()?;
+        let changed = overlay.slots.iter().filter(|(_, slot)| slot.change != Change::Clean);
+        let put = changed.map(|(key, slot)| {
+            let mut bytes = Vec::new();
+            slot.state.encode(&mut bytes);
+            if let Some(sealer) = &mut sealer {
+                let mut sealed = Vec::with_capacity(bytes.len() + OVERHEAD);
+                sealer.seal(&Self::place(&self.name, key), &bytes, &mut sealed)?;
+                bytes = sealed;
+            }
+            Ok((self.name.clone(), key.clone(), Some(bytes)))
+        });
+        put.collect()
+    }
+
+    /// What an encrypted state is bound to.
+    fn place(name: &str, key: &[u8]) -> Vec<u8> {
+        [b"state\0", name.as_bytes(), &[0], key].concat()
+    }
+
+    /// A state as the store has it.
+    fn decode(&self, opener: &mut Opener, key: &[u8], bytes: &[u8]) -> Option<S> {
+        match &self.vault {
+            Some(vault) => {
+                let opened = vault.decrypt_value(opener, &Self::place(&self.name, key), bytes);
+                let told = opened.inspect_err(|error| {
+                    tracing::error!(table = %self.name, %error, "a state can't be decrypted");
+                });
+                S::decode(&told.ok()?)
+            }
+            None => S::decode(bytes),
+        }
     }
 
     fn overlay(&self) -> MutexGuard<'_, Overlay<S>> {
@@ -153,8 +200,8 @@ impl<S: Stored> Overlay<S> {
 /// The states as a fold sees them.
 struct Folding<'a, S: Stored> {
     overlay: &'a mut Overlay<S>,
-    store: &'a dyn KeyedStore,
-    table: &'a str,
+    table: &'a Table<S>,
+    opener: Opener,
 }
 
 impl<S: Stored> Folding<'_, S> {
@@ -163,9 +210,9 @@ impl<S: Stored> Folding<'_, S> {
         if self.overlay.slots.contains_key(key) {
             return Ok(true);
         }
-        let Some(bytes) = self.store.get(self.table, key)? else { return Ok(false) };
-        let state =
-            S::decode(&bytes).ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table)))?;
+        let Some(bytes) = self.table.store.get(&self.table.name, key)? else { return Ok(false) };
+        let state = self.table.decode(&mut self.opener, key, &bytes);
+        let state = state.ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.table.name)))?;
         self.insert(key, state);
         Ok(true)
     }
@@ -209,11 +256,15 @@ impl<S: Stored> Dirty for Table<S> {
         if overlay.held && !planted::bug("write_back_while_held") {
             return;
         }
+        match self.encode(&overlay) {
+            Ok(puts) => batch.puts.extend(puts),
+            Err(error) => {
+                tracing::error!(table = %self.name, %error, "states can't be encrypted; they stay in memory");
+                return;
+            }
+        }
         let mut weight = 0isize;
-        for (key, slot) in overlay.slots.iter_mut().filter(|(_, slot)| slot.change != Change::Clean) {
-            let mut bytes = Vec::new();
-            slot.state.encode(&mut bytes);
-            batch.puts.push((self.name.clone(), key.clone(), Some(bytes)));
+        for slot in overlay.slots.values_mut().filter(|slot| slot.change != Change::Clean) {
             slot.change = Change::Writing;
             let now = slot.state.weight();
             weight += now as isize - slot.weight as isize;
@@ -286,6 +337,7 @@ impl<S: Stored> StateReader<S> for Table<S> {
         let mut fresh = fresh.into_iter().peekable();
         let mut damaged = false;
         let mut going = true;
+        let mut opener = Opener::default();
         snapshot.scan(&from, &mut |key, bytes| {
             while going && let Some((before, state)) = fresh.next_if(|(before, _)| before.as_slice() < key) {
                 going = visit(&before, &state);
@@ -293,7 +345,7 @@ impl<S: Stored> StateReader<S> for Table<S> {
             if going {
                 going = match fresh.next_if(|(same, _)| same.as_slice() == key) {
                     Some((same, state)) => visit(&same, &state),
-                    None => match S::decode(bytes) {
+                    None => match self.decode(&mut opener, key, bytes) {
                         Some(state) => visit(key, &state),
                         None => {
                             damaged = true;
@@ -398,8 +450,7 @@ impl<P: Program> TableView<P> {
             }
             // From here until it is settled nothing may be written back, whatever happens.
             overlay.held = true;
-            let mut states =
-                Folding { overlay: &mut overlay, store: self.table.store.as_ref(), table: &self.table.name };
+            let mut states = Folding { overlay: &mut overlay, table: &self.table, opener: Opener::default() };
             let folded = self.program.fold(prepared, lane, &mut marks, &mut states);
             marks.entry(lane).or_default().offset = to;
             overlay.marks = marks;

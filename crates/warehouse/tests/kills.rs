@@ -16,7 +16,7 @@ use highwater_log::idle::{self, Idle, IdleTimes};
 use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::view::{View, ViewError};
 use highwater_log::{Append, Commit, Journal, JournalOptions, Log, LogBatch};
-use highwater_sim::{Fault, SimDisk, SimStore, machine, setting};
+use highwater_sim::{Fault, SimDisk, SimStore, machine, setting, vault};
 use highwater_warehouse::{Table, TableView};
 
 /// Sum and count of a key.
@@ -133,7 +133,12 @@ fn at(name: &'static str) -> StreamPartition {
 }
 
 fn journal(disk: &SimDisk) -> Option<Arc<Journal>> {
-    let options = JournalOptions { segment_bytes: 4000, tail_bytes: 1000, ..JournalOptions::at("/log") };
+    let options = JournalOptions {
+        segment_bytes: 4000,
+        tail_bytes: 1000,
+        vault: Some(vault()),
+        ..JournalOptions::at("/log")
+    };
     Journal::open(options, &machine(disk, ManualClock::at(1))).ok().map(Arc::new)
 }
 
@@ -148,7 +153,7 @@ fn owner(log: &Arc<Journal>, store: &SimStore) -> Owner {
     let sums = Sums { name: "table:sums".into(), sources: vec![source().stream], output: at("sums").stream };
     let keyed: Arc<dyn KeyedStore> = Arc::new(store.clone());
     // A small cache, so that states are evicted and loaded again.
-    let table = Arc::new(Table::open("table:sums".into(), keyed.clone(), 60).unwrap());
+    let table = Arc::new(Table::open("table:sums".into(), keyed.clone(), 60, None).unwrap());
     let write_back = Arc::new(WriteBack::new(keyed));
     write_back.register(table.clone());
     let machine = machine(&SimDisk::new(), ManualClock::at(1));

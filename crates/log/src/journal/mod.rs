@@ -4,6 +4,9 @@
 //! one commit, fsyncs once, and only then shows the rows and answers. The first fsync that fails
 //! poisons the journal: nothing is accepted after it, because nobody knows what the disk still holds.
 //!
+//! What a schema calls SENSITIVE is encrypted when rows get their offsets, because each value is bound to its own;
+//! the newest rows, which stay decoded in memory, and all that readers get are as they were handed in.
+//!
 //! Non-goals: editing, deleting single events, reading what is not durable yet.
 
 mod open;
@@ -18,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use async_trait::async_trait;
 use futures::FutureExt;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition};
+use highwater_privacy::Vault;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::Log;
@@ -43,12 +47,14 @@ pub struct JournalOptions {
     pub tail_bytes: usize,
     /// Appends that may wait for the writer.
     pub queue: usize,
+    /// Encrypts what is SENSITIVE on its way to disk. Without it such rows are refused.
+    pub vault: Option<Arc<Vault>>,
 }
 
 impl JournalOptions {
     /// Sensible values for a folder.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), segment_bytes: 64 << 20, tail_bytes: 256 << 20, queue: 1024 }
+        Self { dir: dir.into(), segment_bytes: 64 << 20, tail_bytes: 256 << 20, queue: 1024, vault: None }
     }
 }
 
@@ -76,6 +82,7 @@ struct Shared {
     loaded: Mutex<VecDeque<u64>>,
     followers: Followers,
     poisoned: watch::Sender<Option<String>>,
+    vault: Option<Arc<Vault>>,
 }
 
 /// What is durable.
@@ -108,6 +115,7 @@ impl Journal {
             loaded: Mutex::new(VecDeque::new()),
             followers: Followers::default(),
             poisoned: watch::Sender::new(None),
+            vault: options.vault.clone(),
         });
         let (queue, requests) = mpsc::channel(options.queue);
         let (kept_disk, dir) = (disk.clone(), options.dir.clone());
@@ -224,8 +232,11 @@ impl Shared {
                     return Ok(batches);
                 }
                 let gap = place.base > expected;
-                let fetched =
-                    if gap { Err(missing(at, expected, place.base)) } else { segment.fetch(at, &place) };
+                let fetched = if gap {
+                    Err(missing(at, expected, place.base))
+                } else {
+                    segment.fetch(at, &place, self.vault.as_deref())
+                };
                 match fetched {
                     Ok(fetched) => {
                         rows += fetched.num_rows();

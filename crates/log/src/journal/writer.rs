@@ -7,7 +7,8 @@ use std::sync::{Arc, PoisonError};
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use highwater_event::{Clock, Offset, StreamName, StreamPartition, planted};
+use highwater_event::{Clock, Offset, Sensitive, StreamName, StreamPartition, planted};
+use highwater_privacy::{Positions, SealError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{JournalOptions, Shared, State, lock, open};
@@ -194,7 +195,11 @@ impl Writer {
                     id
                 }
             };
-            let stored = self.encoder.encode(&rows).map_err(encode)?;
+            let stored = match Sensitive::of(rows.schema_ref()) {
+                Some(sensitive) => self.encoder.encode(&self.encrypt(to, *base, &sensitive, &rows)?),
+                None => self.encoder.encode(&rows),
+            };
+            let stored = stored.map_err(encode)?;
             let place = BatchPlace {
                 base: *base,
                 rows: rows.num_rows() as u32,
@@ -236,6 +241,24 @@ impl Writer {
             place.position += body_position;
         }
         Ok(encoded)
+    }
+
+    fn encrypt(
+        &self,
+        to: &StreamPartition,
+        base: Offset,
+        sensitive: &Sensitive,
+        rows: &RecordBatch,
+    ) -> Result<RecordBatch, AppendError> {
+        let vault = self.options.vault.as_ref().ok_or_else(|| {
+            AppendError::Encode(format!("{} has SENSITIVE columns, and there are no keys", to.stream))
+        })?;
+        let positions = Positions::Run { partition: to.partition, first: base };
+        vault.encrypt(to.stream.as_str(), positions, sensitive, rows).map_err(|error| match error {
+            // The disk that the keys are on may be full.
+            SealError::Ring(error) => AppendError::Write(error.to_string()),
+            error => AppendError::Encode(error.to_string()),
+        })
     }
 
     fn schema_number(&self, schema: &SchemaRef, fresh: &[(SchemaRef, Vec<u8>)]) -> Option<u32> {

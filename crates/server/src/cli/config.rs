@@ -32,7 +32,7 @@ struct Known {
 /// The one setting that is shown to nobody.
 const SECRET: &str = "oidc.client_secret";
 
-const KNOWN: [Known; 33] = [
+const KNOWN: [Known; 34] = [
     Known { key: "data", default: "./highwater-data", about: "data folder" },
     Known { key: "listen", default: "127.0.0.1:7700", about: "address and port to listen on" },
     Known {
@@ -59,6 +59,11 @@ const KNOWN: [Known; 33] = [
     Known { key: "tables.write_back", default: "1 second", about: "time between two write-backs of tables" },
     Known { key: "tables.memory", default: "64 MiB", about: "clean states that one table keeps in memory" },
     Known { key: "query.memory", default: "1024 MiB", about: "what all queries together may hold" },
+    Known {
+        key: "encryption.master_key",
+        default: "",
+        about: "file with the key that wraps the keys of SENSITIVE columns; in the data folder when empty",
+    },
     Known {
         key: "audit.required",
         default: "true",
@@ -482,6 +487,13 @@ impl Settings {
         Ok(Tls { mode: known, files, names: self.list("tls.names") })
     }
 
+    /// The file of the master key, when it does not lie in the data folder.
+    pub fn master_key(&self) -> Option<PathBuf> {
+        Some(self.get("encryption.master_key").value.trim())
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    }
+
     /// How the node is run.
     pub fn node(&self) -> Result<NodeOptions, Failure> {
         Ok(NodeOptions {
@@ -501,6 +513,7 @@ impl Settings {
             provider: self.provider()?,
             address_limit: self.get_some("http.address_limit", Self::count)?,
             trusted_proxies: self.addresses("http.trusted_proxies")?,
+            master_key: self.master_key(),
             ..NodeOptions::at(self.data())
         })
     }

@@ -7,6 +7,7 @@ mod apply;
 mod audit;
 mod client;
 mod config;
+mod encryption;
 mod follow;
 mod generate;
 mod operate;
@@ -75,6 +76,9 @@ enum Command {
     /// API keys of clients.
     #[command(subcommand)]
     Key(people::KeyCommand),
+    /// The keys of SENSITIVE columns.
+    #[command(subcommand)]
+    Encryption(encryption::EncryptionCommand),
     /// What is allowed, and why.
     #[command(subcommand)]
     Policy(people::PolicyCommand),
@@ -536,6 +540,7 @@ pub fn main() -> ExitCode {
         Command::User(command) => people::user(command),
         Command::Role(command) => people::role(command),
         Command::Key(command) => people::key(command),
+        Command::Encryption(command) => encryption::encryption(command),
         Command::Policy(command) => people::policy(command),
         Command::Login(arguments) => people::login(arguments),
         Command::Doctor(arguments) => operate::doctor(arguments),

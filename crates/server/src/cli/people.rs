@@ -14,6 +14,7 @@ use highwater_sql::dialect::{Rule, Statement, parse_script};
 use serde_json::{Map, Value, json};
 
 use super::client::{Client, LISTENING, Saved, default_folder, listening, saved_token, with_scheme};
+use super::config::Settings;
 use super::read::{encode, objects, parse, print_json};
 use super::{Failure, Output, Target, output};
 use crate::http::certificate::OWN_CERTIFICATE;
@@ -356,8 +357,14 @@ fn create_user(arguments: CreateUser) -> Result<ExitCode, Failure> {
         service,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let change =
-        offline::change(&folder, Credentials { command, secret }, "manage_users", format!("user:{name}"));
+    let master_key = Settings::find(&[])?.master_key();
+    let change = offline::change(
+        &folder,
+        master_key.as_deref(),
+        Credentials { command, secret },
+        "manage_users",
+        format!("user:{name}"),
+    );
     runtime.block_on(change)?;
     eprintln!("{name} is a user of {}", folder.display());
     show();

@@ -13,6 +13,7 @@ pub mod certificate;
 mod claim;
 mod datalake;
 mod edge;
+mod encryption;
 mod endpoints;
 mod events;
 mod health;

@@ -15,8 +15,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{RefOr, Required, Schema};
 
 use super::{
-    audit, claim, datalake, events, health, keys, live, metrics, oidc, operate, people, replay, sign_in,
-    socket, sql, statements, streams, views,
+    audit, claim, datalake, encryption, events, health, keys, live, metrics, oidc, operate, people, replay,
+    sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -49,6 +49,8 @@ use crate::node::Node;
         people::explain,
         keys::create,
         keys::list,
+        encryption::show,
+        encryption::rotate,
         keys::remove,
         keys::toggle,
         keys::rotate,

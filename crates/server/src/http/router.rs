@@ -17,8 +17,8 @@ use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    CallOptions, audit, claim, datalake, endpoints, events, health, keys, live, metrics, oidc, openapi,
-    operate, pages, people, replay, sign_in, socket, sql, statements, streams, views,
+    CallOptions, audit, claim, datalake, encryption, endpoints, events, health, keys, live, metrics, oidc,
+    openapi, operate, pages, people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -76,6 +76,8 @@ fn guarded() -> Routes {
         .delete("/api/v1/keys/{id}", Need::Node("manage_keys"), keys::remove)
         .post("/api/v1/keys/{id}/toggle", Need::Node("manage_keys"), keys::toggle)
         .post("/api/v1/keys/{id}/rotate", Need::Node("manage_keys"), keys::rotate)
+        .get("/api/v1/keys/encryption", Need::Node("manage_keys"), encryption::show)
+        .post("/api/v1/keys/encryption/rotate", Need::Node("manage_keys"), encryption::rotate)
         .get("/api/audit-logs", Need::Node("read_audit"), audit::pages)
         .get("/api/v1/audit/logs", Need::Known("read_own_audit"), audit::logs)
         .get("/api/v1/audit/entries/{id}", Need::Known("read_own_audit"), audit::entry)

@@ -13,7 +13,7 @@ use highwater_log::disk::RealDisk;
 use highwater_log::{Extent, Retired};
 use serde::Serialize;
 
-use super::{Node, publish, rest, secrets};
+use super::{Node, keys, publish, rest, secrets};
 
 /// Earlier versions of the lake can be read for this long.
 const HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -173,6 +173,7 @@ impl Node {
         let copied = self.machine.scheduler.work(move || {
             let bytes = node.journal.copy_to(&RealDisk, &folder.join("log"))?;
             secrets::copy(&node.options.data, &folder)?;
+            keys::copy(&node.options.data, &folder)?;
             if let Some(checkpoint) = checkpoint {
                 publish::keep_checkpoint(&folder, &checkpoint)?;
             }

@@ -10,6 +10,7 @@
 //! <data>/access.key      signs access tokens, mode 0600
 //! <data>/audit.checkpoint  the newest checkpoint that was signed
 //! <data>/audit.witnessed   the newest one that witnesses have signed, too
+//! <data>/keys/           data keys of tenants and the master key that wraps them, mode 0600
 //! <data>/tls/            a certificate of the node's own and its key, unless it was given one
 //! <data>/server.json     where the running node listens
 //! ```
@@ -20,6 +21,7 @@ mod declare;
 mod idle;
 mod information;
 mod keep;
+mod keys;
 mod live;
 pub mod offline;
 mod people;
@@ -52,6 +54,7 @@ use highwater_log::keyed::{KeyedStore, StoreError, WriteBack};
 use highwater_log::machine::{Running, Task, Threads};
 use highwater_log::view::Driver;
 use highwater_log::{Journal, JournalOptions, Log, Machine};
+use highwater_privacy::Vault;
 use highwater_sql::adhoc::Limits;
 use highwater_sql::stream::{TableProgram, TableRows};
 use highwater_sql::{Catalog, Engine, SqlError};
@@ -113,6 +116,8 @@ pub struct NodeOptions {
     pub address_limit: Option<u32>,
     /// Proxies whose word about a caller's address is believed.
     pub trusted_proxies: Vec<std::net::IpAddr>,
+    /// The file of the master key, when it does not lie in the data folder.
+    pub master_key: Option<PathBuf>,
 }
 
 impl NodeOptions {
@@ -139,6 +144,7 @@ impl NodeOptions {
             provider: None,
             address_limit: None,
             trusted_proxies: Vec::new(),
+            master_key: None,
         }
     }
 }
@@ -151,6 +157,8 @@ pub struct Node {
     pub options: NodeOptions,
     pub machine: Machine,
     pub journal: Arc<Journal>,
+    /// Encrypts what is SENSITIVE.
+    pub vault: Arc<Vault>,
     pub door: Door,
     pub engine: Engine,
     pub driver: Driver,
@@ -215,8 +223,10 @@ impl Node {
         queries: tokio::runtime::Handle,
         options: NodeOptions,
     ) -> anyhow::Result<Arc<Self>> {
+        let vault = keys::open_vault(&options.data, options.master_key.as_deref(), &machine)?;
         let log = JournalOptions {
             segment_bytes: options.segment_bytes,
+            vault: Some(vault.clone()),
             ..JournalOptions::at(options.data.join("log"))
         };
         let journal = Journal::open(log, &machine)?;
@@ -233,7 +243,8 @@ impl Node {
         let engine = Engine::new(
             secrets::token_key(&options.data, machine.randomness.as_ref())?,
             options.query_memory,
-        )?;
+        )?
+        .with_vault(vault.clone());
         let (trail, gather) = Trail::new(log.clone());
         drop(machine.scheduler.spawn(gather));
         let access_key = secrets::access_key(&options.data, machine.randomness.as_ref())?;
@@ -263,6 +274,7 @@ impl Node {
             options,
             machine,
             journal,
+            vault,
             idle: Arc::new(IdleTimes::new(log.clone())),
             log,
         });

@@ -9,19 +9,23 @@ use highwater_event::{Principal, StreamName, StreamPartition};
 use highwater_log::audit::{self, Entry};
 use highwater_log::{Commit, Journal, JournalOptions, Log, Machine};
 
+use super::keys;
 use super::people::apply_commands;
 use super::system::{self, Command, SYSTEM};
 
 /// Changes the directory of a folder, with its entry of the trail in the same commit.
 pub async fn change(
     data: &Path,
+    master_key: Option<&Path>,
     given: Credentials,
     action: &str,
     resource: String,
 ) -> anyhow::Result<Applied> {
     let machine = Machine::real();
     std::fs::create_dir_all(data).with_context(|| format!("{} can't be made", data.display()))?;
-    let journal = Journal::open(JournalOptions::at(data.join("log")), &machine)
+    let vault = keys::open_vault(data, master_key, &machine)?;
+    let log = JournalOptions { vault: Some(vault), ..JournalOptions::at(data.join("log")) };
+    let journal = Journal::open(log, &machine)
         .context("the log can't be opened; a node that runs on it is asked with its own token")?;
     let at = StreamPartition::new(StreamName::system(SYSTEM), 0);
     if journal.start(&at) > 0 {

@@ -28,11 +28,20 @@ pub fn token_key(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u8
 
 /// The seeds of the keys that checkpoints of the audit tree are signed with, the newest first.
 pub fn audit_keys(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<Vec<[u8; 32]>> {
-    let path = data.join(AUDIT_KEY);
-    if !path.exists() {
-        replace_secret(&path, &show_keys(&[random_key(randomness)?]))?;
+    keys(&data.join(AUDIT_KEY), true, randomness)
+}
+
+/// The keys of a file, the newest first; a new one when there is no such file and one may be made.
+pub fn keys(path: &Path, may_make: bool, randomness: &dyn Randomness) -> anyhow::Result<Vec<[u8; 32]>> {
+    if may_make && !path.exists() {
+        write_keys(path, &[random_key(randomness)?])?;
     }
-    read_keys(&path)
+    read_keys(path)
+}
+
+/// Writes the keys of a file, the newest first.
+pub fn write_keys(path: &Path, keys: &[[u8; 32]]) -> anyhow::Result<()> {
+    replace_secret(path, &show_keys(keys))
 }
 
 /// The seeds that are to take their place, when a change was begun.
@@ -43,7 +52,7 @@ pub fn next_audit_keys(data: &Path) -> anyhow::Result<Option<Vec<[u8; 32]>>> {
 
 /// Begins a change of the seeds.
 pub fn stage_audit_keys(data: &Path, seeds: &[[u8; 32]]) -> anyhow::Result<()> {
-    replace_secret(&data.join(NEXT_AUDIT_KEY), &show_keys(seeds))
+    write_keys(&data.join(NEXT_AUDIT_KEY), seeds)
 }
 
 /// Ends a change of the seeds.
@@ -69,7 +78,8 @@ fn show_keys(seeds: &[[u8; 32]]) -> String {
     lines.join("\n")
 }
 
-fn read_keys(path: &Path) -> anyhow::Result<Vec<[u8; 32]>> {
+/// Reads the keys of a file, the newest first.
+pub fn read_keys(path: &Path) -> anyhow::Result<Vec<[u8; 32]>> {
     let text = read_secret(path)?;
     let keys: Option<Vec<[u8; 32]>> = text.lines().map(parse_key).collect();
     let shown = path.display();
@@ -114,7 +124,8 @@ pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
 
 fn read_secret(path: &Path) -> anyhow::Result<String> {
     let shown = path.display();
-    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    let known = std::fs::metadata(path).with_context(|| format!("{shown} can't be read"))?;
+    let mode = known.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         bail!("{shown} can be read by others (mode {mode:o}); run `chmod 600 {shown}`");
     }

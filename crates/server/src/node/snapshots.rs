@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
+use arrow::array::RecordBatch;
+use datafusion::prelude::SessionContext;
 use highwater_event::StreamName;
 use highwater_lake::LakeTable;
 use highwater_log::fold::Program;
+use highwater_sql::adhoc::{Lens, table_relation};
+use highwater_sql::stream::TableRows;
 use highwater_sql::stream::table::Extent;
 
 use super::{Node, rest};
@@ -45,10 +49,37 @@ async fn snapshot(
     if mark as i64 <= lake.mark() && (shown.is_none() || closed.get(name) == shown.as_ref()) {
         return Ok(());
     }
-    let batches = rows.read(Extent::All).await?;
+    let mut batches = rows.read(Extent::All).await?;
+    if !rows.program().sensitive().is_empty() {
+        // The lake's tables are for other engines, which get what every reader gets.
+        batches = masked(node, &rows, batches).await?;
+    }
     lake.replace(batches, mark as i64).await?;
     if let Some(shown) = shown {
         closed.insert(name.clone(), shown);
     }
     Ok(())
+}
+
+/// The rows of a table with masks in the place of what is SENSITIVE.
+async fn masked(
+    node: &Arc<Node>,
+    rows: &TableRows,
+    batches: Vec<RecordBatch>,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    let program = rows.program();
+    let schema = program.schema().clone();
+    let relation =
+        table_relation(&node.engine, schema.clone(), batches, program.sensitive(), &Lens::default())?;
+    let context = SessionContext::new_with_state(node.engine.state());
+    let masked = context.read_table(relation)?.collect().await?;
+    let same = |rows: RecordBatch| {
+        let columns = rows
+            .columns()
+            .iter()
+            .zip(schema.fields())
+            .map(|(column, field)| arrow::compute::cast(column, field.data_type()));
+        Ok(RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)?)
+    };
+    masked.into_iter().map(same).collect()
 }

@@ -115,17 +115,25 @@ impl Node {
                 self.driver.start(Box::new(view));
             }
             Some(Derivation::Join(join)) => {
-                self.start_keyed(join.clone(), |_| None)?;
+                self.start_keyed(join.clone(), join.has_sensitive(), |_| None)?;
             }
             None => {}
         }
         if schema.raw {
-            let decoder =
-                Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
+            let decoder = self.decoder(schema)?;
             let index = self.open_index(&schema.name, schema.options.event_id.is_empty()).await?;
             self.door.admit(decoder, index);
         }
         Ok(())
+    }
+
+    fn decoder(&self, schema: &Arc<StreamSchema>) -> anyhow::Result<Decoder> {
+        let decoder =
+            Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
+        if schema.has_sensitive() {
+            return Ok(decoder.with_fingerprint(self.vault.fingerprint_key()?));
+        }
+        Ok(decoder)
     }
 
     pub(super) async fn start_lake(
@@ -141,7 +149,7 @@ impl Node {
         let derivable = partitions
             .map(|partition| StreamPartition::new(schema.name.clone(), partition))
             .all(|at| self.log.start(&at) == 0);
-        let lake = LakeStream::open(&self.lake_root(), schema.clone(), folder, derivable)
+        let lake = LakeStream::open(&self.lake_root(), schema.clone(), folder, derivable, self.vault.clone())
             .await
             .with_context(|| format!("the lake of {} can't be opened", schema.name))?;
         let lake = Arc::new(lake);
@@ -162,8 +170,7 @@ impl Node {
             self.start_lake(schema, Place::Current).await?;
         }
         if schema.raw {
-            let decoder =
-                Decoder::new(schema.clone()).map_err(|error| anyhow!("stream {}: {error}", schema.name))?;
+            let decoder = self.decoder(schema)?;
             self.door.admit(decoder, self.door.index(&schema.name));
         }
         Ok(())
@@ -204,7 +211,7 @@ impl Node {
 
     pub(super) fn start_table(self: &Arc<Self>, entry: &TableEntry) -> anyhow::Result<()> {
         let program = entry.program.clone();
-        self.start_keyed(program.clone(), |table| {
+        self.start_keyed(program.clone(), program.source().has_sensitive(), |table| {
             let sources = program.sources().to_vec();
             let states = Arc::new(Waiting::new(table, sources, self.idle.clone()));
             Some(Arc::new(TableRows::new(program.clone(), states)))
@@ -214,11 +221,13 @@ impl Node {
     fn start_keyed<P: Program<State = GroupState>>(
         self: &Arc<Self>,
         program: Arc<P>,
+        has_sensitive: bool,
         rows: impl FnOnce(Arc<Table<GroupState>>) -> Option<Arc<TableRows>>,
     ) -> anyhow::Result<()> {
         let name = program.name().clone();
         let store = self.write_back.store().clone();
-        let table = Arc::new(Table::open(name.clone(), store, self.options.table_memory)?);
+        let vault = has_sensitive.then(|| self.vault.clone());
+        let table = Arc::new(Table::open(name.clone(), store, self.options.table_memory, vault)?);
         self.write_back.register(table.clone());
         let keyed = Keyed {
             dirty: table.clone(),

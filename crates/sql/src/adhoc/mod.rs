@@ -7,6 +7,7 @@
 mod behind;
 mod branches;
 mod budget;
+mod decrypt;
 mod endpoint;
 mod json;
 mod lens;

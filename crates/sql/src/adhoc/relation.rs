@@ -11,6 +11,7 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, ident, lit};
 use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema, columns};
 
+use super::decrypt::Decrypt;
 use super::lens::Lens;
 use crate::catalog::Catalog;
 use crate::dialect::{Asker, Rule, SqlError};
@@ -85,9 +86,13 @@ pub fn stream_relation(
         }
         // An earlier version lacks the columns that were added since.
         let known = cold.schema().fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
+        let decrypt = Decrypt::of(engine, stream)?;
         let columns = schema.fields().iter().map(|field| {
             if known.contains(field.name()) {
-                return Ok(ident(field.name()));
+                return Ok(match &decrypt {
+                    Some(decrypt) => decrypt.column(field, as_there(field)),
+                    None => ident(field.name()),
+                });
             }
             let null = ScalarValue::try_from(&as_there(field))?;
             Ok(lit(null).alias(field.name()))

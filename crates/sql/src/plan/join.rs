@@ -20,7 +20,7 @@ use highwater_event::{StreamName, StreamOptions, StreamSchema, columns};
 use highwater_log::idle::IDLE;
 
 use super::transform::{contains_aggregate, output_columns};
-use super::{JoinShape, as_statement, refuse_unrepeatable, shows, system_column};
+use super::{JoinShape, as_statement, refuse_unrepeatable, shows, shows_sensitive, system_column};
 use crate::dialect::{SqlError, Within};
 use crate::session::Engine;
 use crate::stream::feed::FeedTable;
@@ -93,6 +93,17 @@ pub async fn plan_join(
     needed.sort_unstable();
 
     let (left_keys, right_keys): (Vec<Expr>, Vec<Expr>) = conditions.keys.iter().cloned().unzip();
+    let on_the_right = |key: &Expr| match &right {
+        JoinTarget::Stream(stream) => shows_sensitive(key, stream),
+        JoinTarget::Table(table) => {
+            let is_sensitive = |column: &Column| table.sensitive().contains(&column.name);
+            super::shows(key, &is_sensitive, &|column, _| is_sensitive(column))
+        }
+    };
+    let shown = left_keys.iter().find(|key| shows_sensitive(key, &left));
+    if let Some(key) = shown.or_else(|| right_keys.iter().find(|key| on_the_right(key))) {
+        return Err(super::refuse_sensitive_key("ON", key));
+    }
     let (left_time, right_time) = match &conditions.times {
         Some((left, right, _)) => (Some(left.clone()), Some(right.clone())),
         None => (None, None),

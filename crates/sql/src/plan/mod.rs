@@ -8,7 +8,7 @@ mod transform;
 
 use arrow::datatypes::DataType;
 use datafusion::common::Column;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::sql::parser::Statement as DFStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement};
@@ -93,6 +93,27 @@ fn shows(
         })
     });
     (shows || walked.is_err()) && !highwater_event::planted::bug("lost_mask")
+}
+
+/// Keys of states stand in the store as they are, so that equal ones meet.
+fn refuse_sensitive_key(clause: &str, key: &Expr) -> SqlError {
+    let shown = unqualified(key);
+    SqlError::new(
+        "sensitive_key",
+        format!("{clause} {shown} needs the values of a SENSITIVE column as they are"),
+    )
+    .hint(format!("write {clause} tokenize({shown}): equal values have equal tokens"))
+}
+
+/// An expression without the names of its relations, as people write it.
+fn unqualified(expression: &Expr) -> String {
+    let bare = expression.clone().transform(|node| {
+        Ok(match node {
+            Expr::Column(column) => Transformed::yes(Expr::Column(Column::new_unqualified(column.name))),
+            other => Transformed::no(other),
+        })
+    });
+    bare.map_or_else(|_| expression.to_string(), |bare| bare.data.to_string())
 }
 
 /// Refuses functions whose answer depends on when or how often they are asked: a rebuild would come to

@@ -88,6 +88,9 @@ pub async fn plan_table(
         results.push(match window_bound(expression) {
             Some(bound) => bound,
             None => {
+                if shows_sensitive(expression, &source) {
+                    return Err(super::refuse_sensitive_key("GROUP BY", expression));
+                }
                 let data_type = group_type(expression, below.schema())?;
                 wanted.push(expression.clone().alias(format!("g{}", groups.len())));
                 groups.push(data_type);

@@ -158,6 +158,11 @@ fn broken(error: ArrowError) -> ViewError {
 }
 
 impl JoinProgram {
+    /// True when a side has SENSITIVE columns: states may show them.
+    pub fn has_sensitive(&self) -> bool {
+        self.sealed
+    }
+
     /// The stream that it derives.
     pub fn schema(&self) -> &Arc<StreamSchema> {
         &self.schema
