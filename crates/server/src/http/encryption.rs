@@ -19,9 +19,10 @@ use crate::node::Node;
 /// The data keys, and the name of the master key that wraps them.
 #[utoipa::path(get, path = "/api/v1/keys/encryption", tag = "keys",
     responses((status = 200, description = "{algorithm, master, keys: [{number, tenant, made_at, encrypts}]}")))]
-pub async fn show(State(node): State<Arc<Node>>) -> Json<Value> {
+pub async fn show(State(node): State<Arc<Node>>, Extension(call): Extension<Arc<Call>>) -> Json<Value> {
+    let principal = call.principal();
     let (master, keys) = node.vault.describe();
-    let keys = keys.iter().map(|key| {
+    let keys = keys.iter().filter(|key| principal.everywhere || key.tenant == principal.tenant).map(|key| {
         json!({"number": key.number, "tenant": key.tenant.as_ref(), "made_at": time::show_micros(key.made), "encrypts": key.newest})
     });
     Json(json!({"algorithm": "AES-256-GCM", "master": master, "keys": keys.collect::<Vec<_>>()}))
@@ -45,7 +46,13 @@ pub async fn rotate(
     body: Result<Json<RotateEncryption>, JsonRejection>,
 ) -> Answer {
     let Json(RotateEncryption { master }) = body?;
-    // Keys lie outside the log: no commit could hold their change and its entry.
+    if !call.principal().everywhere {
+        let detail = "the keys of all tenants are changed by those who look after every tenant";
+        return Err(
+            Problem::new(StatusCode::FORBIDDEN, "forbidden", detail).with("permission", "manage_keys".into())
+        );
+    }
+    // Keys lie outside the log: no commit could hold their change and its entry, which comes first therefore.
     node.trail.write(Entry { status: None, ..call.entry(&node) }).await?;
     let asked = node.clone();
     let rotated = node

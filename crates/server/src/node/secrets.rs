@@ -124,7 +124,12 @@ pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
 
 fn read_secret(path: &Path) -> anyhow::Result<String> {
     let shown = path.display();
-    let known = std::fs::metadata(path).with_context(|| format!("{shown} can't be read"))?;
+    let known = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            bail!("{shown} is missing; restore it from a backup")
+        }
+        known => known.with_context(|| format!("{shown} can't be read"))?,
+    };
     let mode = known.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         bail!("{shown} can be read by others (mode {mode:o}); run `chmod 600 {shown}`");
