@@ -562,6 +562,13 @@ impl Catalog {
         }
         let schema = StreamSchema::new(entry.schema.name.clone(), columns, options, entry.schema.raw)
             .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
+        // Its undeclared members are stored as they are, and its events known by what anybody can work out.
+        if schema.has_sensitive() && !entry.schema.has_sensitive() {
+            return Err(SqlError::unsupported(format!(
+                "\"{name}\" was declared without SENSITIVE columns: what it stores already would stay as it is"
+            ))
+            .hint("declare a stream with the SENSITIVE column, and replay the events of this one into it"));
+        }
         Ok(Planned::Altered(Arc::new(StreamEntry {
             schema: Arc::new(schema),
             derivation: entry.derivation.clone(),
