@@ -307,7 +307,8 @@ fn keys_change_under_load_and_kills() {
     let reads_all = |client: &Client| {
         let mut found = texts(client, "SELECT name FROM people ORDER BY name");
         let mut wanted: Vec<String> = (0..people).map(|n| word("name", n)).collect();
-        (found.sort(), wanted.sort());
+        found.sort();
+        wanted.sort();
         assert!(found == wanted, "{} of {people} people are there", found.len());
         assert_eq!(texts(client, "SELECT names FROM known"), [people.to_string()]);
         assert_eq!(texts(client, "SELECT count(DISTINCT name) AS n FROM shouting"), [people.to_string()]);

@@ -7,7 +7,8 @@
 //! * [`functions`] and [`reference`](mod@reference) are what the language adds to DataFusion.
 //!
 //! Plans are finite: a micro-batch goes in, rows come out. What lasts between batches (marks, states)
-//! is in the log or in a keyed store, never in a plan. Nothing here opens a file or a socket.
+//! is in the log or in a keyed store, never in a plan. Nothing here opens a socket, or a file but those that a
+//! question puts aside what its memory does not hold in, encrypted and without a name.
 
 pub mod adhoc;
 pub mod catalog;
@@ -16,6 +17,7 @@ pub mod functions;
 pub mod plan;
 pub mod reference;
 pub mod session;
+mod spill;
 pub mod stream;
 
 pub use catalog::{Catalog, Endpoint, StreamEntry};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 use datafusion::common::TableReference;
+use datafusion::execution::disk_manager::DiskManagerBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
@@ -13,6 +14,10 @@ use highwater_privacy::Vault;
 use crate::dialect::SqlError;
 use crate::functions;
 use crate::reference::References;
+use crate::spill::Spills;
+
+/// How much more than they may hold in memory questions may put aside on disk.
+const SPILL_FACTOR: u64 = 16;
 
 /// Makes sessions that know the language's functions.
 pub struct Engine {
@@ -26,9 +31,8 @@ impl Engine {
     /// may hold, in bytes.
     pub fn new(token_key: [u8; 32], query_memory: usize) -> Result<Self, SqlError> {
         let references = Arc::new(References::default());
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(FairSpillPool::new(query_memory)))
-            .build_arc()?;
+        let spills = Spills::new(query_memory as u64 * SPILL_FACTOR);
+        let runtime = runtime(query_memory, Arc::new(spills))?;
         let template = session(runtime, &references, token_key)?;
         Ok(Self { template, references, vault: None })
     }
@@ -72,6 +76,14 @@ impl Engine {
         }
         Ok(context.state())
     }
+}
+
+/// What all queries share: memory, and where they put aside what it does not hold.
+pub(crate) fn runtime(memory: usize, spills: Arc<Spills>) -> Result<Arc<RuntimeEnv>, SqlError> {
+    Ok(RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_temp_file_factory(spills))
+        .build_arc()?)
 }
 
 fn session(
