@@ -9,15 +9,15 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 /// The rooms and their levels; a room imports only rooms of lower levels. Tooling stands outside.
 const LEVELS: [(&str, u8); 10] = [
     ("highwater-event", 0),
-    ("highwater-privacy", 0),
-    ("highwater-log", 1),
-    ("highwater-ingest", 2),
-    ("highwater-sql", 2),
-    ("highwater-lake", 2),
-    ("highwater-warehouse", 2),
-    ("highwater-auth", 2),
-    ("highwater-audit", 2),
-    ("highwater-server", 3),
+    ("highwater-privacy", 1),
+    ("highwater-log", 2),
+    ("highwater-ingest", 3),
+    ("highwater-sql", 3),
+    ("highwater-lake", 3),
+    ("highwater-warehouse", 3),
+    ("highwater-auth", 3),
+    ("highwater-audit", 3),
+    ("highwater-server", 4),
 ];
 const TOOLING: [&str; 2] = ["highwater-sim", "xtask"];
 

@@ -33,7 +33,7 @@ pub const ROLES: [&str; 7] =
 
 /// Permissions that actions of the engine need; each is an action of its own in the policies. Any other
 /// permission is one of a declared endpoint or an application: `use`.
-pub const ACTIONS: [&str; 16] = [
+pub const ACTIONS: [&str; 17] = [
     "read",
     "query",
     "describe",
@@ -49,6 +49,7 @@ pub const ACTIONS: [&str; 16] = [
     "manage_permissions",
     "manage_keys",
     "back_up",
+    "rotate_keys",
     "self",
 ];
 
@@ -357,6 +358,7 @@ fn action_groups() -> &'static [(&'static str, &'static str)] {
         ("manage_permissions", "people"),
         ("manage_keys", "people"),
         ("back_up", "node"),
+        ("rotate_keys", "node"),
     ]
 }
 

@@ -56,6 +56,8 @@ pub struct StreamOptions {
     pub inferred: bool,
     /// Column with the tenant that an event belongs to: whoever is of a tenant brings and sees its events only.
     pub tenant: Option<String>,
+    /// Column with the name of whoever brought an event; the door writes it.
+    pub sender: Option<String>,
     /// After how long without an event a partition's event time goes on with the wall clock,
     /// microseconds; `None`: it never does.
     pub idle_timeout: Option<i64>,
@@ -78,6 +80,7 @@ impl Default for StreamOptions {
             retention: None,
             inferred: false,
             tenant: None,
+            sender: None,
             idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
         }
     }
@@ -196,14 +199,12 @@ impl StreamSchema {
                 wanted: "a TIMESTAMP",
             });
         }
-        if let Some(column) = &schema.options.tenant
-            && schema.role("tenant", column)?.data_type != DataType::Utf8
-        {
-            return Err(SchemaError::WrongType {
-                option: "tenant",
-                column: column.clone(),
-                wanted: "a TEXT",
-            });
+        for (option, column) in [("tenant", &schema.options.tenant), ("sender", &schema.options.sender)] {
+            if let Some(column) = column
+                && schema.role(option, column)?.data_type != DataType::Utf8
+            {
+                return Err(SchemaError::WrongType { option, column: column.clone(), wanted: "a TEXT" });
+            }
         }
         if let Some(column) = &schema.options.key {
             schema.role("key", column)?;

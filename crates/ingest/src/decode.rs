@@ -106,6 +106,8 @@ pub struct Decoder {
     pub(crate) key: Option<usize>,
     /// Position of the tenant.
     pub(crate) tenant: Option<usize>,
+    /// Position of the sender's name.
+    pub(crate) sender: Option<usize>,
     /// The key that hides what keys and checksums were made of.
     pub(crate) fingerprint: Option<[u8; 32]>,
 }
@@ -145,6 +147,7 @@ impl Decoder {
             time: stream.options.event_time.as_ref().and_then(position),
             key: stream.options.key.as_ref().and_then(position),
             tenant: stream.options.tenant.as_ref().and_then(position),
+            sender: stream.options.sender.as_ref().and_then(position),
             stream,
             fingerprint: None,
         })

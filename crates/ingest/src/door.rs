@@ -643,6 +643,7 @@ impl Group {
             code: error.code.into(),
             detail,
             principal: principal.name.to_string(),
+            tenant: Some(principal.tenant.to_string()),
             body: bytes.to_vec(),
             sealed: entrance.decoder.stream().has_sensitive(),
         });

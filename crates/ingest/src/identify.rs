@@ -128,11 +128,13 @@ impl Decoder {
         now: i64,
         sequence: u64,
     ) -> Result<RowIdentity, RowError> {
-        self.check_tenant(row, principal)?;
+        self.own(row, self.tenant, &principal.tenant, principal)?;
         let event_time = self.event_time(row, now)?;
         let Row { cells, undeclared, text, statement, .. } = row;
         statement.fill(cells, &self.members, text, undeclared);
         let payload = self.hidden_checksum(statement.checksum());
+        // Not something that the event says: a stream that begins to write it down knows old events again.
+        self.own(row, self.sender, &principal.name, principal)?;
         let mut identity = RowIdentity {
             key: None,
             event_id: None,
@@ -184,21 +186,27 @@ impl Decoder {
         ])
     }
 
-    /// Whoever is of a tenant brings its events only; an event that names none is its sender's.
-    fn check_tenant(&self, row: &mut Row, principal: &Principal) -> Result<(), RowError> {
-        let Some(at) = self.tenant else { return Ok(()) };
+    /// What an event says of its sender or their tenant is true; when it says nothing it is filled in.
+    fn own(
+        &self,
+        row: &mut Row,
+        member: Option<usize>,
+        own: &str,
+        principal: &Principal,
+    ) -> Result<(), RowError> {
+        let Some(at) = member else { return Ok(()) };
         match &row.cells[at] {
             Cell::Absent | Cell::Null => {
                 let start = row.text.len() as u32;
-                row.text.push_str(&principal.tenant);
+                row.text.push_str(own);
                 row.cells[at] = Cell::Text(start, row.text.len() as u32);
                 Ok(())
             }
             _ if principal.everywhere => Ok(()),
-            Cell::Text(start, end)
-                if row.text.get(*start as usize..*end as usize) == Some(&principal.tenant) =>
-            {
-                Ok(())
+            Cell::Text(start, end) if row.text.get(*start as usize..*end as usize) == Some(own) => Ok(()),
+            _ if member == self.sender => {
+                Err(RowError::new("foreign_sender", "the event names somebody else as its sender")
+                    .at(&self.members[at].name))
             }
             _ => Err(RowError::new("foreign_tenant", "the event names a tenant that its sender is not of")
                 .at(&self.members[at].name)),

@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
 use arrow::datatypes::{DataType, Field};
 use highwater_event::{
     Column, Principal, Randomness, SeededRandomness, StreamName, StreamOptions, StreamSchema, columns,
 };
 use highwater_ingest::Format;
-use highwater_ingest::decode::{Decoder, Row};
+use highwater_ingest::decode::{Decoder, Row, RowBatch};
 use highwater_ingest::identify::RowIdentity;
 
 /// A decoder of a stream with an id, a time and these columns.
@@ -136,4 +137,56 @@ fn a_line_of_csv_repeats_the_event_that_came_as_json() {
     let json = identity(&decoder, r#"{"id":"1","text":"a, \"b\"","n":7,"note":"kept"}"#, Format::Json);
     let csv = identity(&decoder, "id,text,n,note\n1,\"a, \"\"b\"\"\",7,kept\n", Format::Csv);
     assert_eq!(json, csv);
+}
+
+/// Without a mark of who sent it, and with one.
+#[test]
+fn the_sender_is_written_down_and_changes_nothing_that_an_event_says() {
+    let schema = |sender: Option<&str>| {
+        let mut columns =
+            vec![Column::new("id", DataType::Utf8, true), Column::new("n", DataType::Int64, true)];
+        columns.extend(sender.map(|sender| Column::new(sender, DataType::Utf8, true)));
+        let options = StreamOptions {
+            event_id: vec!["id".into()],
+            sender: sender.map(str::to_owned),
+            ..StreamOptions::default()
+        };
+        Decoder::new(Arc::new(
+            StreamSchema::new(StreamName::new("s").unwrap(), columns, options, true).unwrap(),
+        ))
+        .unwrap()
+    };
+    let said = |decoder: &Decoder, body: &str, principal: &Principal| {
+        let mut found = None;
+        decoder
+            .decode(body.as_bytes(), Format::Json, 1, &mut Row::default(), &mut |_, row| {
+                let row = row.unwrap();
+                let identity = decoder.identify(row, principal, 1_800_000_000_000_000, 1);
+                found = Some(identity.map(|identity| {
+                    let mut batch = RowBatch::new(decoder).unwrap();
+                    batch.push(row, &identity).unwrap();
+                    (identity, batch.finish().unwrap())
+                }));
+            })
+            .unwrap();
+        found.unwrap()
+    };
+    let (without, with) = (schema(None), schema(Some("who")));
+    let acme = Principal::new("client:acme", "default");
+    let body = r#"{"id":"a","n":1}"#;
+    let (known, _) = said(&without, body, &acme).unwrap();
+    let (identity, rows) = said(&with, body, &acme).unwrap();
+    assert_eq!(known, identity, "a column for the sender makes no other event of it");
+    let who = rows.column_by_name("who").unwrap().as_string::<i32>().value(0).to_owned();
+    assert_eq!(who, "client:acme");
+    let own = said(&with, r#"{"id":"a","n":1,"who":"client:acme"}"#, &acme);
+    assert!(own.is_ok());
+    let foreign = said(&with, r#"{"id":"a","n":1,"who":"ada"}"#, &acme).unwrap_err();
+    assert_eq!((foreign.code, foreign.path.as_str()), ("foreign_sender", "who"));
+    let (_, rows) = said(&with, r#"{"id":"a","n":1,"who":"ada"}"#, &Principal::operator()).unwrap();
+    assert_eq!(
+        rows.column_by_name("who").unwrap().as_string::<i32>().value(0),
+        "ada",
+        "as it was, when it is brought again"
+    );
 }

@@ -21,11 +21,13 @@ mod table;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
-use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
+use arrow::datatypes::DataType;
+use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, StructType, Transaction};
 use deltalake::parquet::basic::{Compression, ZstdLevel};
 use deltalake::parquet::file::properties::WriterProperties;
+use deltalake::parquet::schema::types::ColumnPath;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
@@ -74,11 +76,27 @@ pub enum LakeError {
 /// Columns by which a stream's table is partitioned.
 pub(crate) const DAY_COLUMNS: [&str; 3] = ["year", "month", "day"];
 
-fn writer_properties() -> WriterProperties {
-    WriterProperties::builder()
+/// Rows of a row group.
+const ROW_GROUP: usize = 128 * 1024;
+
+fn writer_properties(schema: &arrow::datatypes::Schema) -> WriterProperties {
+    let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_max_row_group_row_count(Some(128 * 1024))
-        .build()
+        .set_max_row_group_row_count(Some(ROW_GROUP));
+    // Ids are looked up one at a time and are in no order, so that only a Bloom filter tells where one is not. What is
+    // encrypted is Binary and has none: it would tell who knows a value whether it is there.
+    let ids = schema.fields().iter().filter(|field| {
+        matches!(field.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+            && (field.name() == "id" || field.name().ends_with("_id"))
+    });
+    let filtered = ids.fold(properties, |properties, field| {
+        let column = ColumnPath::from(field.name().as_str());
+        properties
+            .set_column_bloom_filter_enabled(column.clone(), true)
+            .set_column_bloom_filter_max_ndv(column.clone(), ROW_GROUP as u64)
+            .set_column_bloom_filter_fpp(column, 0.01)
+    });
+    filtered.build()
 }
 
 /// Opens a table, making it when it is not there.
@@ -168,7 +186,8 @@ async fn write_files(
     table: &DeltaTable,
     rows: impl FnOnce() -> Result<Vec<RecordBatch>, LakeError> + Send + 'static,
 ) -> Result<Vec<Add>, LakeError> {
-    let mut writer = RecordBatchWriter::for_table(table)?.with_writer_properties(writer_properties());
+    let schema: arrow::datatypes::Schema = table.snapshot()?.schema().as_ref().try_into_arrow()?;
+    let mut writer = RecordBatchWriter::for_table(table)?.with_writer_properties(writer_properties(&schema));
     let runtime = tokio::runtime::Handle::current();
     let write = move || {
         runtime.block_on(async {
@@ -284,4 +303,25 @@ async fn sync_commit(dir: PathBuf, version: u64) -> Result<(), LakeError> {
         std::fs::File::open(log)?.sync_all()
     });
     Ok(synced.await.map_err(std::io::Error::other)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{Field, Schema};
+
+    use super::*;
+
+    #[test]
+    fn ids_have_filters_and_what_is_encrypted_has_none() {
+        let field = |name: &str, data_type: DataType| Field::new(name, data_type, true);
+        let properties = writer_properties(&Schema::new(vec![
+            field("event_id", DataType::Utf8),
+            field("user_id", DataType::Binary),
+            field("amount", DataType::Int64),
+            field("id", DataType::Utf8),
+        ]));
+        let filtered = |name: &str| properties.bloom_filter_properties(&ColumnPath::from(name)).is_some();
+        assert!(filtered("event_id") && filtered("id"));
+        assert!(!filtered("user_id") && !filtered("amount"));
+    }
 }

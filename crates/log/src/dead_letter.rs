@@ -7,6 +7,7 @@ use arrow::array::{
     BinaryBuilder, Int32Builder, Int64Builder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::DataType;
+use highwater_event::identity::HOME;
 use highwater_event::{Column, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
 
 use crate::commit::Append;
@@ -34,6 +35,8 @@ pub struct DeadLetter {
     pub detail: String,
     /// On whose behalf it came.
     pub principal: String,
+    /// Of which tenant that is; the node's own when nothing is said.
+    pub tenant: Option<String>,
     /// The original bytes.
     pub body: Vec<u8>,
     /// Reason and bytes may show SENSITIVE values: readers see their masks.
@@ -55,8 +58,14 @@ pub fn schema(name: &'static str) -> StreamSchema {
             Column::new("body", DataType::Binary, false),
             Column { sensitive: true, ..Column::new("sealed_detail", DataType::Utf8, true) },
             Column { sensitive: true, ..Column::new("sealed_body", DataType::Binary, true) },
+            Column::new("tenant", DataType::Utf8, true),
         ],
-        options: StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() },
+        options: StreamOptions {
+            partitions: 1,
+            lake: true,
+            tenant: Some("tenant".into()),
+            ..StreamOptions::default()
+        },
         raw: false,
     }
 }
@@ -79,6 +88,7 @@ pub fn append(
     let mut body = BinaryBuilder::new();
     let mut sealed_detail = StringBuilder::new();
     let mut sealed_body = BinaryBuilder::new();
+    let mut tenant = StringBuilder::new();
     let mut time = TimestampMicrosecondBuilder::new().with_data_type(columns::timestamp_type());
     for letter in letters {
         source.append_value(&letter.source);
@@ -91,6 +101,7 @@ pub fn append(
         principal.append_value(&letter.principal);
         body.append_value(if letter.sealed { &[][..] } else { &letter.body });
         sealed_body.append_option(letter.sealed.then_some(&letter.body));
+        tenant.append_value(letter.tenant.as_deref().unwrap_or(HOME));
         time.append_value(now);
     }
     let rows = RecordBatch::try_new(
@@ -106,6 +117,7 @@ pub fn append(
             Arc::new(body.finish()),
             Arc::new(sealed_detail.finish()),
             Arc::new(sealed_body.finish()),
+            Arc::new(tenant.finish()),
             Arc::new(time.finish()),
         ],
     )?;

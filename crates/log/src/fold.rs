@@ -161,6 +161,10 @@ pub struct Refused {
     pub row: String,
     /// Reason and row may show SENSITIVE values.
     pub sealed: bool,
+    /// Who brought it, where the source says so.
+    pub sender: Option<String>,
+    /// Its tenant, where the source says so.
+    pub tenant: Option<String>,
 }
 
 impl Refused {
@@ -172,7 +176,8 @@ impl Refused {
             position: Some((at.partition, self.offset)),
             code: self.code.into(),
             detail: self.detail,
-            principal: Principal::engine().name.to_string(),
+            principal: self.sender.unwrap_or_else(|| Principal::engine().name.to_string()),
+            tenant: self.tenant,
             body: self.row.into_bytes(),
             sealed: self.sealed,
         }

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use support::{Node, empty_data};
 
@@ -34,10 +36,13 @@ struct Call {
     patient: bool,
     status: u16,
     expected: Value,
+    /// Members of the answer that later calls know under a name.
+    kept: Vec<(String, String)>,
 }
 
 /// Reads a call: `> METHOD path [type]`, `> APPLY` with a script, or `> SQL question`; then headers (`| name:
 /// value`, or `| gzip`), the body, and what is expected (`< status {members}`, or `<~` when it may take a while).
+/// `= name member.of.it` keeps something of the answer: later calls say `{{name}}`.
 fn read_call<'a>(
     number: usize,
     call: &str,
@@ -84,12 +89,42 @@ fn read_call<'a>(
     let expected =
         serde_json::from_str(expected).unwrap_or_else(|error| panic!("line {}: {error}", number + 1));
     let (text, patient, status) = (call.to_owned(), mark == "<~", status.parse().unwrap());
-    Call { line: number + 1, text, method, path, headers, body, patient, status, expected }
+    let mut kept = Vec::new();
+    while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("= ")) {
+        let (name, member) = line[2..].split_once(' ').unwrap();
+        kept.push((name.to_owned(), member.to_owned()));
+    }
+    Call { line: number + 1, text, method, path, headers, body, patient, status, expected, kept }
+}
+
+/// A text with what was kept in the places of its names.
+fn filled(text: &str, kept: &BTreeMap<String, String>) -> String {
+    kept.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("{{{{{name}}}}}"), value))
+}
+
+/// Something of an answer, as a text.
+fn member(answer: &Value, path: &str) -> String {
+    let found = path.split('.').fold(answer, |value, part| match part.parse::<usize>() {
+        Ok(at) => &value[at],
+        Err(_) => &value[part],
+    });
+    assert!(!found.is_null(), "{path} is not in {answer}");
+    found.as_str().map_or_else(|| found.to_string(), str::to_owned)
 }
 
 fn play(text: &str) {
+    play_on(text, "");
+}
+
+/// Plays a scenario against a node with a pack.
+fn play_on(text: &str, pack: &str) {
     let (_folder, data) = empty_data();
     let mut node = Node::start(&data);
+    if !pack.is_empty() {
+        let folder = format!("{}/../../packs/{pack}", env!("CARGO_MANIFEST_DIR"));
+        node.run(&["apply", "-f", &folder]);
+    }
+    let mut known: BTreeMap<String, String> = BTreeMap::new();
     let mut lines = text.lines().enumerate().peekable();
     let mut calls = 0;
     while let Some((number, line)) = lines.next() {
@@ -104,7 +139,15 @@ fn play(text: &str) {
             }
             continue;
         };
-        let call = read_call(number, call, &mut lines);
+        let mut call = read_call(number, call, &mut lines);
+        call.path = filled(&call.path, &known);
+        call.headers.iter_mut().for_each(|(_, value)| *value = filled(value, &known));
+        if let Ok(body) = std::str::from_utf8(&call.body) {
+            call.body = filled(body, &known).into_bytes();
+        }
+        if let Ok(expected) = serde_json::from_str(&filled(&call.expected.to_string(), &known)) {
+            call.expected = expected;
+        }
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         loop {
             let (status, found) = node.client.call(&call.method, &call.path, &call.headers, &call.body);
@@ -126,6 +169,9 @@ fn play(text: &str) {
                 "line {}: {}\nexpected {} {}\nfound    {status} {found}",
                 call.line, call.text, call.status, call.expected
             );
+            for (name, path) in &call.kept {
+                known.insert(name.clone(), member(&found, path));
+            }
             break;
         }
         calls += 1;
@@ -167,4 +213,9 @@ fn doors() {
 #[test]
 fn replay() {
     play(include_str!("scenarios/replay.scenario"));
+}
+
+#[test]
+fn events() {
+    play_on(include_str!("scenarios/events.scenario"), "events");
 }

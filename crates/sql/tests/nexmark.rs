@@ -24,6 +24,7 @@ use highwater_log::reader::RowReader;
 use highwater_sim::setting;
 use highwater_sql::adhoc::{Limits, Relations, rows_as_json, run_endpoint};
 use highwater_sql::catalog::Derivation;
+use highwater_sql::dialect::Asker;
 use highwater_sql::stream::TableRows;
 use highwater_sql::stream::state::GroupState;
 use highwater_sql::stream::table::Extent;
@@ -137,7 +138,8 @@ async fn answer(
         }
         let limits = Limits { time: Duration::from_secs(60), rows: usize::MAX, bytes: usize::MAX };
         let relations = Arc::new(Rows(rows.0.clone()));
-        return run_endpoint(engine, relations, endpoint, Vec::new(), limits).await.unwrap().batches;
+        let asker = Asker { user: "", tenant: "" };
+        return run_endpoint(engine, relations, endpoint, asker, Vec::new(), limits).await.unwrap().batches;
     }
     let name = StreamName::new(query).unwrap();
     match catalog.streams.get(&name).and_then(|entry| entry.derivation.clone()) {

@@ -101,6 +101,8 @@ impl Program for Sums {
                     detail: String::new(),
                     row: number.to_string(),
                     sealed: false,
+                    sender: None,
+                    tenant: None,
                 });
                 continue;
             }

@@ -190,7 +190,7 @@ fn admit(
     let mut decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
     if template.is_none() {
         catalog = node.catalog();
-        if let Some(endpoint) = catalog.endpoints.get(path) {
+        if let Some((endpoint, _)) = catalog.endpoint(path) {
             let shared = endpoint.reads.iter().all(|name| is_shared(&catalog, name));
             asked = Asked::on(&endpoint.permission, "endpoint", &endpoint.path).shared(shared);
             decided = true;

@@ -6,6 +6,7 @@ use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::State;
 use highwater_sql::Endpoint;
+use highwater_sql::dialect::path_parameters;
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
@@ -83,6 +84,7 @@ use crate::node::Node;
         streams::tail,
         views::list,
         views::show,
+        views::queue,
         views::rebuild,
         views::pause,
         views::resume,
@@ -93,6 +95,7 @@ use crate::node::Node;
         operate::maintain,
         operate::backup,
         health::healthz,
+        health::health,
         metrics::render
     )
 )]
@@ -124,23 +127,31 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         .columns
         .iter()
         .fold(ObjectBuilder::new(), |row, (name, data_type)| row.property(name, schema_of(data_type)));
-    let rows = ArrayBuilder::new().items(row);
+    let schema: RefOr<Schema> =
+        if endpoint.object { row.into() } else { ArrayBuilder::new().items(row).into() };
     let answer = ResponseBuilder::new()
-        .description("rows")
-        .content("application/json", ContentBuilder::new().schema(Some(rows)).build());
+        .description(if endpoint.object { "an object" } else { "rows" })
+        .content("application/json", ContentBuilder::new().schema(Some(schema)).build());
     let mut operation = OperationBuilder::new()
-        .operation_id(Some(endpoint.path.trim_start_matches('/').replace(['/', '-', '.'], "_")))
+        .operation_id(Some(
+            endpoint.path.trim_start_matches('/').replace(['/', '-', '.'], "_").replace(['{', '}'], ""),
+        ))
         .tag("declared")
         .summary(Some(format!("Needs the permission {}", endpoint.permission)))
         .description(Some(format!("```sql\n{}\n```", endpoint.text)))
         .response("200", answer)
         .response("400", ResponseBuilder::new().description("a parameter is wrong; the detail names it"));
+    if endpoint.object {
+        let nothing = ResponseBuilder::new().description("there is nothing of that name");
+        operation = operation.response("404", nothing);
+    }
     for parameter in &endpoint.parameters {
+        let in_path = path_parameters(&endpoint.path).any(|name| name == parameter.name);
         let required = if parameter.default.is_none() { Required::True } else { Required::False };
         operation = operation.parameter(
             ParameterBuilder::new()
                 .name(&parameter.name)
-                .parameter_in(ParameterIn::Query)
+                .parameter_in(if in_path { ParameterIn::Path } else { ParameterIn::Query })
                 .required(required)
                 .description(parameter.check.clone())
                 .schema(Some(schema_of(&parameter.data_type))),

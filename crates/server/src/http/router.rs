@@ -50,6 +50,7 @@ fn guarded() -> Routes {
         .get("/api/v1/endpoints", Need::Node("describe"), statements::endpoints)
         .get("/api/v1/views", Need::Node("describe"), views::list)
         .get("/api/v1/views/{view}", Need::Node("describe"), views::show)
+        .get("/api/v1/analytics/queue-status", Need::Node("view_own"), views::queue)
         .post("/api/v1/views/{view}/rebuild", Need::Node("operate"), views::rebuild)
         .post("/api/v1/views/{view}/pause", Need::Node("operate"), views::pause)
         .post("/api/v1/views/{view}/resume", Need::Node("operate"), views::resume)
@@ -77,13 +78,13 @@ fn guarded() -> Routes {
         .post("/api/v1/keys/{id}/toggle", Need::Node("manage_keys"), keys::toggle)
         .post("/api/v1/keys/{id}/rotate", Need::Node("manage_keys"), keys::rotate)
         .get("/api/v1/keys/encryption", Need::Node("manage_keys"), encryption::show)
-        .post("/api/v1/keys/encryption/rotate", Need::Node("manage_keys"), encryption::rotate)
+        .post("/api/v1/keys/encryption/rotate", Need::Node("rotate_keys"), encryption::rotate)
         .get("/api/audit-logs", Need::Node("read_audit"), audit::pages)
         .get("/api/v1/audit/logs", Need::Known("read_own_audit"), audit::logs)
         .get("/api/v1/audit/entries/{id}", Need::Known("read_own_audit"), audit::entry)
         .get("/api/v1/audit/entries/{id}/proof", Need::Known("read_own_audit"), audit::proof)
         .get("/api/v1/audit/export", Need::Node("read_audit"), audit::export)
-        .post("/api/v1/audit/keys/rotate", Need::Node("manage_keys"), audit::rotate_key)
+        .post("/api/v1/audit/keys/rotate", Need::Node("rotate_keys"), audit::rotate_key)
         .get("/getuserdetails", Need::Known("self"), sign_in::details)
         .post("/auth/password", Need::Node("self"), sign_in::password)
         .post("/auth/logout", Need::Node("self"), sign_in::logout)
@@ -114,6 +115,9 @@ fn open() -> Routes {
         .get("/swagger/{file}", Need::Nothing, pages::swagger_file)
         .get("/assets/{file}", Need::Nothing, pages::asset)
         .get("/healthz", Need::Nothing, health::healthz)
+        .get("/readyz", Need::Nothing, health::healthz)
+        .get("/health", Need::Nothing, health::health)
+        .get("/api/v1/health", Need::Nothing, health::health)
 }
 
 /// Every path and method with what it needs.
@@ -124,10 +128,17 @@ pub fn all_needs() -> Needs {
     needs
 }
 
-/// Whether a path is one of the engine's own, which no declared endpoint may take.
+/// Whether a path is one of the engine's own, which no declared endpoint may take: the endpoint would not be found.
 pub fn is_built_in(path: &str) -> bool {
     static PATHS: LazyLock<Needs> = LazyLock::new(all_needs);
-    PATHS.contains_key(path)
+    PATHS.keys().any(|own| {
+        let mut parts = path.split('/');
+        let hides = own.split('/').all(|own| match own {
+            rest if rest.starts_with("{*") => parts.by_ref().next().is_some(),
+            _ => parts.next().is_some_and(|part| own == part || own.starts_with('{')),
+        });
+        hides && (parts.next().is_none() || own.contains("{*"))
+    })
 }
 
 /// The application. Declared endpoints are found by the fallback.

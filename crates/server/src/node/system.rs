@@ -41,8 +41,12 @@ pub fn events_schema() -> StreamSchema {
             Column::new("event_type", DataType::Utf8, false),
             Column { json: true, ..Column::new("payload", DataType::Utf8, true) },
             Column::new("timestamp", columns::timestamp_type(), true),
+            Column::new("sender", DataType::Utf8, true),
+            Column::new("tenant", DataType::Utf8, true),
         ],
         options: StreamOptions {
+            sender: Some("sender".into()),
+            tenant: Some("tenant".into()),
             event_id: vec!["event_id".into()],
             event_time: Some("timestamp".into()),
             partitions: 1,

@@ -49,6 +49,16 @@ impl Node {
         })
     }
 
+    /// Runs the program against it; panics when that does not end well.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
+        let output = command.args(arguments).arg("--data").arg(&self.data).output().unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        said
+    }
+
     /// The same with some environment; `None` when it ends before it gives acks.
     pub fn start_with(data: &Path, environment: &[(&str, &str)]) -> Option<Self> {
         let log =
@@ -165,10 +175,10 @@ impl Client {
 
     /// Any call.
     pub fn call(&self, method: &str, path: &str, headers: &[(String, String)], body: &[u8]) -> (u16, Value) {
-        let mut request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.url))
-            .header("authorization", format!("Bearer {}", self.token));
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
+            request = request.header("authorization", format!("Bearer {}", self.token));
+        }
         for (name, value) in headers {
             request = request.header(name, value);
         }

@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast::Query;
 
 use super::{Limits, QueryResult, Relations, context, plan, query, run};
 use crate::catalog::{Catalog, Endpoint, Parameter};
-use crate::dialect::SqlError;
+use crate::dialect::{Asker, SqlError, quoted};
 use crate::plan::as_statement;
 use crate::session::Engine;
 
@@ -30,7 +30,9 @@ pub async fn check_endpoint(
         .iter()
         .map(|parameter| Ok((parameter.name.clone(), sample(parameter)?)))
         .collect::<Result<Vec<_>, SqlError>>()?;
-    let statement = as_statement(Box::new(query.clone()));
+    let mut query = Box::new(query.clone());
+    Asker { user: "", tenant: "" }.put(&mut *query);
+    let statement = as_statement(query);
     let unbound = context.state().statement_to_plan(statement.clone()).await?;
     for name in unbound.get_parameter_names()? {
         let name = name.trim_start_matches('$');
@@ -92,7 +94,7 @@ pub async fn endpoint_values(
 }
 
 async fn holds(engine: &Engine, name: &str, check: &str, value: &ScalarValue) -> Result<bool, SqlError> {
-    let sql = format!("SELECT coalesce(({check}), false) FROM (SELECT $value AS {name})");
+    let sql = format!("SELECT coalesce(({check}), false) FROM (SELECT $value AS {})", quoted(name));
     let limits = Limits { time: std::time::Duration::from_secs(5), rows: 1, bytes: 1 << 20 };
     let parameters = vec![("value".to_owned(), value.clone())];
     let result = query(engine, Arc::new(Shapes(Catalog::default())), &sql, parameters, limits).await?;
@@ -111,16 +113,19 @@ fn type_name(data_type: &DataType) -> &'static str {
     }
 }
 
-/// Asks an endpoint.
+/// Asks an endpoint on somebody's behalf.
 pub async fn run_endpoint(
     engine: &Engine,
     relations: Arc<dyn Relations>,
     endpoint: &Endpoint,
+    asker: Asker<'_>,
     values: Vec<(String, ScalarValue)>,
     limits: Limits,
 ) -> Result<QueryResult, SqlError> {
     let context = context(engine, relations)?;
-    run(&context, as_statement(endpoint.query.clone()), values, limits).await
+    let mut query = endpoint.query.clone();
+    asker.put(&mut *query);
+    run(&context, as_statement(query), values, limits).await
 }
 
 /// The relations of a catalog without their rows.

@@ -10,8 +10,11 @@ use arrow::datatypes::{
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use highwater_event::canonical::push_json_string;
 
+use crate::functions::is_json;
+
 /// Appends each row as a JSON object, calling `between` before all but the first. `names` gives the keys.
 pub fn rows_as_json(batch: &RecordBatch, names: &[String], first: bool, between: &str, out: &mut String) {
+    let schema = batch.schema_ref();
     for row in 0..batch.num_rows() {
         if !(first && row == 0) {
             out.push_str(between);
@@ -23,7 +26,11 @@ pub fn rows_as_json(batch: &RecordBatch, names: &[String], first: bool, between:
             }
             push_json_string(name, out);
             out.push(':');
-            value_as_json(column, row, out);
+            if column.is_valid(row) && *column.data_type() == DataType::Utf8 && is_json(schema.field(at)) {
+                out.push_str(column.as_string::<i32>().value(row));
+            } else {
+                value_as_json(column, row, out);
+            }
         }
         out.push('}');
     }

@@ -22,7 +22,8 @@ const CHANGEABLE: [&str; 4] = ["retention", "aliases", "hidden", "idle_timeout"]
 fn inferred_columns(options: &StreamOptions) -> Vec<Column> {
     let mut columns: Vec<Column> = Vec::new();
     let column = |name: &String, data_type: DataType| Column::new(name, data_type, true);
-    for name in options.event_id.iter().chain(&options.key) {
+    let roles = options.event_id.iter().chain(&options.key).chain(&options.tenant).chain(&options.sender);
+    for name in roles {
         if Some(name) != options.event_time.as_ref() && !columns.iter().any(|known| known.name == *name) {
             columns.push(column(name, DataType::Utf8));
         }
@@ -225,6 +226,10 @@ impl Words {
         self.expect("REQUIRES")
             .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
         let permission = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        let object = self.take("RETURNS");
+        if object {
+            self.expect("OBJECT")?;
+        }
         self.expect("AS")?;
         let clauses = self.query(tokens)?;
         if let Some((_, token)) = clauses.window {
@@ -238,7 +243,16 @@ impl Words {
                 "an endpoint answers once: EMIT and WITHIN have no meaning in it",
             ));
         }
-        Ok(Statement::CreateEndpoint { path, parameters, permission, query: clauses.query })
+        for name in path_parameters(&path) {
+            let parameter = parameters.iter().find(|parameter| parameter.name == name);
+            if parameter.is_none_or(|parameter| parameter.default.is_some()) {
+                let message = format!("{{{name}}} in the path is a parameter that is always given");
+                return Err(SqlError::new("invalid_path", message).at(token.span).hint(format!(
+                    "declare it in the parentheses after the path, without a default: ({name} TEXT)"
+                )));
+            }
+        }
+        Ok(Statement::CreateEndpoint { path, parameters, permission, object, query: clauses.query })
     }
 
     fn endpoint_parameter(&mut self) -> Result<EndpointParameter, SqlError> {
@@ -361,6 +375,7 @@ impl Words {
                 "retention",
                 "idle_timeout",
                 "tenant",
+                "sender",
             ]
         } else {
             &["lake", "aliases", "hidden", "retention", "idle_timeout", "tenant"]
@@ -402,19 +417,34 @@ fn bool_value(option: &str, value: &Expr) -> Result<bool, SqlError> {
     }
 }
 
+/// The parameters that stand in a path, as `{name}`.
+pub fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+}
+
 fn endpoint_path(path: &str) -> Result<String, String> {
     let trimmed = path.trim_end_matches('/');
+    let plain = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     let good = trimmed.starts_with('/')
         && trimmed[1..].split('/').all(|part| {
+            let name = path_parameters(part).next();
+            let name_fits =
+                |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
             !part.is_empty()
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                && name.map_or_else(|| plain(part), |name| !name.is_empty() && name_fits(name))
                 && part != ".."
                 && part != "."
         });
+    let names: Vec<&str> = path_parameters(trimmed).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        return Err(format!("{{{}}} stands in the path twice", twice.1));
+    }
     if good {
         Ok(trimmed.to_owned())
     } else {
-        Err(format!("'{path}' is not a path: write it like '/api/metrics/top-products/'"))
+        Err(format!(
+            "'{path}' is not a path: write it like '/api/metrics/top-products/' or '/api/orders/{{order_id}}'"
+        ))
     }
 }
 
@@ -424,6 +454,7 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
             "event_id" => options.event_id = list(&text_value(&name, &value)?),
             "event_time" => options.event_time = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "tenant" => options.tenant = Some(text_value(&name, &value)?.to_ascii_lowercase()),
+            "sender" => options.sender = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "key" => options.key = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "hidden" => options.hidden = list(&text_value(&name, &value)?),
             "sensitive" => options.sensitive = list(&text_value(&name, &value)?),

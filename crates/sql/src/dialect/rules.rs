@@ -78,6 +78,13 @@ pub struct Asker<'a> {
 impl Asker<'_> {
     /// An expression for somebody, as SQL: what it says of the session stands there as a value.
     pub fn of(&self, expression: &Expr) -> String {
+        let mut expression = expression.clone();
+        self.put(&mut expression);
+        expression.to_string()
+    }
+
+    /// Puts values where an expression or query says something of the session.
+    pub fn put(&self, said: &mut impl VisitMut) {
         struct Put<'a>(&'a Asker<'a>);
         impl VisitorMut for Put<'_> {
             type Break = ();
@@ -94,9 +101,7 @@ impl Asker<'_> {
                 ControlFlow::Continue(())
             }
         }
-        let mut expression = expression.clone();
-        let _done: ControlFlow<()> = VisitMut::visit(&mut expression, &mut Put(self));
-        expression.to_string()
+        let _done: ControlFlow<()> = said.visit(&mut Put(self));
     }
 }
 

@@ -63,7 +63,7 @@ pub enum Statement {
         /// Column from whose date on a row holds.
         valid_from: Option<String>,
     },
-    /// CREATE ENDPOINT 'path' (parameters) REQUIRES permission AS SELECT ….
+    /// CREATE ENDPOINT 'path' (parameters) REQUIRES permission [RETURNS OBJECT] AS SELECT ….
     CreateEndpoint {
         /// Its path, starting with a slash and without one at the end.
         path: String,
@@ -71,6 +71,8 @@ pub enum Statement {
         parameters: Vec<EndpointParameter>,
         /// The permission that a caller needs.
         permission: String,
+        /// It answers its first row, and 404 when there is none, instead of an array of rows.
+        object: bool,
         /// The query.
         query: Box<Query>,
     },

@@ -3,6 +3,7 @@
 mod aggregate;
 mod arithmetic;
 mod bounded;
+mod json;
 mod lookup;
 mod mask;
 mod money;
@@ -22,6 +23,7 @@ pub use aggregate::{
 };
 pub use arithmetic::CheckedArithmetic;
 pub use bounded::bounded;
+pub(crate) use json::is_json;
 pub use mask::mask_text;
 pub use weight::weight;
 
@@ -37,6 +39,7 @@ pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Ve
     let mut functions: Vec<Arc<ScalarUDF>> = mask::functions();
     functions.push(Arc::new(ScalarUDF::from(lookup::Lookup::new(references.clone()))));
     functions.push(Arc::new(ScalarUDF::from(lookup::InReference::new(references.clone()))));
+    functions.push(Arc::new(ScalarUDF::from(json::Json::new())));
     functions.push(Arc::new(ScalarUDF::from(money::Money::new())));
     functions.push(Arc::new(ScalarUDF::from(tokenize::Tokenize::new(token_key))));
     functions

@@ -1,14 +1,14 @@
 //! Running a statement over rows of a stream. Rows that it can't compute are found and set apart, so
 //! that one bad event never blocks a stream.
 
-use arrow::array::{AsArray, Int64Array};
+use arrow::array::{Array, AsArray, Int64Array};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::error::ArrowError;
 use arrow::json::LineDelimitedWriter;
 use arrow::record_batch::RecordBatch;
 use datafusion::common::DataFusionError;
-use highwater_event::{Offset, Partition, StreamSchema};
+use highwater_event::{Offset, Partition, StreamOptions, StreamSchema};
 use highwater_log::LogBatch;
 use highwater_log::fold::{Derived, Refused};
 use highwater_log::reader::RowReader;
@@ -22,6 +22,9 @@ pub struct SourceRows {
     offsets: Offsets,
     /// What they hold is not for every reader.
     sealed: bool,
+    /// The columns that say who brought a row, and its tenant.
+    sender: Option<String>,
+    tenant: Option<String>,
 }
 
 enum Offsets {
@@ -40,13 +43,20 @@ impl SourceRows {
     ) -> Result<Self, ViewError> {
         let rows = RowReader::new(stream).read_all(partition, batches).map_err(broken)?;
         let first = batches.first().map_or(0, |batch| batch.base);
-        Ok(Self { rows, offsets: Offsets::From(first), sealed: stream.has_sensitive() })
+        let StreamOptions { sender, tenant, .. } = &stream.options;
+        Ok(Self {
+            rows,
+            offsets: Offsets::From(first),
+            sealed: stream.has_sensitive(),
+            sender: sender.clone(),
+            tenant: tenant.clone(),
+        })
     }
 
     /// Rows whose last column is the offset that brought them about.
     pub fn joined(rows: RecordBatch, sealed: bool) -> Self {
         let offsets = rows.column(rows.num_columns() - 1).as_primitive::<Int64Type>().clone();
-        Self { rows, offsets: Offsets::Each(offsets), sealed }
+        Self { rows, offsets: Offsets::Each(offsets), sealed, sender: None, tenant: None }
     }
 
     /// How many there are.
@@ -68,7 +78,13 @@ impl SourceRows {
 
     fn refuse_row(&self, row: usize, code: &'static str, detail: String) -> Refused {
         let (offset, sealed) = (self.offset(row), self.sealed);
-        Refused { offset, code, detail, row: row_as_json(&self.rows, row), sealed }
+        let (sender, tenant) = (self.text(&self.sender, row), self.text(&self.tenant, row));
+        Refused { offset, code, detail, row: row_as_json(&self.rows, row), sealed, sender, tenant }
+    }
+
+    fn text(&self, column: &Option<String>, row: usize) -> Option<String> {
+        let values = self.rows.column_by_name(column.as_ref()?)?.as_string_opt::<i32>()?;
+        values.is_valid(row).then(|| values.value(row).to_owned())
     }
 
     /// Makes rows of a stream by a statement that answers the stream's columns and then the offset that

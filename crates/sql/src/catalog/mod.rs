@@ -1,14 +1,16 @@
 //! What is declared: streams, tables, reference tables and endpoints, each with its plan.
 //!
 //! A statement that replaces another is planned together with all that is derived from it, under the
-//! next version of their names, and built beside them; a later command swaps the names. The catalog is a deterministic view of the statements in the log: applying the same statements in
-//! the same order gives the same catalog. It checks and plans; it starts nothing.
+//! next version of their names, and built beside them; a later command swaps the names. The catalog is a
+//! deterministic view of the statements in the log: applying the same statements in the same order gives the
+//! same catalog. It checks and plans; it starts nothing.
+
+mod endpoint;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::{
     Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectName, Query, Spanned, Value, Visit, Visitor,
 };
@@ -16,15 +18,16 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema};
 
+use self::endpoint::{fitted, parameter, same_places};
 use crate::adhoc;
-use crate::dialect::{
-    Alteration, Declared, EndpointParameter, Kind, RuleEntry, SqlError, Statement, parse_script,
-};
+use crate::dialect::{Alteration, Declared, Kind, RuleEntry, SqlError, Statement, parse_script};
 use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
 use crate::session::Engine;
 use crate::stream::{JoinProgram, Step, TableProgram, Transform};
+
+pub use self::endpoint::{Endpoint, InPath, Parameter};
 
 /// A declared or built-in stream.
 #[derive(Debug)]
@@ -86,38 +89,6 @@ pub struct ReferenceEntry {
     pub text: String,
     /// The file's content.
     pub csv: String,
-}
-
-/// A query published as a REST resource.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Path without a slash at its end.
-    pub path: String,
-    /// Parameters, with checked defaults.
-    pub parameters: Vec<Parameter>,
-    /// The permission that a caller needs.
-    pub permission: String,
-    /// The query.
-    pub query: Box<Query>,
-    /// Columns of its rows: name and type.
-    pub columns: Vec<(String, arrow::datatypes::DataType)>,
-    /// Names that the query reads.
-    pub reads: BTreeSet<StreamName>,
-    /// The statement.
-    pub text: String,
-}
-
-/// A parameter of an endpoint.
-#[derive(Debug, Clone)]
-pub struct Parameter {
-    /// Its name.
-    pub name: String,
-    /// Its type.
-    pub data_type: arrow::datatypes::DataType,
-    /// The value when it is not given; without one it is required.
-    pub default: Option<ScalarValue>,
-    /// A condition on it, as SQL.
-    pub check: Option<String>,
 }
 
 /// A statement that has been checked and planned.
@@ -343,11 +314,19 @@ impl Catalog {
                 let table = ReferenceTable::from_csv(name, &columns, key, valid_from, &csv)?;
                 Planned::Reference(Arc::new(ReferenceEntry { table: Arc::new(table), text, csv }))
             }
-            Statement::CreateEndpoint { path, parameters, permission, query } => {
+            Statement::CreateEndpoint { path, parameters, permission, object, query } => {
+                let like = self.endpoints.keys().find(|known| **known != path && same_places(known, &path));
+                if let Some(like) = like {
+                    return Err(SqlError::new(
+                        "already_exists",
+                        format!("an endpoint '{like}/' is found at the same paths as '{path}/'"),
+                    )
+                    .hint(format!("DROP ENDPOINT '{like}/' first")));
+                }
                 let parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?;
                 let columns = adhoc::check_endpoint(engine, self, &parameters, &query).await?;
                 let reads = names_read(&query);
-                let endpoint = Endpoint { path, parameters, permission, query, columns, reads, text };
+                let endpoint = Endpoint { path, parameters, permission, object, query, columns, reads, text };
                 Planned::Endpoint(Arc::new(endpoint))
             }
             Statement::CreateRule { name, relation, rule } => {
@@ -464,6 +443,15 @@ impl Catalog {
     /// The row filters and column masks of a relation.
     pub fn rules_of(&self, name: &StreamName) -> impl Iterator<Item = &Arc<RuleEntry>> {
         self.rules.values().filter(move |entry| entry.relation.as_ref() == Some(name))
+    }
+
+    /// The endpoint at a path, and what the path says of its parameters, as it was sent. One without parameters in its
+    /// path goes first.
+    pub fn endpoint<'a>(&'a self, path: &'a str) -> Option<(&'a Arc<Endpoint>, InPath<'a>)> {
+        let exact = self.endpoints.get(path).map(|endpoint| (endpoint, Vec::new()));
+        exact.or_else(|| {
+            self.endpoints.values().find_map(|endpoint| Some((endpoint, fitted(&endpoint.path, path)?)))
+        })
     }
 
     /// Who reads a name: streams, tables and endpoints, in words.
@@ -889,28 +877,4 @@ fn normalized(text: &str) -> String {
     let replace =
         words.len() > 3 && words[1].eq_ignore_ascii_case("or") && words[2].eq_ignore_ascii_case("replace");
     if create && replace { format!("CREATE {}", words[3..].join(" ")) } else { words.join(" ") }
-}
-
-fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {
-    let EndpointParameter { name, data_type, default, check } = declared;
-    let default = default
-        .map(|value| {
-            let text = match &value {
-                Expr::Value(value) => match &value.value {
-                    Value::Number(text, _) | Value::SingleQuotedString(text) => Some(text.clone()),
-                    Value::Boolean(value) => Some(value.to_string()),
-                    Value::Null => return ScalarValue::try_from(&data_type).map_err(SqlError::from),
-                    _ => None,
-                },
-                _ => None,
-            };
-            text.and_then(|text| ScalarValue::try_from_string(text, &data_type).ok()).ok_or_else(|| {
-                SqlError::new(
-                    "invalid_option",
-                    format!("the default of {name} is not a constant of type {data_type}"),
-                )
-            })
-        })
-        .transpose()?;
-    Ok(Parameter { name, data_type, default, check: check.map(|check| check.to_string()) })
 }

@@ -1,0 +1,96 @@
+//! Endpoints: queries that are published as REST resources, and the paths that they are found at.
+
+use std::collections::BTreeSet;
+
+use datafusion::common::ScalarValue;
+use datafusion::sql::sqlparser::ast::{Expr, Query, Value};
+use highwater_event::StreamName;
+
+use crate::dialect::{EndpointParameter, SqlError};
+
+/// A query published as a REST resource.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Path without a slash at its end; parameters in it are `{name}`.
+    pub path: String,
+    /// Parameters, with checked defaults.
+    pub parameters: Vec<Parameter>,
+    /// The permission that a caller needs.
+    pub permission: String,
+    /// It answers its first row instead of an array of rows.
+    pub object: bool,
+    /// The query.
+    pub query: Box<Query>,
+    /// Columns of its rows: name and type.
+    pub columns: Vec<(String, arrow::datatypes::DataType)>,
+    /// Names that the query reads.
+    pub reads: BTreeSet<StreamName>,
+    /// The statement.
+    pub text: String,
+}
+
+/// A parameter of an endpoint.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub data_type: arrow::datatypes::DataType,
+    /// The value when it is not given; without one it is required.
+    pub default: Option<ScalarValue>,
+    /// A condition on it, as SQL.
+    pub check: Option<String>,
+}
+
+/// Parameters that a path says, by name, as they were sent.
+pub type InPath<'a> = Vec<(&'a str, &'a str)>;
+
+/// Whether every path that one template fits is one that the other fits, too.
+pub(super) fn same_places(one: &str, other: &str) -> bool {
+    let open = |part: &str| part.starts_with('{');
+    let mut parts = other.split('/');
+    let same = one
+        .split('/')
+        .all(|part| parts.next().is_some_and(|other| part == other || (open(part) && open(other))));
+    same && parts.next().is_none()
+}
+
+/// Values of a template's parameters in a path that it fits, as they were sent.
+pub(super) fn fitted<'a>(template: &'a str, path: &'a str) -> Option<InPath<'a>> {
+    let mut given = path.split('/');
+    let mut values = Vec::new();
+    for part in template.split('/') {
+        let value = given.next()?;
+        match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+            Some(name) if !value.is_empty() => values.push((name, value)),
+            Some(_) => return None,
+            None if part != value => return None,
+            None => {}
+        }
+    }
+    given.next().is_none().then_some(values)
+}
+
+pub(super) fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {
+    let EndpointParameter { name, data_type, default, check } = declared;
+    let default = default
+        .map(|value| {
+            let text = match &value {
+                Expr::Value(value) => match &value.value {
+                    Value::Number(text, _) | Value::SingleQuotedString(text) => Some(text.clone()),
+                    Value::Boolean(value) => Some(value.to_string()),
+                    Value::Null => return ScalarValue::try_from(&data_type).map_err(SqlError::from),
+                    _ => None,
+                },
+                _ => None,
+            };
+            text.and_then(|text| ScalarValue::try_from_string(text, &data_type).ok()).ok_or_else(|| {
+                SqlError::new(
+                    "invalid_option",
+                    format!("the default of {name} is not a constant of type {data_type}"),
+                )
+            })
+        })
+        .transpose()?;
+    Ok(Parameter { name, data_type, default, check: check.map(|check| check.to_string()) })
+}
