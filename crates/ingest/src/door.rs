@@ -65,6 +65,9 @@ pub struct Submission {
     /// What the audit trail will say of it. The door completes it, and appends it in the commit of the events;
     /// when the door answers an error, it has not.
     pub leaf: Option<Box<Entry>>,
+    /// Rows of the node's own that go into the commit of the events, when one of these is in the stream by it or was
+    /// before: what is remembered about them is as durable as they are.
+    pub beside: Vec<Append>,
 }
 
 /// What became of one event.
@@ -174,6 +177,7 @@ struct Waiting {
     principal: Principal,
     load: Load,
     leaf: Option<Box<Entry>>,
+    beside: Vec<Append>,
     answer: Answer,
     room: Room,
 }
@@ -278,8 +282,8 @@ impl Door {
             Load::Large(decoded.await.map_err(|error| DoorError::Internal(error.to_string()))??)
         };
         let (answer, answered) = oneshot::channel();
-        let Submission { principal, leaf, .. } = submission;
-        let waiting = Waiting { entrance, principal, load, leaf, answer, room };
+        let Submission { principal, leaf, beside, .. } = submission;
+        let waiting = Waiting { entrance, principal, load, leaf, beside, answer, room };
         self.queue.send(waiting).await.map_err(|_| DoorError::Append(AppendError::Closed))?;
         answered.await.unwrap_or(Err(DoorError::Append(AppendError::Closed)))
     }
@@ -363,6 +367,8 @@ type Fresh = HashMap<Digest128, Place, Hasher>;
 struct Group {
     appends: Vec<Append>,
     letters: Vec<DeadLetter>,
+    /// What is remembered about the events.
+    beside: Vec<Append>,
     /// Entries of the audit trail.
     leaves: Vec<Entry>,
     /// Small rows by entrance and partition, turned into appends at the end. A stream that was altered a
@@ -393,7 +399,7 @@ impl Owner {
 
     async fn serve(&mut self, waiting: Vec<Waiting>) {
         let mut group = Group::default();
-        for Waiting { entrance, principal, load, leaf, answer, room } in waiting {
+        for Waiting { entrance, principal, load, leaf, beside, answer, room } in waiting {
             let drafts = match load {
                 Load::Small(body, format) => {
                     self.draft_small(&mut group, &entrance, &principal, &body, format)
@@ -415,6 +421,11 @@ impl Owner {
                     let stream = &entrance.decoder.stream().name;
                     let leaf = leaf.map(|leaf| complete(*leaf, stream, &drafts, self.clock.now_micros()));
                     group.leaves.extend(leaf);
+                    let there =
+                        |draft: &Draft| matches!(draft, Draft::New(_) | Draft::Repeat(_) | Draft::Known(_));
+                    if drafts.iter().any(|(_, draft)| there(draft)) {
+                        group.beside.extend(beside);
+                    }
                     group.answers.push((answer, drafts, room));
                 }
                 Err(error) => {
@@ -543,6 +554,8 @@ impl Owner {
             let SmallRows(mut batch) = rows;
             group.appends[append].rows = batch.finish()?;
         }
+        // Behind the events, so that the places of these stay what they are.
+        group.appends.append(&mut group.beside);
         if !group.letters.is_empty() {
             group.appends.push(dead_letter::append(DEAD_LETTERS, &group.letters, self.clock.now_micros())?);
         }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Int64Type};
 use highwater_event::{
     Column, ManualClock, Principal, SeededRandomness, StreamName, StreamOptions, StreamPartition,
@@ -14,7 +14,7 @@ use highwater_event::{
 };
 use highwater_ingest::decode::Decoder;
 use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
-use highwater_log::{AppendError, Journal, JournalOptions, Log};
+use highwater_log::{Append, AppendError, Journal, JournalOptions, Log};
 use highwater_sim::{Fault, SimDisk, SimStore, machine, setting, vault};
 
 fn schema() -> Arc<StreamSchema> {
@@ -56,10 +56,47 @@ fn send(stand: &Stand, events: &[(u64, u64)]) -> Result<Vec<Outcome>, DoorError>
         format: Format::NdJson,
         principal: Principal::operator(),
         leaf: None,
+        beside: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let verdicts = runtime.block_on(stand.door.submit(submission))?;
     Ok(verdicts.into_iter().map(|verdict| verdict.outcome).collect())
+}
+
+/// Rows of a stream of the node's own that one submission brings with it.
+#[test]
+fn what_is_remembered_about_events_is_in_their_commit_and_only_when_they_are() {
+    let (disk, store) = (SimDisk::new(), SimStore::new());
+    let stand = open(&disk, &store, 1 << 20).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let beside = StreamPartition::new(StreamName::system("_beside"), 0);
+    let submit = |body: &'static str| {
+        let about: ArrayRef = Arc::new(StringArray::from(vec![body]));
+        let rows = RecordBatch::try_from_iter([("about", about)]).unwrap();
+        let submission = Submission {
+            stream: schema().name.clone(),
+            body: body.into(),
+            format: Format::Json,
+            principal: Principal::operator(),
+            leaf: None,
+            beside: vec![Append { to: beside.clone(), rows }],
+        };
+        runtime.block_on(stand.door.submit(submission)).unwrap().pop().unwrap().outcome
+    };
+    let ends = || (stand.log.end(&StreamPartition::new(schema().name.clone(), 0)), stand.log.end(&beside));
+    assert!(matches!(submit(r#"{"id":"a","n":1}"#), Outcome::Accepted { .. }));
+    assert_eq!(ends(), (1, 1));
+    let [event, row] = [&StreamPartition::new(schema().name.clone(), 0), &beside]
+        .map(|at| stand.log.read(at, 0, 1).unwrap()[0].recorded_at);
+    assert_eq!(event, row, "one commit");
+    assert!(
+        matches!(submit(r#"{"id":"a","n":1}"#), Outcome::Duplicate { .. }),
+        "it is there, so it is remembered"
+    );
+    assert_eq!(ends(), (1, 2));
+    assert!(matches!(submit(r#"{"id":"a","n":2}"#), Outcome::Conflict { .. }));
+    assert!(matches!(submit(r#"{"id":"b","n":"x"}"#), Outcome::Rejected(_)));
+    assert_eq!(ends(), (1, 2));
 }
 
 #[test]

@@ -264,6 +264,11 @@ fn canaries_stay_in_their_tenants() {
         "/api/v1/users",
         "/api/v1/keys/",
         "/api/v1/streams",
+        "/api/v1/dead-letters?state=all",
+        "/api/v1/dead-letters?state=all&group_by=error",
+        "/api/v1/dead-letters/0",
+        "/api/v1/dead-letters/3",
+        "/api/v1/analytics/queue-status",
         "/metrics",
     ];
     let (mut own, mut answers) = (0, 0);

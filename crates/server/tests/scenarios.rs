@@ -219,3 +219,8 @@ fn replay() {
 fn events() {
     play_on(include_str!("scenarios/events.scenario"), "events");
 }
+
+#[test]
+fn dead_letters() {
+    play(include_str!("scenarios/dead_letters.scenario"));
+}

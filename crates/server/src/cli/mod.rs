@@ -7,6 +7,7 @@ mod apply;
 mod audit;
 mod client;
 mod config;
+mod dead_letters;
 mod encryption;
 mod follow;
 mod generate;
@@ -76,6 +77,9 @@ enum Command {
     /// API keys of clients.
     #[command(subcommand)]
     Key(people::KeyCommand),
+    /// What could not be taken: look at it, send it again, drop it.
+    #[command(subcommand)]
+    DeadLetter(dead_letters::DeadLetterCommand),
     /// The keys of SENSITIVE columns.
     #[command(subcommand)]
     Encryption(encryption::EncryptionCommand),
@@ -540,6 +544,7 @@ pub fn main() -> ExitCode {
         Command::User(command) => people::user(command),
         Command::Role(command) => people::role(command),
         Command::Key(command) => people::key(command),
+        Command::DeadLetter(command) => dead_letters::dead_letter(command),
         Command::Encryption(command) => encryption::encryption(command),
         Command::Policy(command) => people::policy(command),
         Command::Login(arguments) => people::login(arguments),

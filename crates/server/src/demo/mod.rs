@@ -175,6 +175,7 @@ fn submission(node: &Node, body: String) -> anyhow::Result<Submission> {
     let entry = node.entry(&Principal::operator(), "ingest", format!("stream:{STREAM}"));
     Ok(Submission {
         leaf: Some(Box::new(entry)),
+        beside: Vec::new(),
         stream: StreamName::new(STREAM)?,
         body: Bytes::from(body),
         format: Format::NdJson,

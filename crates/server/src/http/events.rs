@@ -111,7 +111,7 @@ pub fn submission(
     }
     call.brought_events(&body);
     let leaf = Some(Box::new(call.entry(node)));
-    Ok(Submission { stream, body, format, principal: call.principal().clone(), leaf })
+    Ok(Submission { stream, body, format, principal: call.principal().clone(), leaf, beside: Vec::new() })
 }
 
 /// How many events a body brings, as far as a look at it tells: at least 1.

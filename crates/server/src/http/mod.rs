@@ -12,6 +12,7 @@ mod call;
 pub mod certificate;
 mod claim;
 mod datalake;
+mod dead_letters;
 mod edge;
 mod encryption;
 mod endpoints;

@@ -16,8 +16,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{RefOr, Required, Schema};
 
 use super::{
-    audit, claim, datalake, encryption, events, health, keys, live, metrics, oidc, operate, people, replay,
-    sign_in, socket, sql, statements, streams, views,
+    audit, claim, datalake, dead_letters, encryption, events, health, keys, live, metrics, oidc, operate,
+    people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -71,6 +71,11 @@ use crate::node::Node;
         socket::stream_socket,
         replay::replay,
         events::ingest,
+        dead_letters::list,
+        dead_letters::show,
+        dead_letters::retry,
+        dead_letters::drop_letter,
+        dead_letters::retry_all,
         events::batch,
         sql::query,
         live::subscribe,

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::middleware;
+use highwater_log::dead_letter::DEAD_LETTERS;
 use tower::ServiceBuilder;
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::CorsLayer;
@@ -17,8 +18,8 @@ use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    CallOptions, audit, claim, datalake, encryption, endpoints, events, health, keys, live, metrics, oidc,
-    openapi, operate, pages, people, replay, sign_in, socket, sql, statements, streams, views,
+    CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, events, health, keys, live,
+    metrics, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -41,6 +42,15 @@ fn guarded() -> Routes {
         .post("/api/v1/streams/{stream}/replay", Need::Stream("replay", "stream"), replay::replay)
         .post("/api/v1/sql", Need::Node("query"), sql::query)
         .get("/api/v1/subscribe", Need::Node("query"), live::subscribe)
+        .get("/api/v1/dead-letters", Need::Named("read", DEAD_LETTERS), dead_letters::list)
+        .post("/api/v1/dead-letters/retry", Need::Named("replay", DEAD_LETTERS), dead_letters::retry_all)
+        .get("/api/v1/dead-letters/{id}", Need::Named("read", DEAD_LETTERS), dead_letters::show)
+        .post("/api/v1/dead-letters/{id}/retry", Need::Named("replay", DEAD_LETTERS), dead_letters::retry)
+        .post(
+            "/api/v1/dead-letters/{id}/drop",
+            Need::Named("replay", DEAD_LETTERS),
+            dead_letters::drop_letter,
+        )
         .post("/api/v1/statements", Need::Node("declare"), statements::declare)
         .get("/api/v1/statements", Need::Node("describe"), statements::list)
         .get("/api/v1/streams", Need::Node("describe"), streams::list)

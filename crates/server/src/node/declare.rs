@@ -94,6 +94,7 @@ impl Node {
             system::events_schema(),
             dead_letter::schema(DEAD_LETTERS),
             dead_letter::schema(LATE_EVENTS),
+            super::letters::schema(),
             highwater_log::idle::schema(),
             highwater_log::audit::schema(),
             highwater_audit::pruned::schema(),

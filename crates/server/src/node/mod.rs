@@ -22,6 +22,7 @@ mod idle;
 mod information;
 mod keep;
 mod keys;
+mod letters;
 mod live;
 pub mod offline;
 mod people;
@@ -63,6 +64,7 @@ use highwater_warehouse::FjallStore;
 pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
+pub use letters::{RESOLUTIONS, Resolution};
 pub use live::{Update, follow};
 pub use people::{
     ChangeError, FIRST_ADMINISTRATOR, FORBIDDEN, Known, People, ProviderOptions, needs, network,
@@ -185,6 +187,8 @@ pub struct Node {
     keeping: tokio::sync::Mutex<()>,
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
+    /// One dead letter at a time: each is resolved once.
+    pub resolving: tokio::sync::Mutex<()>,
     lakes: tiered::Lakes,
     counts: counts::Counts,
     /// Tables and joins by the name of their view.
@@ -266,6 +270,7 @@ impl Node {
             catalog: RwLock::default(),
             keeping: tokio::sync::Mutex::new(()),
             declaring: tokio::sync::Mutex::new(()),
+            resolving: tokio::sync::Mutex::new(()),
             lakes,
             counts: counts::Counts::default(),
             keyed: RwLock::default(),

@@ -271,6 +271,7 @@ async fn client(
             format: Format::NdJson,
             principal: Principal::operator(),
             leaf: Some(Box::new(node.entry(&Principal::operator(), "ingest", format!("stream:{stream}")))),
+            beside: Vec::new(),
         };
         let Ok(verdicts) = node.door.submit(submission).await else {
             lock(&memory).refused += 1;

@@ -388,6 +388,7 @@ impl Replay {
                 format: Format::NdJson,
                 principal: self.call.principal().clone(),
                 leaf: Some(Box::new(self.call.entry(&self.node))),
+                beside: Vec::new(),
             };
             for verdict in bulk::submit(&self.node, submission).await? {
                 totals.events += 1;
