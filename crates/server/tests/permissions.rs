@@ -408,3 +408,57 @@ fn filters_and_masks_hold_at_every_door() {
     );
     assert_eq!(rows(&ada, "SELECT count(*) AS n, max(name) AS m FROM people"), json!([{"n": 2, "m": "Zoe"}]));
 }
+
+/// An administrator of a tenant sees its dead letters, and can't have one say that it is of another tenant.
+#[test]
+fn dead_letters_stay_in_their_tenants() {
+    let (_folder, data) = empty_data();
+    let node = Node::start(&data);
+    let statements = "CREATE STREAM notes (id TEXT NOT NULL, tenant TEXT, text TEXT) WITH (event_id = 'id', tenant = 'tenant');
+        CREATE STREAM numbers WITH (tenant = 'tenant') AS SELECT id, tenant, CAST(text AS BIGINT) AS n FROM notes;
+        CREATE STREAM orders (id TEXT NOT NULL) WITH (event_id = 'id');";
+    let (status, answer) = node.client.post("/api/v1/statements", &json!({"sql": statements}));
+    assert_eq!(status, 200, "{answer}");
+    let eve = json!({"username": "eve", "password": PASSWORD, "tenant": "acme", "roles": ["admin"]});
+    let eve = Client::new(&node.client.url, &make_user(&node, "eve", eve));
+    // One of the owner's, one of hers, one that the operator brought for her and that a view can't compute.
+    assert_eq!(node.client.post("/api/v1/streams/orders/events", &json!({"id": 1})).0, 422);
+    assert_eq!(eve.post("/api/v1/streams/notes/events", &json!({"id": "a", "text": 1})).0, 422);
+    let brought = json!({"id": "b", "tenant": "acme", "text": "two"});
+    assert_eq!(node.client.post("/api/v1/streams/notes/events", &brought).0, 202);
+    node.client.settle();
+    let ids = |client: &Client| {
+        let (status, answer) = client.get("/api/v1/dead-letters");
+        assert_eq!(status, 200, "{answer}");
+        let letters = answer["dead_letters"].as_array().unwrap();
+        letters.iter().map(|letter| letter["id"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&node.client), [2, 1, 0]);
+    assert_eq!(ids(&eve), [2, 1]);
+    assert_eq!(eve.get("/api/v1/dead-letters/0").0, 404);
+    for path in ["/api/v1/dead-letters/0/retry", "/api/v1/dead-letters/0/drop"] {
+        let (status, answer) = eve.post(path, &json!({"reason": "x"}));
+        assert_eq!(
+            (status, answer["code"].as_str()),
+            (404, Some("dead_letter_not_found")),
+            "{path}: {answer}"
+        );
+    }
+    let foreign = json!({"event": {"id": "c", "tenant": "default", "text": "2"}});
+    for letter in [1, 2] {
+        let (status, answer) = eve.post(&format!("/api/v1/dead-letters/{letter}/retry"), &foreign);
+        assert_eq!((status, answer["code"].as_str()), (422, Some("foreign_tenant")), "{answer}");
+    }
+    let own = json!({"event": {"id": "b", "text": "2"}});
+    assert_eq!(eve.post("/api/v1/dead-letters/2/retry", &own).0, 202);
+    node.client.settle();
+    let numbers = node.client.sql("SELECT id, tenant, n FROM numbers");
+    assert_eq!(numbers, [json!({"id": "b~retry-2", "tenant": "acme", "n": 2})]);
+    // What failed when it was sent again is a letter of its own.
+    let (status, answer) = eve.post("/api/v1/dead-letters/retry?source=door&code=foreign_tenant", &json!({}));
+    assert_eq!(
+        (status, answer["of"].as_u64(), answer["rejected"].as_u64()),
+        (200, Some(2), Some(2)),
+        "{answer}"
+    );
+}

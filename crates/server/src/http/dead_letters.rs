@@ -17,6 +17,7 @@ use highwater_event::identity::HOME;
 use highwater_event::{Offset, Principal, StreamPartition, StreamSchema, columns, time};
 use highwater_ingest::{Format, Outcome, Submission, Verdict};
 use highwater_log::dead_letter::{DEAD_LETTERS, DeadLetter};
+use highwater_sql::SqlError;
 use highwater_sql::adhoc::{self, QueryResult};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -25,7 +26,7 @@ use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::{bulk, events, streams};
-use crate::node::{Node, NodeRelations, QUERY_LIMITS, RESOLUTIONS, Resolution};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, RESOLUTIONS, Resolution, Resolved, is_shared};
 
 /// The member that links an event to the letter that it was.
 const LINK: &str = "_retry_of";
@@ -217,19 +218,21 @@ pub struct Decision {
 }
 
 /// A letter that nothing was done about, of the caller's tenant.
-async fn open_letter(node: &Arc<Node>, call: &Call, id: Offset) -> Result<DeadLetter, Problem> {
-    let asked = node.clone();
-    let found = tokio::task::spawn_blocking(move || Ok((asked.letter(id)?, asked.resolved()?.contains(&id))));
-    let (letter, resolved) = found
-        .await
-        .map_err(Problem::internal)?
-        .map_err(|error: highwater_sql::SqlError| Problem::from(error))?;
+async fn open_letter(
+    node: &Arc<Node>,
+    call: &Call,
+    id: Offset,
+    resolved: &mut Resolved,
+) -> Result<DeadLetter, Problem> {
+    let (letter, done) = tokio::task::block_in_place(|| {
+        Ok::<_, SqlError>((node.letter(id)?, resolved.holds(node.log().as_ref(), id)?))
+    })?;
     let principal = call.principal();
     let own = |letter: &DeadLetter| {
         principal.everywhere || letter.tenant.as_deref().unwrap_or(HOME) == principal.tenant.as_ref()
     };
     let letter = letter.filter(own).ok_or_else(|| missing(id))?;
-    if resolved {
+    if done {
         let detail = format!("dead letter {id} was sent again or dropped before");
         return Err(Problem::new(StatusCode::CONFLICT, "already_resolved", detail)
             .hint("GET /api/v1/dead-letters/{id} says what was done, and by whom"));
@@ -237,12 +240,13 @@ async fn open_letter(node: &Arc<Node>, call: &Call, id: Offset) -> Result<DeadLe
     Ok(letter)
 }
 
-/// Whoever brought it first.
-fn sender(letter: &DeadLetter) -> Principal {
-    let engine = Principal::engine();
+/// Whoever brought it first. Only who looks after every tenant may send on behalf of somebody who does: others could
+/// have an event say that it is of another tenant.
+fn sender(letter: &DeadLetter, by: &Principal) -> Principal {
+    let (engine, operator) = (Principal::engine(), Principal::operator());
     match letter.principal.as_str() {
-        name if *name == *engine.name => engine,
-        name if *name == *Principal::operator().name => Principal::operator(),
+        name if by.everywhere && *name == *engine.name => engine,
+        name if by.everywhere && *name == *operator.name => operator,
         name => Principal::new(name, letter.tenant.as_deref().unwrap_or(HOME)),
     }
 }
@@ -316,7 +320,10 @@ async fn send_again(
     let name = events::find(node, letter.stream.public()).map_err(|problem| {
         problem.hint("what failed in a derived stream is derived again by CREATE OR REPLACE of the statement that failed")
     })?;
-    node.authorize(&call.identity, Asked::on("ingest", "stream", name.public()).shared(true))?;
+    node.authorize(
+        &call.identity,
+        Asked::on("ingest", "stream", name.public()).shared(is_shared(&node.catalog(), &name)),
+    )?;
     let stream = streams::find(node, name.public())?.schema.clone();
     let (event, format) = event_of(id, letter, &stream, decision.event)?;
     let resolution = Resolution {
@@ -331,7 +338,7 @@ async fn send_again(
         stream: name,
         body: event.to_string().into(),
         format,
-        principal: sender(letter),
+        principal: sender(letter, call.principal()),
         leaf: Some(Box::new(call.entry(node))),
         beside: vec![row],
     };
@@ -368,8 +375,8 @@ pub async fn retry(
     decision: Result<Json<Decision>, JsonRejection>,
 ) -> Answer {
     let Json(decision) = decision?;
-    let _one_at_a_time = node.resolving.lock().await;
-    let letter = open_letter(&node, &call, id).await?;
+    let mut resolved = node.resolved.lock().await;
+    let letter = open_letter(&node, &call, id, &mut resolved).await?;
     let verdict = send_again(&node, &call, id, &letter, decision).await?;
     match verdict.outcome {
         Outcome::Rejected(error) => {
@@ -397,8 +404,8 @@ pub async fn drop_letter(
     decision: Result<Json<Decision>, JsonRejection>,
 ) -> Answer {
     let Json(decision) = decision?;
-    let _one_at_a_time = node.resolving.lock().await;
-    let letter = open_letter(&node, &call, id).await?;
+    let mut resolved = node.resolved.lock().await;
+    let letter = open_letter(&node, &call, id, &mut resolved).await?;
     let Some(reason) = decision.reason.as_deref().filter(|reason| !reason.trim().is_empty()) else {
         return Err(Problem::parameter("reason", "who drops a letter says why: {\"reason\": \"…\"}"));
     };
@@ -445,8 +452,8 @@ pub async fn retry_all(
     let mut counts = [("retried", 0), ("duplicate", 0), ("conflict", 0), ("rejected", 0), ("failed", 0)];
     let mut results = Vec::new();
     for id in ids.iter().copied().filter(|_| !which.dry_run) {
-        let _one_at_a_time = node.resolving.lock().await;
-        let sent = match open_letter(&node, &call, id).await {
+        let mut resolved = node.resolved.lock().await;
+        let sent = match open_letter(&node, &call, id, &mut resolved).await {
             Ok(letter) => send_again(&node, &call, id, &letter, Decision::default()).await,
             Err(problem) => Err(problem),
         };

@@ -13,7 +13,7 @@ use highwater_event::identity::HOME;
 use highwater_event::{Column, Offset, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::reader::RowReader;
-use highwater_log::{Append, Commit};
+use highwater_log::{Append, Commit, Log, LogBatch};
 use highwater_sql::SqlError;
 
 use super::{ChangeError, Leaf, Node};
@@ -105,6 +105,33 @@ fn letter_of(rows: &RecordBatch, row: usize) -> Option<DeadLetter> {
     })
 }
 
+/// The letters that something was done about: a view of `_resolutions`, as far as it was read.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    next: Offset,
+    letters: BTreeSet<Offset>,
+}
+
+impl Resolved {
+    /// Whether something was done about a letter by now.
+    pub fn holds(&mut self, log: &dyn Log, letter: Offset) -> Result<bool, SqlError> {
+        let at = StreamPartition::new(StreamName::system(RESOLUTIONS), 0);
+        self.next = self.next.max(log.start(&at));
+        while self.next < log.end(&at) {
+            let batches = log.read(&at, self.next, READ_ROWS).map_err(damaged)?;
+            let end = batches.last().map(LogBatch::end).filter(|end| *end > self.next);
+            let Some(end) = end else { break };
+            for batch in &batches {
+                let letters = batch.rows.column_by_name("letter");
+                let letters = letters.and_then(|column| column.as_primitive_opt::<Int64Type>());
+                self.letters.extend(letters.into_iter().flatten().flatten().map(|letter| letter as Offset));
+            }
+            self.next = end;
+        }
+        Ok(self.letters.contains(&letter))
+    }
+}
+
 impl Node {
     /// A letter as it was written. It is for the node itself: what is SENSITIVE in it is not masked.
     pub fn letter(&self, id: Offset) -> Result<Option<DeadLetter>, SqlError> {
@@ -119,27 +146,6 @@ impl Node {
             return Ok(letter_of(&rows, 0));
         }
         Ok(None)
-    }
-
-    /// The letters that something was done about.
-    pub fn resolved(&self) -> Result<BTreeSet<Offset>, SqlError> {
-        let at = StreamPartition::new(StreamName::system(RESOLUTIONS), 0);
-        let (mut next, mut found) = (self.log.start(&at), BTreeSet::new());
-        while next < self.log.end(&at) {
-            let batches = self.log.read(&at, next, READ_ROWS).map_err(damaged)?;
-            let Some(end) = batches.last().map(highwater_log::LogBatch::end).filter(|end| *end > next) else {
-                break;
-            };
-            for batch in &batches {
-                let letters = batch
-                    .rows
-                    .column_by_name("letter")
-                    .and_then(|column| column.as_primitive_opt::<Int64Type>());
-                found.extend(letters.into_iter().flatten().flatten().map(|letter| letter as Offset));
-            }
-            next = end;
-        }
-        Ok(found)
     }
 
     /// Writes down what is done about a letter, with the entry of whoever does it.

@@ -64,7 +64,7 @@ use highwater_warehouse::FjallStore;
 pub use counts::Condition;
 pub use declare::{DeclareError, Script};
 pub use information::as_question;
-pub use letters::{RESOLUTIONS, Resolution};
+pub use letters::{RESOLUTIONS, Resolution, Resolved};
 pub use live::{Update, follow};
 pub use people::{
     ChangeError, FIRST_ADMINISTRATOR, FORBIDDEN, Known, People, ProviderOptions, needs, network,
@@ -188,7 +188,7 @@ pub struct Node {
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
     /// One dead letter at a time: each is resolved once.
-    pub resolving: tokio::sync::Mutex<()>,
+    pub resolved: tokio::sync::Mutex<Resolved>,
     lakes: tiered::Lakes,
     counts: counts::Counts,
     /// Tables and joins by the name of their view.
@@ -270,7 +270,7 @@ impl Node {
             catalog: RwLock::default(),
             keeping: tokio::sync::Mutex::new(()),
             declaring: tokio::sync::Mutex::new(()),
-            resolving: tokio::sync::Mutex::new(()),
+            resolved: tokio::sync::Mutex::default(),
             lakes,
             counts: counts::Counts::default(),
             keyed: RwLock::default(),
