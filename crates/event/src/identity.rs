@@ -25,6 +25,11 @@ impl Principal {
         Self { name: name.into(), tenant: tenant.into(), everywhere: false }
     }
 
+    /// Whether it sees the data of a tenant: its own, or that of every one.
+    pub fn is_of(&self, tenant: &str) -> bool {
+        self.everywhere || *self.tenant == *tenant
+    }
+
     /// The holder of the operator's token.
     pub fn operator() -> Self {
         Self { everywhere: true, ..Self::new("operator", HOME) }

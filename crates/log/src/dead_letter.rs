@@ -43,6 +43,13 @@ pub struct DeadLetter {
     pub sealed: bool,
 }
 
+impl DeadLetter {
+    /// The tenant that it belongs to.
+    pub fn tenant(&self) -> &str {
+        self.tenant.as_deref().unwrap_or(HOME)
+    }
+}
+
 /// The schema of both streams.
 pub fn schema(name: &'static str) -> StreamSchema {
     StreamSchema {
@@ -101,7 +108,7 @@ pub fn append(
         principal.append_value(&letter.principal);
         body.append_value(if letter.sealed { &[][..] } else { &letter.body });
         sealed_body.append_option(letter.sealed.then_some(&letter.body));
-        tenant.append_value(letter.tenant.as_deref().unwrap_or(HOME));
+        tenant.append_value(letter.tenant());
         time.append_value(now);
     }
     let rows = RecordBatch::try_new(

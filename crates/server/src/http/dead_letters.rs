@@ -227,10 +227,7 @@ async fn open_letter(
     let (letter, done) = tokio::task::block_in_place(|| {
         Ok::<_, SqlError>((node.letter(id)?, resolved.holds(node.log().as_ref(), id)?))
     })?;
-    let principal = call.principal();
-    let own = |letter: &DeadLetter| {
-        principal.everywhere || letter.tenant.as_deref().unwrap_or(HOME) == principal.tenant.as_ref()
-    };
+    let own = |letter: &DeadLetter| call.principal().is_of(letter.tenant());
     let letter = letter.filter(own).ok_or_else(|| missing(id))?;
     if done {
         let detail = format!("dead letter {id} was sent again or dropped before");
@@ -247,7 +244,7 @@ fn sender(letter: &DeadLetter, by: &Principal) -> Principal {
     match letter.principal.as_str() {
         name if by.everywhere && *name == *engine.name => engine,
         name if by.everywhere && *name == *operator.name => operator,
-        name => Principal::new(name, letter.tenant.as_deref().unwrap_or(HOME)),
+        name => Principal::new(name, letter.tenant()),
     }
 }
 
@@ -330,7 +327,7 @@ async fn send_again(
         action: "retried",
         reason: decision.reason.as_deref(),
         by: &call.principal().name,
-        tenant: letter.tenant.as_deref().unwrap_or(HOME),
+        tenant: letter.tenant(),
     };
     let row = resolution.append(id, node.machine.clock.now_micros()).map_err(Problem::internal)?;
     call.about(format!("stream:{}", name.public()));
@@ -413,7 +410,7 @@ pub async fn drop_letter(
         action: "dropped",
         reason: Some(reason),
         by: &call.principal().name,
-        tenant: letter.tenant.as_deref().unwrap_or(HOME),
+        tenant: letter.tenant(),
     };
     node.resolve(id, &resolution, &call.leaf(&node, StatusCode::OK)).await?;
     Ok(Json(json!({"id": id, "status": "dropped"})).into_response())

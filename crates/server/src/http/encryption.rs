@@ -22,7 +22,7 @@ use crate::node::Node;
 pub async fn show(State(node): State<Arc<Node>>, Extension(call): Extension<Arc<Call>>) -> Json<Value> {
     let principal = call.principal();
     let (master, keys) = node.vault.describe();
-    let keys = keys.iter().filter(|key| principal.everywhere || key.tenant == principal.tenant).map(|key| {
+    let keys = keys.iter().filter(|key| principal.is_of(&key.tenant)).map(|key| {
         json!({"number": key.number, "tenant": key.tenant.as_ref(), "made_at": time::show_micros(key.made), "encrypts": key.newest})
     });
     Json(json!({"algorithm": "AES-256-GCM", "master": master, "keys": keys.collect::<Vec<_>>()}))

@@ -125,7 +125,7 @@ fn find(node: &Node, call: &Call, id: &str) -> Result<bool, Problem> {
     call.about(format!("key:{id}"));
     let principal = call.principal();
     let directory = node.people.directory();
-    let known = directory.key(id).filter(|key| principal.everywhere || key.tenant == principal.tenant);
+    let known = directory.key(id).filter(|key| principal.is_of(&key.tenant));
     known
         .map(|key| key.active)
         .ok_or_else(|| Problem::not_found("key_not_found", format!("there is no key \"{id}\"")))
@@ -136,7 +136,7 @@ fn find(node: &Node, call: &Call, id: &str) -> Result<bool, Problem> {
 pub async fn list(State(node): State<Arc<Node>>, Extension(call): Extension<Arc<Call>>) -> Json<Value> {
     let principal = call.principal();
     let directory = node.people.directory();
-    let keys = directory.keys().filter(|key| principal.everywhere || key.tenant == principal.tenant);
+    let keys = directory.keys().filter(|key| principal.is_of(&key.tenant));
     Json(json!({"keys": keys.map(|key| key_json(&node, key)).collect::<Vec<_>>()}))
 }
 

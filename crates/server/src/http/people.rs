@@ -61,8 +61,7 @@ fn may_manage(node: &Node, call: &Call, user: &str) -> Result<(), Problem> {
     let missing = || Problem::not_found("user_not_found", format!("there is no user \"{user}\""));
     let directory = node.people.directory();
     let known = directory.user(user).ok_or_else(missing)?;
-    let principal = call.principal();
-    if !principal.everywhere && known.tenant != principal.tenant {
+    if !call.principal().is_of(&known.tenant) {
         return Err(missing());
     }
     // Whoever may set an administrator's password is one.
@@ -143,7 +142,7 @@ fn user_json(user: &User) -> Value {
 pub async fn list(State(node): State<Arc<Node>>, Extension(call): Extension<Arc<Call>>) -> Json<Value> {
     let principal = call.principal();
     let directory = node.people.directory();
-    let users = directory.users().filter(|user| principal.everywhere || user.tenant == principal.tenant);
+    let users = directory.users().filter(|user| principal.is_of(&user.tenant));
     Json(json!({"users": users.map(user_json).collect::<Vec<_>>()}))
 }
 
@@ -274,7 +273,7 @@ pub fn tenant(call: &Call, wanted: Option<String>) -> Result<String, Problem> {
     let principal = call.principal();
     match wanted {
         None => Ok(principal.tenant.to_string()),
-        Some(tenant) if principal.everywhere || principal.tenant.as_ref() == tenant => Ok(tenant),
+        Some(tenant) if principal.is_of(&tenant) => Ok(tenant),
         Some(_) => Err(Problem::new(
             StatusCode::FORBIDDEN,
             "foreign_tenant",

@@ -120,7 +120,9 @@ impl Resolved {
         while self.next < log.end(&at) {
             let batches = log.read(&at, self.next, READ_ROWS).map_err(damaged)?;
             let end = batches.last().map(LogBatch::end).filter(|end| *end > self.next);
-            let Some(end) = end else { break };
+            // What can't be read may say that something was done about the letter.
+            let end =
+                end.ok_or_else(|| damaged(format!("row {} of {RESOLUTIONS} can't be read", self.next)))?;
             for batch in &batches {
                 let letters = batch.rows.column_by_name("letter");
                 let letters = letters.and_then(|column| column.as_primitive_opt::<Int64Type>());
