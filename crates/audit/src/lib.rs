@@ -3,7 +3,7 @@
 //! Entries of the stream `_audit` are the leaves of a Merkle tree, in their order: an entry's offset is its
 //! place. [`tree`] is the mathematics of RFC 6962 over tiles as C2SP's tlog-tiles cuts them; [`leaf`] says what
 //! a leaf is; [`note`], [`checkpoint`] and [`statement`] are what is signed, [`proof`] what is handed out, [`witness`]
-//! what is asked of others; [`view`] keeps the tree up as a view of the log, [`published`] shows it,
+//! what is asked of others; [`event`] seals the events of streams and proves them; [`view`] keeps the tree up as a view of the log, [`published`] shows it,
 //! [`pruned`] is what stays of old entries; [`export`] is a copy that anybody can
 //! verify without this program running.
 //!
@@ -11,6 +11,7 @@
 //! two trees of which one does not continue the other.
 
 pub mod checkpoint;
+pub mod event;
 pub mod export;
 pub mod leaf;
 pub mod note;
@@ -23,6 +24,7 @@ pub mod view;
 pub mod witness;
 
 pub use checkpoint::Checkpoint;
+pub use event::{EventProof, EventSealer};
 pub use note::{SignedNote, Signer, Verifier};
 pub use published::Tree;
 pub use statement::{Said, Statement};

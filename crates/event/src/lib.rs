@@ -9,6 +9,7 @@ pub mod clock;
 pub mod columns;
 pub mod hexadecimal;
 pub mod identity;
+pub mod json;
 pub mod name;
 pub mod planted;
 pub mod random;

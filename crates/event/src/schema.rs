@@ -61,6 +61,8 @@ pub struct StreamOptions {
     /// After how long without an event a partition's event time goes on with the wall clock,
     /// microseconds; `None`: it never does.
     pub idle_timeout: Option<i64>,
+    /// Each commit of its events is sealed in the audit trail, so that every event can be proven.
+    pub proof: bool,
 }
 
 /// [`StreamOptions::idle_timeout`] of streams that do not say one: a minute.
@@ -82,6 +84,7 @@ impl Default for StreamOptions {
             tenant: None,
             sender: None,
             idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
+            proof: false,
         }
     }
 }
@@ -142,6 +145,11 @@ pub enum SchemaError {
         /// The column.
         column: String,
     },
+    /// A proof shows the whole event, and what is SENSITIVE may have to be forgotten.
+    #[error(
+        "proof = true proves events as they were written, so none of their columns can be SENSITIVE; declare the SENSITIVE columns in a stream of their own"
+    )]
+    Proven,
     /// Too many or no partitions.
     #[error("partitions must be between 1 and 1024")]
     Partitions,
@@ -222,6 +230,9 @@ impl StreamSchema {
             {
                 return Err(SchemaError::Shown { role, column: column.clone() });
             }
+        }
+        if schema.options.proof && schema.has_sensitive() {
+            return Err(SchemaError::Proven);
         }
         for path in &schema.options.sensitive {
             let (column, member) = path.split_once('.').unwrap_or((path, ""));

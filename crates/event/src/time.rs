@@ -40,6 +40,11 @@ pub fn show_micros(micros: i64) -> String {
     }
 }
 
+/// A date as ISO 8601.
+pub fn show_date(days: i32) -> String {
+    show_micros(i64::from(days) * 86_400_000_000)[..10].to_owned()
+}
+
 /// The UTC day of a time as (year, month, day), zero-padded as the lake's folders write it.
 pub fn day_parts(micros: i64) -> (String, String, String) {
     let time = Utc.timestamp_micros(micros).single().unwrap_or_default();

@@ -6,7 +6,7 @@
 //! two equal events can pass. Large bodies are decoded by their callers, in parallel; small ones by the
 //! owner, many into one batch.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::{filter_record_batch, take_record_batch};
 use bytes::Bytes;
 use highwater_event::{
-    Clock, Digest128, Offset, Partition, Principal, Reaction, StreamName, StreamPartition, planted,
+    Clock, Digest128, Offset, Partition, Principal, Randomness, Reaction, StreamName, StreamPartition,
+    planted,
 };
-use highwater_log::audit::{self, Entry};
+use highwater_log::audit::{self, Entry, SEAL, Sealer};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
 use highwater_log::keyed::StoreError;
 use highwater_log::machine::Scheduler;
@@ -205,10 +206,17 @@ struct Decoded {
 
 impl Door {
     /// Opens the door. The owner's thread ends when the door is dropped.
-    pub fn open(log: Arc<dyn Log>, machine: &Machine, options: DoorOptions) -> std::io::Result<Self> {
+    pub fn open(
+        log: Arc<dyn Log>,
+        sealer: Arc<dyn Sealer>,
+        machine: &Machine,
+        options: DoorOptions,
+    ) -> std::io::Result<Self> {
         let (queue, waiting) = mpsc::channel(4096);
-        let Machine { clock, scheduler, .. } = machine.clone();
-        let owner = Owner { log, clock: clock.clone(), options, sequence: 0, row: Row::default() };
+        let Machine { clock, scheduler, randomness, .. } = machine.clone();
+        let clock_of_owner = clock.clone();
+        let row = Row::default();
+        let owner = Owner { log, sealer, clock: clock_of_owner, randomness, options, sequence: 0, row };
         scheduler.start_owner("door", Box::pin(owner.run(waiting)))?;
         let room = Arc::new(Semaphore::new(options.waiting_bytes.min(Semaphore::MAX_PERMITS)));
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -330,7 +338,10 @@ const GROUP_ROWS: usize = 64 * 1024;
 
 struct Owner {
     log: Arc<dyn Log>,
+    sealer: Arc<dyn Sealer>,
     clock: Arc<dyn Clock>,
+    /// Salts of the entries of seals.
+    randomness: Arc<dyn Randomness>,
     options: DoorOptions,
     /// Sets apart derived ids of one microsecond.
     sequence: u64,
@@ -371,6 +382,8 @@ struct Group {
     beside: Vec<Append>,
     /// Entries of the audit trail.
     leaves: Vec<Entry>,
+    /// Streams of this group whose events are to be proven.
+    proven: BTreeSet<StreamName>,
     /// Small rows by entrance and partition, turned into appends at the end. A stream that was altered a
     /// moment ago may have two entrances in one group, with columns of their own.
     small: BTreeMap<(usize, Partition), (usize, Arc<Entrance>, SmallRows)>,
@@ -400,6 +413,10 @@ impl Owner {
     async fn serve(&mut self, waiting: Vec<Waiting>) {
         let mut group = Group::default();
         for Waiting { entrance, principal, load, leaf, beside, answer, room } in waiting {
+            let stream = entrance.decoder.stream();
+            if stream.options.proof {
+                group.proven.insert(stream.name.clone());
+            }
             let drafts = match load {
                 Load::Small(body, format) => {
                     self.draft_small(&mut group, &entrance, &principal, &body, format)
@@ -554,6 +571,7 @@ impl Owner {
             let SmallRows(mut batch) = rows;
             group.appends[append].rows = batch.finish()?;
         }
+        self.seal(group)?;
         // Behind the events, so that the places of these stay what they are.
         group.appends.append(&mut group.beside);
         if !group.letters.is_empty() {
@@ -571,6 +589,41 @@ impl Owner {
         let receipt = self.log.append(commit).await?;
         planted::stop("door:appended");
         Ok(receipt.bases)
+    }
+
+    /// Adds an entry for each stream whose events are to be proven: what these events are, in the commit that makes
+    /// them durable. Their order is that of partition and, as the log gives appends of one partition their offsets
+    /// in turn, of offset.
+    fn seal(&mut self, group: &mut Group) -> Result<(), DoorError> {
+        if group.proven.is_empty() || planted::bug("events_without_seal") {
+            return Ok(());
+        }
+        let mut sealed: BTreeMap<&StreamPartition, Vec<RecordBatch>> = BTreeMap::new();
+        for append in &group.appends {
+            if append.rows.num_rows() > 0 && group.proven.contains(&append.to.stream) {
+                sealed.entry(&append.to).or_default().push(append.rows.clone());
+            }
+        }
+        let mut streams: BTreeMap<&StreamName, Vec<RecordBatch>> = BTreeMap::new();
+        for (at, rows) in sealed {
+            streams.entry(&at.stream).or_default().extend(rows);
+        }
+        let engine = Principal::engine();
+        for (stream, rows) in streams {
+            let root = self.sealer.root(&rows)?;
+            let mut entry = Entry {
+                at: self.clock.now_micros(),
+                actor: engine.name.clone(),
+                tenant: engine.tenant.clone(),
+                action: SEAL.into(),
+                resource: format!("stream:{}", stream.public()),
+                seen: Some(audit::sealed(rows.iter().map(RecordBatch::num_rows).sum(), &root)),
+                ..Entry::default()
+            };
+            self.randomness.fill(&mut entry.salt).map_err(|error| DoorError::Internal(error.to_string()))?;
+            group.leaves.push(entry);
+        }
+        Ok(())
     }
 }
 

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Int64Type};
+use arrow::error::ArrowError;
 use highwater_event::{
     Column, ManualClock, Principal, SeededRandomness, StreamName, StreamOptions, StreamPartition,
     StreamSchema,
 };
 use highwater_ingest::decode::Decoder;
 use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
+use highwater_log::audit::{self, Entry, SEAL, Sealer, sealed};
 use highwater_log::{Append, AppendError, Journal, JournalOptions, Log};
 use highwater_sim::{Fault, SimDisk, SimStore, machine, setting, vault};
 
@@ -22,6 +24,22 @@ fn schema() -> Arc<StreamSchema> {
     let options = StreamOptions { event_id: vec!["id".into()], partitions: 1, ..StreamOptions::default() };
     let columns = vec![column("id", DataType::Utf8), column("n", DataType::Int64)];
     Arc::new(StreamSchema::new(StreamName::new("s").unwrap(), columns, options, true).unwrap())
+}
+
+/// The numbers of events in their order, in the place of a hash: eight of them at most.
+struct Numbers;
+
+impl Sealer for Numbers {
+    fn root(&self, rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError> {
+        let mut root = [0; 32];
+        let numbers = rows
+            .iter()
+            .flat_map(|rows| rows.column_by_name("n").unwrap().as_primitive::<Int64Type>().values().to_vec());
+        for (place, n) in root.chunks_exact_mut(4).zip(numbers) {
+            place.copy_from_slice(&(n as u32).to_be_bytes());
+        }
+        Ok(root)
+    }
 }
 
 struct Stand {
@@ -42,8 +60,13 @@ fn open(disk: &SimDisk, store: &SimStore, small_body: usize) -> Option<Stand> {
     // Small runs, so that a few events make generations.
     let index = DedupeIndex::open_with_runs_of(6, &schema().name, Arc::new(store.clone()), log.as_ref());
     let index = Arc::new(index.unwrap());
-    let door =
-        Door::open(log.clone(), &machine, DoorOptions { small_body, ..DoorOptions::default() }).unwrap();
+    let door = Door::open(
+        log.clone(),
+        Arc::new(Numbers),
+        &machine,
+        DoorOptions { small_body, ..DoorOptions::default() },
+    )
+    .unwrap();
     door.admit(Decoder::new(schema()).unwrap(), Some(index.clone()));
     Some(Stand { log, door, index })
 }
@@ -97,6 +120,66 @@ fn what_is_remembered_about_events_is_in_their_commit_and_only_when_they_are() {
     assert!(matches!(submit(r#"{"id":"a","n":2}"#), Outcome::Conflict { .. }));
     assert!(matches!(submit(r#"{"id":"b","n":"x"}"#), Outcome::Rejected(_)));
     assert_eq!(ends(), (1, 2));
+}
+
+/// Events of a stream that is to be proven are sealed in their own commit, in the order of partition and offset,
+/// whether they are decoded one by one or as a body.
+#[test]
+fn events_that_are_to_be_proven_are_sealed_in_their_commit() {
+    for small_body in [1 << 20, 0] {
+        let stand = open(&SimDisk::new(), &SimStore::new(), small_body).unwrap();
+        let options = StreamOptions {
+            key: Some("id".into()),
+            event_id: vec!["id".into()],
+            partitions: 3,
+            proof: true,
+            ..StreamOptions::default()
+        };
+        let name = StreamName::new("proven").unwrap();
+        let proven = StreamSchema::new(name.clone(), schema().columns.clone(), options, true).unwrap();
+        stand.door.admit(Decoder::new(Arc::new(proven)).unwrap(), None);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let submit = |stream: &StreamName, body: &str| {
+            let submission = Submission {
+                stream: stream.clone(),
+                body: body.to_owned().into(),
+                format: Format::Json,
+                principal: Principal::operator(),
+                leaf: Some(Box::new(Entry { action: "ingest".into(), ..Entry::default() })),
+                beside: Vec::new(),
+            };
+            runtime.block_on(stand.door.submit(submission)).unwrap();
+        };
+        let events: Vec<String> = (1..=7).map(|n| format!("{{\"id\":\"e{n}\",\"n\":{n}}}")).collect();
+        submit(&name, &format!("[{}]", events.join(",")));
+        submit(&schema().name, &events[0]);
+        submit(&name, "{\"id\":\"bad\",\"n\":\"x\"}");
+        let mut written = Vec::new();
+        let mut recorded = BTreeSet::new();
+        for partition in 0..3 {
+            for batch in stand.log.read(&StreamPartition::new(name.clone(), partition), 0, 100).unwrap() {
+                written.extend_from_slice(batch.rows["n"].as_primitive::<Int64Type>().values());
+                recorded.insert(batch.recorded_at);
+            }
+        }
+        assert_eq!(written.len(), 7);
+        assert_ne!(written, (1..=7).collect::<Vec<i64>>(), "several partitions");
+        let mut root = [0; 32];
+        root.chunks_exact_mut(4)
+            .zip(&written)
+            .for_each(|(place, n)| place.copy_from_slice(&(*n as u32).to_be_bytes()));
+        let mut seals = Vec::new();
+        for batch in stand.log.read(&audit::partition(), 0, 100).unwrap() {
+            let text = |row: usize, name: &str| batch.rows[name].as_string::<i32>().value(row).to_owned();
+            for row in (0..batch.rows.num_rows()).filter(|row| text(*row, "action") == SEAL) {
+                let salt = text(row, "salt");
+                assert!(salt.len() == 32 && salt != "0".repeat(32));
+                seals.push((batch.recorded_at, text(row, "actor"), text(row, "resource"), text(row, "seen")));
+            }
+        }
+        let seal = (*recorded.first().unwrap(), "engine".into(), "stream:proven".into(), sealed(7, &root));
+        assert_eq!((recorded.len(), seals), (1, vec![seal]), "one commit, one seal: none without events");
+    }
 }
 
 #[test]

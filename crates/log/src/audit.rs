@@ -22,6 +22,20 @@ pub const AUDIT: &str = "_audit";
 /// Bytes of a salt.
 pub const SALT_BYTES: usize = 16;
 
+/// The action of an entry that seals the events of a commit.
+pub const SEAL: &str = "seal";
+
+/// Makes one hash of the events of a commit, so that each of them can be proven to be among them.
+pub trait Sealer: Send + Sync {
+    /// The root of the tree over the rows of batches, in their order; they are in their stream's stored schema.
+    fn root(&self, rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError>;
+}
+
+/// What a seal says was seen: how many events, and the root of the tree over them.
+pub fn sealed(events: usize, root: &[u8; 32]) -> String {
+    format!("{{\"events\":{events},\"root\":\"{}\"}}", hexadecimal::show(root))
+}
+
 /// What became of an act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Outcome {

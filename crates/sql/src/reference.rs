@@ -160,11 +160,6 @@ impl ReferenceTable {
     }
 }
 
-/// A date as ISO 8601.
-pub fn show_date(days: i32) -> String {
-    highwater_event::time::show_micros(i64::from(days) * 86_400_000_000)[..10].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,13 +22,13 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, TimestampMicrosecondType};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::SessionContext;
+use highwater_event::json::rows_as_json;
 use highwater_event::{SeededRandomness, StreamPartition, StreamSchema, columns};
 use highwater_log::LogBatch;
 use highwater_log::idle::{self, Idle};
 use highwater_log::reader::RowReader;
 use highwater_sim::setting;
 use highwater_sql::Engine;
-use highwater_sql::adhoc::rows_as_json;
 use highwater_sql::catalog::Derivation;
 use highwater_sql::dialect::{Window, WindowKind};
 use highwater_sql::stream::table::Extent;

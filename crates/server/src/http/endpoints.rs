@@ -6,8 +6,9 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Query, Request, State};
 use axum::http::{Method, StatusCode};
+use highwater_event::json::rows_as_json;
 use highwater_event::name::nearest;
-use highwater_sql::adhoc::{QueryResult, endpoint_values, rows_as_json, run_endpoint};
+use highwater_sql::adhoc::{QueryResult, endpoint_values, run_endpoint};
 use highwater_sql::dialect::Asker;
 use percent_encoding::percent_decode_str;
 

@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
-use highwater_sql::adhoc::{self, QueryResult, rows_as_json};
+use highwater_event::json::{rows_as_json, value_as_json};
+use highwater_sql::adhoc::{self, QueryResult};
 use highwater_sql::dialect::sql_type;
 use serde::Deserialize;
 use serde_json::Value;
@@ -183,7 +184,7 @@ fn flat(
         }
         let texts = (0..column.len()).map(|row| {
             let mut text = String::new();
-            adhoc::value_as_json(column, row, &mut text);
+            value_as_json(column, row, &mut text);
             column.is_valid(row).then_some(text)
         });
         let texts: ArrayRef = Arc::new(texts.collect::<StringArray>());

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_auth::{Asked, Identity};
+use highwater_event::json::rows_as_json;
 use highwater_event::{Offset, Partition, StreamPartition};
 use highwater_log::reader::RowReader;
-use highwater_sql::adhoc::{self, Lens, Limits, LiveQuery, QueryResult, rows_as_json};
+use highwater_sql::adhoc::{self, Lens, Limits, LiveQuery, QueryResult};
 use highwater_sql::dialect::{parse_live_query, sql_type};
 use highwater_sql::{SqlError, StreamEntry};
 use serde_json::{Value, json};

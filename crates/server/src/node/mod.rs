@@ -44,7 +44,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
-use highwater_audit::Tree;
+use highwater_audit::{EventSealer, Tree};
 use highwater_auth::{AccessTokens, Limiter, Policies};
 use highwater_event::{StreamName, planted};
 use highwater_ingest::{Door, DoorOptions};
@@ -244,11 +244,9 @@ impl Node {
         let log: Arc<dyn Log> =
             Arc::new(tiered::Tiered::new(journal.clone(), lakes.clone(), tree.clone(), queries.clone()));
         let operator_token = secrets::operator_token(&options.data, machine.randomness.as_ref())?;
-        let engine = Engine::new(
-            secrets::token_key(&options.data, machine.randomness.as_ref())?,
-            options.query_memory,
-        )?
-        .with_vault(vault.clone());
+        let token_key = secrets::token_key(&options.data, machine.randomness.as_ref())?;
+        let engine = Engine::new(token_key, options.query_memory)?.with_vault(vault.clone());
+        let sealer = Arc::new(EventSealer::new(&token_key));
         let (trail, gather) = Trail::new(log.clone());
         drop(machine.scheduler.spawn(gather));
         let access_key = secrets::access_key(&options.data, machine.randomness.as_ref())?;
@@ -260,7 +258,7 @@ impl Node {
             tree,
             limiter: Limiter::default(),
             sign_ins: Limiter::default(),
-            door: Door::open(log.clone(), &machine, DoorOptions::default())?,
+            door: Door::open(log.clone(), sealer, &machine, DoorOptions::default())?,
             driver: Driver::new(log.clone(), for_views),
             write_back: Arc::new(WriteBack::new(store)),
             failed: tokio::sync::watch::Sender::new(None),

@@ -21,7 +21,7 @@ pub fn operator_token(data: &Path, randomness: &dyn Randomness) -> anyhow::Resul
     secret(&data.join(OPERATOR_TOKEN), 20, randomness)
 }
 
-/// The key behind TOKENIZE.
+/// The key behind TOKENIZE and the salts of events that are proven.
 pub fn token_key(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<[u8; 32]> {
     key(&data.join(TOKEN_KEY), randomness)
 }

@@ -493,7 +493,7 @@ async fn ask(node: &Arc<Node>, sql: String) -> Vec<String> {
     let names: Vec<String> = answer.schema.fields().iter().map(|field| field.name().clone()).collect();
     let mut rows = String::new();
     for batch in &answer.batches {
-        adhoc::rows_as_json(batch, &names, rows.is_empty(), "\n", &mut rows);
+        highwater_event::json::rows_as_json(batch, &names, rows.is_empty(), "\n", &mut rows);
     }
     let mut rows: Vec<serde_json::Map<String, serde_json::Value>> =
         rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect();

@@ -9,7 +9,6 @@ mod branches;
 mod budget;
 mod decrypt;
 mod endpoint;
-mod json;
 mod lens;
 mod live;
 mod relation;
@@ -45,7 +44,6 @@ use crate::plan::as_statement;
 use crate::session::Engine;
 
 pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
-pub use json::{rows_as_json, value_as_json};
 pub use lens::Lens;
 pub use live::{LiveQuery, followed};
 pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};

@@ -376,6 +376,7 @@ impl Words {
                 "idle_timeout",
                 "tenant",
                 "sender",
+                "proof",
             ]
         } else {
             &["lake", "aliases", "hidden", "retention", "idle_timeout", "tenant"]
@@ -460,6 +461,7 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
             "sensitive" => options.sensitive = list(&text_value(&name, &value)?),
             "partitions" => options.partitions = number_value(&name, &value)?,
             "lake" => options.lake = bool_value(&name, &value)?,
+            "proof" => options.proof = bool_value(&name, &value)?,
             "retention" => options.retention = duration_or(&name, &value, "forever")?,
             "idle_timeout" => options.idle_timeout = duration_or(&name, &value, "never")?,
             _ => {

@@ -9,15 +9,8 @@ use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
+use highwater_event::json::JSON_MARK;
 use serde::de::IgnoredAny;
-
-/// What the metadata of such a column says.
-const MARK: &str = "highwater.json";
-
-/// Whether the texts of a column are JSON that was checked.
-pub(crate) fn is_json(field: &Field) -> bool {
-    field.metadata().contains_key(MARK)
-}
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Json {
@@ -49,7 +42,7 @@ impl ScalarUDFImpl for Json {
             other => return plan_err!("json takes a text, not {other}"),
         }
         let marked = Field::new(self.name(), DataType::Utf8, true);
-        Ok(Arc::new(marked.with_metadata([(MARK.to_owned(), "1".to_owned())].into())))
+        Ok(Arc::new(marked.with_metadata([(JSON_MARK.to_owned(), "1".to_owned())].into())))
     }
 
     /// What is not JSON is null: an answer must stay readable whatever a text holds.

@@ -140,7 +140,7 @@ impl ScalarUDFImpl for Lookup {
                 None => {
                     let key: Vec<&str> = key.into_iter().map(|part| part.unwrap_or("NULL")).collect();
                     let on = date
-                        .map(|days| format!(" on {}", crate::reference::show_date(days)))
+                        .map(|days| format!(" on {}", highwater_event::time::show_date(days)))
                         .unwrap_or_default();
                     return exec_err!("{name} has no row for {}{on}", key.join(", "));
                 }

@@ -23,7 +23,6 @@ pub use aggregate::{
 };
 pub use arithmetic::CheckedArithmetic;
 pub use bounded::bounded;
-pub(crate) use json::is_json;
 pub use mask::mask_text;
 pub use weight::weight;
 

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::error::ArrowError;
 use highwater_event::canonical::push_json_string;
+use highwater_event::json::value_as_json;
 use highwater_event::{Column, Offset, Partition, columns, time};
 use highwater_log::LogBatch;
 use highwater_log::reader::RowReader;
-use highwater_sql::adhoc::value_as_json;
 use serde_json::json;
 use serde_json::value::RawValue;
 

@@ -5,12 +5,20 @@ use std::fmt::Write;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{
-    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, TimestampMicrosecondType,
+    DataType, Date32Type, Decimal128Type, Field, Float32Type, Float64Type, TimestampMicrosecondType,
 };
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use highwater_event::canonical::push_json_string;
 
-use crate::functions::is_json;
+use crate::canonical::push_json_string;
+use crate::{columns, time};
+
+/// What the metadata of a column says whose texts are JSON that was checked.
+pub const JSON_MARK: &str = "highwater.json";
+
+/// Whether the texts of a column are JSON that was checked: they are shown as the values that they say.
+pub fn is_json(field: &Field) -> bool {
+    field.metadata().contains_key(JSON_MARK)
+}
 
 /// Appends each row as a JSON object, calling `between` before all but the first. `names` gives the keys.
 pub fn rows_as_json(batch: &RecordBatch, names: &[String], first: bool, between: &str, out: &mut String) {
@@ -59,16 +67,16 @@ pub fn value_as_json(array: &ArrayRef, row: usize, out: &mut String) {
             write_decimal(array.as_primitive::<Decimal128Type>().value(row), *scale, out)
         }
         DataType::Timestamp(..) => {
-            match arrow::compute::cast(&array.slice(row, 1), &highwater_event::columns::timestamp_type()) {
+            match arrow::compute::cast(&array.slice(row, 1), &columns::timestamp_type()) {
                 Ok(micros) => {
                     let micros = micros.as_primitive::<TimestampMicrosecondType>().value(0);
-                    push_json_string(&highwater_event::time::show_micros(micros), out);
+                    push_json_string(&time::show_micros(micros), out);
                 }
                 Err(_) => out.push_str("null"),
             }
         }
         DataType::Date32 => {
-            push_json_string(&crate::reference::show_date(array.as_primitive::<Date32Type>().value(row)), out)
+            push_json_string(&time::show_date(array.as_primitive::<Date32Type>().value(row)), out)
         }
         DataType::Binary => write_bytes(array.as_binary::<i32>().value(row), out),
         DataType::BinaryView => write_bytes(array.as_binary_view().value(row), out),
