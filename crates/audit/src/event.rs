@@ -25,12 +25,12 @@ use highwater_event::{columns, hexadecimal};
 use highwater_log::audit::{SALT_BYTES, SEAL, Sealer};
 use serde::{Deserialize, Serialize};
 
+use crate::AuditError;
 use crate::checkpoint::Checkpoint;
 use crate::leaf::{self, Record};
 use crate::note::Verifier;
 use crate::proof::Proof;
 use crate::tree::{Frontier, Hash, Tiles, inclusion, leaf_hash, root_of_inclusion, sha256};
-use crate::{AuditError, SignedNote};
 
 /// What is hashed before an event, so that its hash can be taken for that of nothing else.
 const DOMAIN: &[u8] = b"highwater event v1\n";
@@ -292,11 +292,6 @@ impl EventProof {
             entry: self.proof.index,
             checkpoint,
         })
-    }
-
-    /// The signed checkpoint.
-    pub fn checkpoint(&self) -> &SignedNote {
-        &self.proof.checkpoint
     }
 }
 

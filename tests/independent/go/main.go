@@ -2,6 +2,7 @@
 // signed notes and transparency logs. It shares no code and no format library with the program that made them.
 //
 //	go run . EXPORT-FOLDER NODE-URL
+//	go run . event PROOF-FILE KEYS-FILE
 package main
 
 import (
@@ -64,13 +65,7 @@ func commitment(line []byte) []byte {
 		check(err)
 		return kept
 	}
-	salt, err := hex.DecodeString(entry.Salt)
-	check(err)
-	hash := sha256.New()
-	hash.Write([]byte("highwater audit v1\n"))
-	hash.Write(salt)
-	hash.Write(entry.Entry)
-	return hash.Sum(nil)
+	return committed("highwater audit v1\n", entry.Salt, string(entry.Entry))
 }
 
 // tiles reads tiles of height 8 from a node, at the paths of c2sp.org/tlog-tiles.
@@ -99,26 +94,101 @@ func (t tiles) ReadTiles(wanted []tlog.Tile) ([][]byte, error) {
 	return found, nil
 }
 
-func main() {
-	if len(os.Args) != 3 {
-		check(fmt.Errorf("usage: go run . EXPORT-FOLDER NODE-URL"))
-	}
-	folder, url := os.Args[1], os.Args[2]
+// keys reads verifier keys, one a line.
+func keys(text []byte) note.Verifiers {
 	var known []note.Verifier
-	for _, key := range strings.Fields(string(read(folder, "keys"))) {
+	for _, key := range strings.Fields(string(text)) {
 		verifier, err := note.NewVerifier(key)
 		check(err)
 		known = append(known, verifier)
 	}
-	verifiers := note.VerifierList(known...)
+	return note.VerifierList(known...)
+}
+
+// cut takes a proof apart: the data of the application, the place of the entry, the hashes that lead to the root,
+// and the signed checkpoint.
+func cut(proof []byte) (extra []byte, index int64, path tlog.RecordProof, signed []byte) {
+	head, rest, _ := strings.Cut(string(proof), "\n\n")
+	lines := strings.Split(head, "\n")[1:]
+	var err error
+	if text, found := strings.CutPrefix(lines[0], "extra "); found {
+		extra, err = base64.StdEncoding.DecodeString(text)
+		check(err)
+		lines = lines[1:]
+	}
+	index, err = strconv.ParseInt(strings.TrimPrefix(lines[0], "index "), 10, 64)
+	check(err)
+	return extra, index, hashes(lines[1:]), []byte(rest)
+}
+
+func hashes(texts []string) (path []tlog.Hash) {
+	for _, text := range texts {
+		hash, err := base64.StdEncoding.DecodeString(text)
+		check(err)
+		path = append(path, tlog.Hash(hash))
+	}
+	return path
+}
+
+// committed computes the data of a leaf.
+func committed(domain, salt, record string) []byte {
+	bytes, err := hex.DecodeString(salt)
+	check(err)
+	hash := sha256.New()
+	hash.Write([]byte(domain))
+	hash.Write(bytes)
+	hash.Write([]byte(record))
+	return hash.Sum(nil)
+}
+
+// event verifies the proof of an event: it leads to the root of its seal, and the seal to a signed checkpoint.
+func event(proof []byte, verifiers note.Verifiers) {
+	extra, index, path, signed := cut(proof)
+	var said struct {
+		Event, Salt string
+		Index, Size int64
+		Path        []string
+		Seal        struct{ Entry, Salt string }
+	}
+	check(json.Unmarshal(extra, &said))
+	var seal struct{ Action, Resource, Time, Seen string }
+	check(json.Unmarshal([]byte(said.Seal.Entry), &seal))
+	var seen struct {
+		Events int64
+		Root   string
+	}
+	check(json.Unmarshal([]byte(seal.Seen), &seen))
+	root, err := hex.DecodeString(seen.Root)
+	check(err)
+	if seal.Action != "seal" || seen.Events != said.Size {
+		check(fmt.Errorf("the entry does not seal %d events", said.Size))
+	}
+	leaf := tlog.RecordHash(committed("highwater event v1\n", said.Salt, said.Event))
+	check(tlog.CheckRecord(hashes(said.Path), said.Size, tlog.Hash(root), said.Index, leaf))
+	tree := open(signed, verifiers)
+	entry := tlog.RecordHash(committed("highwater audit v1\n", said.Seal.Salt, said.Seal.Entry))
+	check(tlog.CheckRecord(path, tree.N, tree.Hash, index, entry))
+	fmt.Printf("event of %s, sealed %s in entry %d of %d: %s\n", seal.Resource, seal.Time, index, tree.N, said.Event)
+}
+
+func main() {
+	if len(os.Args) == 4 && os.Args[1] == "event" {
+		event(read(os.Args[2]), keys(read(os.Args[3])))
+		return
+	}
+	if len(os.Args) != 3 {
+		check(fmt.Errorf("usage: go run . EXPORT-FOLDER NODE-URL, or go run . event PROOF-FILE KEYS-FILE"))
+	}
+	folder, url := os.Args[1], os.Args[2]
+	verifiers := keys(read(folder, "keys"))
 	tree := open(read(folder, "checkpoint"), verifiers)
 
 	// Every entry of the export leads to the signed root.
-	var hashes []tlog.Hash
+	var stored []tlog.Hash
 	reader := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
 		found := make([]tlog.Hash, len(indexes))
 		for at, index := range indexes {
-			found[at] = hashes[index]
+			found[at] = stored[index]
 		}
 		return found, nil
 	})
@@ -127,9 +197,9 @@ func main() {
 	scanner.Buffer(nil, 4<<20)
 	for scanner.Scan() {
 		leaf := commitment(scanner.Bytes())
-		stored, err := tlog.StoredHashes(int64(len(leaves)), leaf, reader)
+		more, err := tlog.StoredHashes(int64(len(leaves)), leaf, reader)
 		check(err)
-		hashes = append(hashes, stored...)
+		stored = append(stored, more...)
 		leaves = append(leaves, leaf)
 	}
 	check(scanner.Err())
@@ -141,17 +211,8 @@ func main() {
 	fmt.Printf("all entries: %d\n", tree.N)
 
 	// The proof of one entry, with the checkpoint in it.
-	head, signed, _ := strings.Cut(string(read(folder, "proof")), "\n\n")
-	lines := strings.Split(head, "\n")
-	index, err := strconv.ParseInt(strings.TrimPrefix(lines[1], "index "), 10, 64)
-	check(err)
-	var proof tlog.RecordProof
-	for _, line := range lines[2:] {
-		hash, err := base64.StdEncoding.DecodeString(line)
-		check(err)
-		proof = append(proof, tlog.Hash(hash))
-	}
-	later := open([]byte(signed), verifiers)
+	_, index, proof, signed := cut(read(folder, "proof"))
+	later := open(signed, verifiers)
 	check(tlog.CheckRecord(proof, later.N, later.Hash, index, tlog.RecordHash(leaves[index])))
 	fmt.Printf("proof of entry %d in the tree of %d\n", index, later.N)
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use highwater_audit::export::{self, Trust};
-use highwater_audit::{AuditError, Checkpoint, SignedNote, Verifier};
+use highwater_audit::{AuditError, Checkpoint, EventProof, SignedNote, Verifier};
 use serde_json::json;
 
 use super::client::Client;
@@ -44,7 +44,10 @@ pub enum AuditCommand {
         /// Folder with a copy; without it the trail of the node is copied and verified.
         #[arg(long)]
         export: Option<PathBuf>,
-        /// A verifier key that is known from elsewhere; without it those of the copy count. May be given several times.
+        /// The proof of one event instead, as `GET /events/{id}/proof` answers it. With --key nothing else is needed.
+        #[arg(long, conflicts_with_all = ["export", "checkpoint"])]
+        event: Option<PathBuf>,
+        /// A verifier key that is known from elsewhere; without it those of the copy or of the node count. May be given several times.
         #[arg(long)]
         key: Vec<String>,
         /// A checkpoint that was kept elsewhere, which the trail must continue. May be given several times.
@@ -100,9 +103,13 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
             eprintln!("{size} entries are in {}", folder.display());
             Ok(ExitCode::SUCCESS)
         }
-        AuditCommand::Verify { export, key, checkpoint, target } => {
-            let keys =
-                key.iter().map(|key| Verifier::parse(key)).collect::<Result<_, _>>().map_err(integrity)?;
+        AuditCommand::Verify { event: Some(file), key, target, .. } => verify_event(&file, &key, &target),
+        AuditCommand::Verify { export, event: None, key, checkpoint, target } => {
+            let keys = key
+                .iter()
+                .map(|key| Verifier::parse(key))
+                .collect::<Result<_, _>>()
+                .map_err(|error| not_a_key(&error))?;
             let earlier = checkpoint
                 .iter()
                 .map(|file| SignedNote::parse(&std::fs::read_to_string(file)?).map_err(integrity))
@@ -139,6 +146,37 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn not_a_key(error: &AuditError) -> Failure {
+    Failure::new("invalid_key", format!("--key: {error}")).exit(2)
+}
+
+/// Verifies the proof of an event, by keys that are given or those of the node.
+fn verify_event(file: &Path, keys: &[String], target: &Target) -> Result<ExitCode, Failure> {
+    let text = std::fs::read(file)
+        .map_err(|error| Failure::new("unreadable", format!("{}: {error}", file.display())).exit(2))?;
+    let text = String::from_utf8(text).map_err(|_| {
+        integrity(AuditError::Changed("this is not the proof of an event: it is not text".into()))
+    })?;
+    let proof = EventProof::parse(&text).map_err(integrity)?;
+    let asked;
+    let keys: Vec<&str> = if keys.is_empty() {
+        asked = Client::new(target)?.get("/audit/keys")?;
+        eprintln!("verified with the keys of the node itself; --key takes one that you know from elsewhere");
+        asked.lines().collect()
+    } else {
+        keys.iter().map(String::as_str).collect()
+    };
+    let keys = keys.into_iter().map(Verifier::parse).collect::<Result<Vec<_>, _>>();
+    let proven = proof.verify(&keys.map_err(|error| not_a_key(&error))?).map_err(integrity)?;
+    let Checkpoint { origin, size, root } = proven.checkpoint;
+    let event = serde_json::from_str::<serde_json::Value>(&proven.event).unwrap_or(json!(proven.event));
+    let root = highwater_event::hexadecimal::show(&root);
+    let said = json!({"verified": true, "stream": proven.stream, "event": event, "sealed_at": proven.sealed_at,
+        "entry": proven.entry, "origin": origin, "entries": size, "root": root});
+    writeln!(std::io::stdout().lock(), "{said}")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Copies the trail of a node into a folder; answers the number of entries.

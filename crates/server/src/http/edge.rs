@@ -156,7 +156,13 @@ fn admit(
     let (method, path, headers) = (request.method(), request.uri().path(), request.headers());
     let template = route.map(MatchedPath::as_str);
     // What no route has is a declared endpoint, or is told to those only who are known.
-    let need = routes::need(needs, template, method).unwrap_or(Need::Known("call"));
+    let mut need = routes::need(needs, template, method).unwrap_or(Need::Known("call"));
+    let catalog = node.catalog();
+    let intake = catalog.intakes.get(path).filter(|_| template.is_none() && method == Method::POST);
+    if intake.is_some() {
+        // Its events are read, and paid for, as those of every call that brings some.
+        need = Need::Known("ingest");
+    }
     let shown = auth::shown(headers);
     let identified = match (&need, &shown) {
         (Need::Nothing, _) | (_, Shown::Nothing) => Ok(None),
@@ -185,19 +191,20 @@ fn admit(
     let named =
         named.map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned()).unwrap_or_default();
     let named = StreamName::new(&named).map_or(named, |name| name.to_string());
-    let catalog;
     let mut asked = need.asked(&named);
     let mut decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
-    if template.is_none() {
-        catalog = node.catalog();
-        if let Some((endpoint, _)) = catalog.endpoint(path) {
-            let shared = endpoint.reads.iter().all(|name| is_shared(&catalog, name));
-            asked = Asked::on(&endpoint.permission, "endpoint", &endpoint.path).shared(shared);
-            decided = true;
-        }
+    if let Some(intake) = intake {
+        asked = Asked::on("ingest", "stream", intake.stream.as_str());
+        decided = true;
+    } else if template.is_none()
+        && let Some((endpoint, _)) = catalog.endpoint(path)
+    {
+        let shared = endpoint.reads.iter().all(|name| is_shared(&catalog, name));
+        asked = Asked::on(&endpoint.permission, "endpoint", &endpoint.path).shared(shared);
+        decided = true;
     }
     if asked.kind == "stream" && known.identity.principal.tenant.as_ref() != HOME {
-        let shared = StreamName::new(asked.name).is_ok_and(|name| is_shared(&node.catalog(), &name));
+        let shared = StreamName::new(asked.name).is_ok_and(|name| is_shared(&catalog, &name));
         asked = asked.shared(shared);
     }
     if refused.is_none() && decided && !node.allows(&known.identity, asked) {

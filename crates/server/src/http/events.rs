@@ -142,18 +142,28 @@ pub async fn ingest(
     headers: HeaderMap,
     body: Request,
 ) -> Answer {
-    let (body, room) = read(&node, body).await?;
+    take_one(&node, &call, StreamName::system(crate::node::EVENTS), &headers, body).await
+}
+
+/// Takes one event of a stream.
+pub async fn take_one(
+    node: &Arc<Node>,
+    call: &Call,
+    stream: StreamName,
+    headers: &HeaderMap,
+    body: Request,
+) -> Answer {
+    let (body, room) = read(node, body).await?;
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(Problem::bad_request("not_an_object", "this call takes one event")
-            .hint("send several to /api/v1/events/batch"));
+            .hint("send several to the path of batches, such as /api/v1/events/batch"));
     }
-    let stream = StreamName::system(crate::node::EVENTS);
-    let (format, body) = match from_headers(&headers, &body)? {
+    let (format, body) = match from_headers(headers, &body)? {
         Some(envelope) => (Format::CloudEvents, envelope),
-        None if media_type(&headers) == "application/cloudevents+json" => (Format::CloudEvents, body),
+        None if media_type(headers) == "application/cloudevents+json" => (Format::CloudEvents, body),
         None => (Format::Json, body),
     };
-    let mut verdicts = submit(&node, room, &call, stream, body, format).await?;
+    let mut verdicts = submit(node, room, call, stream, body, format).await?;
     let Some(Verdict { event_id, outcome }) = verdicts.pop() else {
         return Err(Problem::bad_request("empty_body", "the body holds no event"));
     };
@@ -193,20 +203,30 @@ pub async fn batch(
     headers: HeaderMap,
     body: Request,
 ) -> Answer {
-    let format = format(&headers)?;
-    let (mut body, room) = read(&node, body).await?;
+    take_several(&node, &call, StreamName::system(crate::node::EVENTS), &headers, body).await
+}
+
+/// Takes several events of a stream.
+pub async fn take_several(
+    node: &Arc<Node>,
+    call: &Call,
+    stream: StreamName,
+    headers: &HeaderMap,
+    body: Request,
+) -> Answer {
+    let format = format(headers)?;
+    let (mut body, room) = read(node, body).await?;
     if format == Format::Json && body.trim_ascii_start().first() != Some(&b'[') {
         let batch: EventBatch<'_> = serde_json::from_slice(&body).map_err(|error| {
             Problem::bad_request("malformed_json", format!("expected {{\"events\": […]}}: {error}"))
         })?;
         body = body.slice_ref(batch.events.get().as_bytes());
     }
-    let stream = StreamName::system(crate::node::EVENTS);
     if format == Format::Csv {
         drop(room);
-        return Box::pin(super::bulk::take(&node, stream, &call, format, body.into())).await;
+        return Box::pin(super::bulk::take(node, stream, call, format, body.into())).await;
     }
-    let verdicts = submit(&node, room, &call, stream, body, format).await?;
+    let verdicts = submit(node, room, call, stream, body, format).await?;
     Ok(batch_answer(&verdicts))
 }
 

@@ -6,10 +6,12 @@ use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::State;
 use highwater_sql::Endpoint;
-use highwater_sql::dialect::path_parameters;
+use highwater_sql::catalog::Intake;
+use highwater_sql::dialect::{Answers, path_parameters};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -121,6 +123,13 @@ pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::Op
             operation(endpoint),
         );
     }
+    for intake in node.catalog().intakes.values() {
+        document.paths.add_path_operation(
+            format!("{}/", intake.path),
+            vec![HttpMethod::Post],
+            taking(intake),
+        );
+    }
     let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     document.components.get_or_insert_with(Default::default).add_security_scheme("credential", scheme);
     document.security = Some(vec![SecurityRequirement::new::<&str, [&str; 0], &str>("credential", [])]);
@@ -131,24 +140,33 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
     let row = endpoint
         .columns
         .iter()
+        .filter(|(name, _)| !matches!(endpoint.answers, Answers::Page { .. }) || !name.starts_with('_'))
         .fold(ObjectBuilder::new(), |row, (name, data_type)| row.property(name, schema_of(data_type)));
-    let schema: RefOr<Schema> =
-        if endpoint.object { row.into() } else { ArrayBuilder::new().items(row).into() };
-    let answer = ResponseBuilder::new()
-        .description(if endpoint.object { "an object" } else { "rows" })
-        .content("application/json", ContentBuilder::new().schema(Some(schema)).build());
+    let answer = answer(&endpoint.answers, row);
     let mut operation = OperationBuilder::new()
-        .operation_id(Some(
-            endpoint.path.trim_start_matches('/').replace(['/', '-', '.'], "_").replace(['{', '}'], ""),
-        ))
+        .operation_id(Some(operation_id("", &endpoint.path)))
         .tag("declared")
         .summary(Some(format!("Needs the permission {}", endpoint.permission)))
         .description(Some(format!("```sql\n{}\n```", endpoint.text)))
         .response("200", answer)
         .response("400", ResponseBuilder::new().description("a parameter is wrong; the detail names it"));
-    if endpoint.object {
+    if matches!(endpoint.answers, Answers::Object | Answers::Proof { .. }) {
         let nothing = ResponseBuilder::new().description("there is nothing of that name");
         operation = operation.response("404", nothing);
+    }
+    if endpoint.parameters.iter().any(|parameter| parameter.tenant) {
+        let foreign = ResponseBuilder::new().description("the caller is not of the tenant that is named");
+        operation = operation.response("403", foreign);
+    }
+    for (name, about, schema) in parameters_of(&endpoint.answers) {
+        operation = operation.parameter(
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(ParameterIn::Query)
+                .required(Required::False)
+                .description(Some(about))
+                .schema(Some(schema)),
+        );
     }
     for parameter in &endpoint.parameters {
         let in_path = path_parameters(&endpoint.path).any(|name| name == parameter.name);
@@ -163,6 +181,79 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         );
     }
     operation
+}
+
+fn operation_id(method: &str, path: &str) -> String {
+    let path = path.trim_start_matches('/').replace(['/', '-', '.'], "_").replace(['{', '}'], "");
+    if method.is_empty() { path } else { format!("{method}_{path}") }
+}
+
+fn text() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).into()
+}
+
+fn whole_number() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::new(Type::Integer))
+}
+
+/// What an endpoint answers, given what one of its rows is.
+fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
+    let json = |schema: RefOr<Schema>| ContentBuilder::new().schema(Some(schema)).build();
+    let plain = || json(text());
+    let response = ResponseBuilder::new();
+    match answers {
+        Answers::Rows => response
+            .description("rows")
+            .content("application/json", json(ArrayBuilder::new().items(row).into())),
+        Answers::Object => response.description("an object").content("application/json", json(row.into())),
+        Answers::Page { member, .. } => {
+            let cursor = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]));
+            let page = ObjectBuilder::new()
+                .property(member, ArrayBuilder::new().items(row))
+                .property("total", whole_number())
+                .property("next_cursor", cursor)
+                .property("took_ms", ObjectBuilder::new().schema_type(SchemaType::new(Type::Number)));
+            response.description("a page of rows").content("application/json", json(page.into()))
+        }
+        Answers::File => response
+            .description("a file of rows")
+            .content("application/x-ndjson", plain())
+            .content("text/csv", plain())
+            .content("application/vnd.apache.parquet", plain()),
+        Answers::Proof { .. } => {
+            response.description("a proof (c2sp.org/tlog-proof)").content("text/plain", plain())
+        }
+    }
+}
+
+/// The parameters that every endpoint of a kind has.
+fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Schema>)> {
+    match answers {
+        Answers::Page { .. } => vec![
+            ("limit", "rows of a page", whole_number().minimum(Some(1)).maximum(Some(1000)).into()),
+            ("cursor", "next_cursor of the page before", text()),
+            ("sort", "desc, the newest first, or asc", text()),
+        ],
+        Answers::File => vec![("format", "ndjson, csv or parquet", text())],
+        Answers::Rows | Answers::Object | Answers::Proof { .. } => Vec::new(),
+    }
+}
+
+/// A path that events come in at.
+fn taking(intake: &Intake) -> OperationBuilder {
+    let what = if intake.batch { "several events: {events: […]} or NDJSON" } else { "one event" };
+    let answer = |description: &str| ResponseBuilder::new().description(description);
+    let body = RequestBodyBuilder::new()
+        .description(Some(what))
+        .content("application/json", ContentBuilder::new().schema(Some(ObjectBuilder::new())).build());
+    OperationBuilder::new()
+        .operation_id(Some(operation_id("post", &intake.path)))
+        .tag("declared")
+        .summary(Some(format!("Takes {what} for the stream {}", intake.stream.public())))
+        .description(Some(format!("```sql\n{}\n```", intake.text)))
+        .request_body(Some(body.build()))
+        .response("202", answer("accepted, or known already"))
+        .response("422", answer("not what the stream declares"))
 }
 
 fn schema_of(data_type: &DataType) -> RefOr<Schema> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
+use axum::handler::Handler;
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::middleware;
 use highwater_log::dead_letter::DEAD_LETTERS;
@@ -151,6 +152,17 @@ pub fn is_built_in(path: &str) -> bool {
     })
 }
 
+/// Bodies of events: longer ones than others, and compressed ones.
+macro_rules! unpacked {
+    () => {
+        ServiceBuilder::new()
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            // What we can't unpack is refused by the handler, with a reason.
+            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+            .map_request(|request: Request<_>| request.map(Body::new))
+    };
+}
+
 /// The application. Declared endpoints are found by the fallback.
 pub fn app(node: Arc<Node>, CallOptions { access_log, cors }: CallOptions) -> Router {
     let needs = Arc::new(all_needs());
@@ -160,17 +172,13 @@ pub fn app(node: Arc<Node>, CallOptions { access_log, cors }: CallOptions) -> Ro
             .layer(middleware::from_fn_with_state(around, edge::answer))
             .layer(CompressionLayer::new())
     };
-    let ingest = ingest().router.method_not_allowed_fallback(wrong_method).layer(
-        ServiceBuilder::new()
-            .layer(around())
-            .layer(DefaultBodyLimit::max(MAX_BODY))
-            // What we can't unpack is refused by the handler, with a reason.
-            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
-            .map_request(|request: Request<_>| request.map(Body::new)),
-    );
+    let ingest = ingest()
+        .router
+        .method_not_allowed_fallback(wrong_method)
+        .layer(ServiceBuilder::new().layer(around()).layer(unpacked!()));
     let guarded = guarded()
         .router
-        .fallback(endpoints::declared)
+        .fallback(endpoints::declared.layer(unpacked!()))
         .method_not_allowed_fallback(wrong_method)
         .layer(around());
     let open = open().router.method_not_allowed_fallback(wrong_method).layer(around());

@@ -173,7 +173,7 @@ fn ndjson(result: &QueryResult) -> String {
 }
 
 /// The rows with nested columns as JSON texts: CSV has plain fields only.
-fn flat(
+pub fn flat(
     batch: &arrow::record_batch::RecordBatch,
 ) -> Result<arrow::record_batch::RecordBatch, arrow::error::ArrowError> {
     use arrow::array::{Array, ArrayRef, StringArray};

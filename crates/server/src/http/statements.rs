@@ -63,10 +63,12 @@ pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
         .map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
     let tables = catalog.tables.iter().map(|(name, entry)| ("table", name.to_string(), &entry.text));
     let endpoints = catalog.endpoints.values().map(|entry| ("endpoint", entry.path.clone(), &entry.text));
+    let intakes = catalog.intakes.values().map(|entry| ("POST endpoint", entry.path.clone(), &entry.text));
     let statements: Vec<Value> = references
         .chain(streams)
         .chain(tables)
         .chain(endpoints)
+        .chain(intakes)
         .filter(|(_, _, text)| !text.is_empty())
         .map(|(kind, name, text)| json!({"kind": kind, "name": name, "sql": text}))
         .collect();
@@ -138,14 +140,17 @@ pub async fn endpoints(State(node): State<Arc<Node>>) -> Json<Value> {
                 .map(|parameter| {
                     json!({
                         "name": parameter.name,
-                        "type": sql_type(&parameter.data_type),
+                        "type": if parameter.tenant { "TENANT".into() } else { sql_type(&parameter.data_type) },
                         "required": parameter.default.is_none(),
                         "check": parameter.check,
                     })
                 })
                 .collect();
-            json!({"path": format!("{}/", endpoint.path), "requires": endpoint.permission, "parameters": parameters, "sql": endpoint.text})
+            json!({"path": format!("{}/", endpoint.path), "method": "GET", "requires": endpoint.permission, "parameters": parameters, "sql": endpoint.text})
         })
+        .chain(catalog.intakes.values().map(|intake| {
+            json!({"path": format!("{}/", intake.path), "method": "POST", "requires": "ingest", "into": intake.stream.public(), "sql": intake.text})
+        }))
         .collect();
     Json(json!({"endpoints": endpoints}))
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use highwater_audit::SignedNote;
 use highwater_auth::Policies;
 use highwater_auth::policy::InvalidPolicy;
-use highwater_event::{Principal, StreamName, StreamPartition};
+use highwater_event::{Principal, StreamName};
 use highwater_ingest::{Submission, infer};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::{AppendError, Commit};
@@ -19,7 +19,7 @@ use highwater_sql::{Catalog, SqlError, Statement, parse_script};
 use serde::Serialize;
 
 use super::compare::Compared;
-use super::system::{self, Command, CommandKind, SYSTEM};
+use super::system::{self, Command, CommandKind};
 use super::trail::Leaf;
 use super::views::Place;
 use super::{Node, statement};
@@ -121,7 +121,7 @@ impl Node {
 
     /// Brings the catalog to where the commands in the log leave it, then starts what it holds.
     pub(super) async fn replay_declarations(self: &Arc<Self>) -> anyhow::Result<()> {
-        let at = StreamPartition::new(StreamName::system(SYSTEM), 0);
+        let at = system::partition();
         let builtin = self.catalog();
         let mut catalog = builtin.as_ref().clone();
         let mut next = 0;
@@ -319,7 +319,9 @@ impl Node {
             let (kind, name) = (declared.statement.kind(), declared.statement.name().to_owned());
             let csv = match &declared.statement {
                 Statement::CreateReferenceTable { csv, .. } => script.files.get(csv).cloned(),
-                Statement::CreateEndpoint { path, .. } if is_built_in(path) => {
+                Statement::CreateEndpoint { path, .. } | Statement::CreateIntake { path, .. }
+                    if is_built_in(path) =>
+                {
                     return Err(wrong(SqlError::new(
                         "already_exists",
                         format!("{path} is a path of the engine's own"),
@@ -329,6 +331,7 @@ impl Node {
             };
             let known = match kind {
                 "endpoint" => catalog.endpoints.contains_key(&name),
+                "POST endpoint" => catalog.intakes.contains_key(&name),
                 "row filter" | "column mask" | "policy" => {
                     StreamName::new(&name).is_ok_and(|name| catalog.rules.contains_key(&name))
                 }

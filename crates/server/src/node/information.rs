@@ -174,11 +174,14 @@ impl Node {
 
     fn endpoint_rows(&self) -> Rows {
         let catalog = self.catalog();
-        let endpoints: Vec<_> = catalog.endpoints.values().collect();
+        let read = catalog.endpoints.values().map(|it| ("GET", &it.path, it.permission.as_str(), &it.text));
+        let taken = catalog.intakes.values().map(|it| ("POST", &it.path, "ingest", &it.text));
+        let endpoints: Vec<_> = read.chain(taken).collect();
         Rows::new()
-            .text("path", endpoints.iter().map(|endpoint| Some(format!("{}/", endpoint.path))))
-            .text("requires", endpoints.iter().map(|endpoint| Some(endpoint.permission.as_str())))
-            .text("sql", endpoints.iter().map(|endpoint| Some(endpoint.text.as_str())))
+            .text("path", endpoints.iter().map(|(_, path, ..)| Some(format!("{path}/"))))
+            .text("method", endpoints.iter().map(|(method, ..)| Some(*method)))
+            .text("requires", endpoints.iter().map(|(_, _, permission, _)| Some(*permission)))
+            .text("sql", endpoints.iter().map(|(.., sql)| Some(sql.as_str())))
     }
 
     fn view_rows(&self) -> Rows {
@@ -273,7 +276,9 @@ pub fn as_question(sql: &str) -> String {
             "SELECT name, origin, events, partitions, lake FROM _streams ORDER BY name"
         }
         ["show" | "list", "tables"] => "SELECT name, kind, source FROM _tables ORDER BY name",
-        ["show" | "list", "endpoints"] => "SELECT path, requires FROM _endpoints ORDER BY path",
+        ["show" | "list", "endpoints"] => {
+            "SELECT path, method, requires FROM _endpoints ORDER BY path, method"
+        }
         ["show" | "list", "views" | "queries"] => {
             "SELECT name, kind, source, state, lag, last_error FROM _views ORDER BY name"
         }

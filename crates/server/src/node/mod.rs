@@ -28,6 +28,7 @@ pub mod offline;
 mod people;
 mod publish;
 mod relations;
+mod remembered;
 mod secrets;
 #[cfg(test)]
 mod simulation;
@@ -71,8 +72,9 @@ pub use people::{
 };
 pub use publish::{Destination, PublishOptions};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
+pub use remembered::Remembered;
 pub use secrets::{replace, replace_secret};
-pub use system::EVENTS;
+pub use system::{EVENTS, partition as system_partition};
 pub use trail::{Leaf, Trail};
 
 /// How a node is run.
@@ -176,6 +178,10 @@ pub struct Node {
     pub trail: Trail,
     /// The tree over them.
     pub tree: Arc<Tree>,
+    /// Finds the way from an event to its seal.
+    pub sealer: Arc<EventSealer>,
+    /// Answers that may be given again for a moment.
+    pub remembered: remembered::Answers,
     /// Why the node must stop, when its keyed store has.
     pub failed: tokio::sync::watch::Sender<Option<String>>,
     queries: tokio::runtime::Handle,
@@ -258,7 +264,9 @@ impl Node {
             tree,
             limiter: Limiter::default(),
             sign_ins: Limiter::default(),
-            door: Door::open(log.clone(), sealer, &machine, DoorOptions::default())?,
+            door: Door::open(log.clone(), sealer.clone(), &machine, DoorOptions::default())?,
+            sealer,
+            remembered: remembered::none(),
             driver: Driver::new(log.clone(), for_views),
             write_back: Arc::new(WriteBack::new(store)),
             failed: tokio::sync::watch::Sender::new(None),
@@ -303,6 +311,11 @@ impl Node {
             return Err(SqlError::new("internal", "the question was lost"));
         };
         answered.unwrap_or_else(|error| Err(SqlError::new("internal", error.to_string())))
+    }
+
+    /// Lets something go on where queries run, after its question was answered.
+    pub fn go_on(&self, rest: impl Future<Output = ()> + Send + 'static) {
+        drop(self.queries.spawn(rest));
     }
 
     /// What is declared now.

@@ -5,13 +5,13 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use highwater_auth::directory::Applied;
 use highwater_auth::{Credentials, Directory};
-use highwater_event::{Principal, StreamName, StreamPartition};
+use highwater_event::Principal;
 use highwater_log::audit::{self, Entry};
 use highwater_log::{Commit, Journal, JournalOptions, Log, Machine};
 
 use super::keys;
 use super::people::apply_commands;
-use super::system::{self, Command, SYSTEM};
+use super::system::{self, Command};
 
 /// Changes the directory of a folder, with its entry of the trail in the same commit.
 pub async fn change(
@@ -27,7 +27,7 @@ pub async fn change(
     let log = JournalOptions { vault: Some(vault), ..JournalOptions::at(data.join("log")) };
     let journal = Journal::open(log, &machine)
         .context("the log can't be opened; a node that runs on it is asked with its own token")?;
-    let at = StreamPartition::new(StreamName::system(SYSTEM), 0);
+    let at = system::partition();
     if journal.start(&at) > 0 {
         bail!("old commands are in the lake only: start the node, and do this while it runs");
     }

@@ -14,6 +14,11 @@ pub const SYSTEM: &str = "_system";
 /// The stream behind /api/v1/events.
 pub const EVENTS: &str = "events";
 
+/// The one partition of `_system`: its end counts what was decided.
+pub fn partition() -> StreamPartition {
+    StreamPartition::new(StreamName::system(SYSTEM), 0)
+}
+
 /// The schema of `_system`.
 pub fn system_schema() -> StreamSchema {
     StreamSchema {
@@ -131,7 +136,7 @@ pub fn append(commands: &[Command], principal: &str, now: i64) -> Result<Append,
             ),
         ],
     )?;
-    Ok(Append { to: StreamPartition::new(StreamName::system(SYSTEM), 0), rows: batch })
+    Ok(Append { to: partition(), rows: batch })
 }
 
 /// The commands of a batch of `_system`; those about people are for [`super::people`].

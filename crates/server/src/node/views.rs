@@ -94,7 +94,11 @@ impl Node {
                 self.pause(before, name, false).await;
                 Ok(())
             }
-            Planned::Reference(_) | Planned::Endpoint(_) | Planned::Rule(_) | Planned::Unchanged => Ok(()),
+            Planned::Reference(_)
+            | Planned::Endpoint(_)
+            | Planned::Intake(_)
+            | Planned::Rule(_)
+            | Planned::Unchanged => Ok(()),
         }
     }
 
@@ -373,7 +377,7 @@ impl Node {
                 }
             }
             Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
-            Kind::Endpoint | Kind::Rule => {}
+            Kind::Endpoint | Kind::Intake | Kind::Rule => {}
         }
     }
 

@@ -10,8 +10,9 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::sql::sqlparser::ast::Query;
+use highwater_event::{columns, time};
 
-use super::{Limits, QueryResult, Relations, context, plan, query, run};
+use super::{Limits, QueryResult, Relations, Rows, context, open, plan, query, run};
 use crate::catalog::{Catalog, Endpoint, Parameter};
 use crate::dialect::{Asker, SqlError, quoted};
 use crate::plan::as_statement;
@@ -71,15 +72,12 @@ pub async fn endpoint_values(
 ) -> Result<Vec<(String, ScalarValue)>, SqlError> {
     let mut values = Vec::new();
     for parameter in &endpoint.parameters {
-        let Parameter { name, data_type, default, check } = parameter;
+        let Parameter { name, data_type, default, check, .. } = parameter;
         let invalid = |detail: String| SqlError::new("invalid_parameter", detail);
         let value = match (given.get(name), default) {
-            (Some(text), _) => ScalarValue::try_from_string(text.trim().to_owned(), data_type)
-                .ok()
-                .filter(|value| !value.is_null())
-                .ok_or_else(|| {
-                    invalid(format!("parameter {name} must be {}, not \"{text}\"", type_name(data_type)))
-                })?,
+            (Some(text), _) => value_of(text.trim(), data_type).ok_or_else(|| {
+                invalid(format!("parameter {name} must be {}, not \"{text}\"", type_name(data_type)))
+            })?,
             (None, Some(default)) => default.clone(),
             (None, None) => return Err(invalid(format!("parameter {name} is required"))),
         };
@@ -91,6 +89,15 @@ pub async fn endpoint_values(
         values.push((name.clone(), value));
     }
     Ok(values)
+}
+
+/// The value that a text says.
+fn value_of(text: &str, data_type: &DataType) -> Option<ScalarValue> {
+    if *data_type == columns::timestamp_type() {
+        let micros = time::parse_micros(text)?;
+        return Some(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
+    }
+    ScalarValue::try_from_string(text.to_owned(), data_type).ok().filter(|value| !value.is_null())
 }
 
 async fn holds(engine: &Engine, name: &str, check: &str, value: &ScalarValue) -> Result<bool, SqlError> {
@@ -106,7 +113,7 @@ fn type_name(data_type: &DataType) -> &'static str {
     match data_type {
         DataType::Boolean => "true or false",
         DataType::Float64 | DataType::Decimal128(..) => "a number",
-        DataType::Timestamp(..) => "a time (RFC 3339)",
+        DataType::Timestamp(..) => "a time (RFC 3339, a date, or epoch)",
         DataType::Date32 => "a date (YYYY-MM-DD)",
         other if other.is_integer() => "a whole number",
         _ => "a text",
@@ -126,6 +133,20 @@ pub async fn run_endpoint(
     let mut query = endpoint.query.clone();
     asker.put(&mut *query);
     run(&context, as_statement(query), values, limits).await
+}
+
+/// Asks an endpoint on somebody's behalf; its rows are read as they come, however many they are.
+pub async fn open_endpoint(
+    engine: &Engine,
+    relations: Arc<dyn Relations>,
+    endpoint: &Endpoint,
+    asker: Asker<'_>,
+    values: Vec<(String, ScalarValue)>,
+) -> Result<Rows, SqlError> {
+    let context = context(engine, relations)?;
+    let mut query = endpoint.query.clone();
+    asker.put(&mut *query);
+    open(&context, as_statement(query), values).await
 }
 
 /// The relations of a catalog without their rows.

@@ -11,6 +11,7 @@ mod decrypt;
 mod endpoint;
 mod lens;
 mod live;
+mod page;
 mod relation;
 mod repeated;
 mod shared;
@@ -27,7 +28,7 @@ use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, ScalarValue};
-use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
@@ -43,9 +44,10 @@ use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, weight}
 use crate::plan::as_statement;
 use crate::session::Engine;
 
-pub use endpoint::{check_endpoint, endpoint_values, run_endpoint};
+pub use endpoint::{check_endpoint, endpoint_values, open_endpoint, run_endpoint};
 pub use lens::Lens;
 pub use live::{LiveQuery, followed};
+pub use page::{Page, PageResult, Position, run_page};
 pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};
 
 /// What can be read by name.
@@ -209,10 +211,7 @@ async fn run(
     limits: Limits,
 ) -> Result<QueryResult, SqlError> {
     let answer = async {
-        let plan = plan(context, statement, parameters).await?;
-        let physical = physical(&context.state(), &plan).await?;
-        let schema = plain_schema(&physical.schema());
-        let mut stream = execute_stream(physical, context.task_ctx())?;
+        let Rows { schema, mut stream } = open(context, statement, parameters).await?;
         let mut batches = Vec::new();
         let (mut rows, mut bytes) = (0usize, 0usize);
         while let Some(batch) = stream.next().await {
@@ -244,6 +243,32 @@ async fn run(
         )
         .hint("read fewer rows, for example by a condition on _event_time")),
     }
+}
+
+/// The rows of a question as they come.
+pub struct Rows {
+    /// Their columns.
+    pub schema: SchemaRef,
+    stream: SendableRecordBatchStream,
+}
+
+impl Rows {
+    /// The next ones.
+    pub async fn next(&mut self) -> Option<Result<RecordBatch, SqlError>> {
+        let batch = self.stream.next().await?;
+        Some(batch.map_err(SqlError::from).and_then(|batch| plain(batch, &self.schema)))
+    }
+}
+
+async fn open(
+    context: &SessionContext,
+    statement: DFStatement,
+    parameters: Vec<(String, ScalarValue)>,
+) -> Result<Rows, SqlError> {
+    let plan = plan(context, statement, parameters).await?;
+    let physical = physical(&context.state(), &plan).await?;
+    let schema = plain_schema(&physical.schema());
+    Ok(Rows { schema, stream: execute_stream(physical, context.task_ctx())? })
 }
 
 /// Plans what is executed, with what its functions make on an account.

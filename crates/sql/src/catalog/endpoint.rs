@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::{Expr, Query, Value};
-use highwater_event::StreamName;
+use highwater_event::{StreamName, columns};
 
-use crate::dialect::{EndpointParameter, SqlError};
+use super::Catalog;
+use crate::dialect::{Answers, EndpointParameter, SqlError};
 
 /// A query published as a REST resource.
 #[derive(Debug)]
@@ -17,14 +18,27 @@ pub struct Endpoint {
     pub parameters: Vec<Parameter>,
     /// The permission that a caller needs.
     pub permission: String,
-    /// It answers its first row instead of an array of rows.
-    pub object: bool,
+    /// What it makes of the query's rows.
+    pub answers: Answers,
     /// The query.
     pub query: Box<Query>,
     /// Columns of its rows: name and type.
     pub columns: Vec<(String, arrow::datatypes::DataType)>,
     /// Names that the query reads.
     pub reads: BTreeSet<StreamName>,
+    /// The statement.
+    pub text: String,
+}
+
+/// A path that events come in at.
+#[derive(Debug)]
+pub struct Intake {
+    /// Path without a slash at its end.
+    pub path: String,
+    /// The stream that they go to.
+    pub stream: StreamName,
+    /// It takes several at a time.
+    pub batch: bool,
     /// The statement.
     pub text: String,
 }
@@ -36,6 +50,8 @@ pub struct Parameter {
     pub name: String,
     /// Its type.
     pub data_type: arrow::datatypes::DataType,
+    /// It names a tenant, which must be one that the caller is of.
+    pub tenant: bool,
     /// The value when it is not given; without one it is required.
     pub default: Option<ScalarValue>,
     /// A condition on it, as SQL.
@@ -71,8 +87,43 @@ pub(super) fn fitted<'a>(template: &'a str, path: &'a str) -> Option<InPath<'a>>
     given.next().is_none().then_some(values)
 }
 
+impl Catalog {
+    /// An endpoint's query must answer what its answers are made of.
+    pub(super) fn check_answers(
+        &self,
+        answers: &Answers,
+        answered: &[(String, arrow::datatypes::DataType)],
+    ) -> Result<(), SqlError> {
+        let needed: &[&str] = match answers {
+            Answers::Rows | Answers::Object | Answers::File => return Ok(()),
+            Answers::Page { .. } => &[columns::EVENT_TIME, columns::PARTITION, columns::OFFSET],
+            Answers::Proof { stream } => {
+                let entry = self.streams.get(stream).ok_or_else(|| self.no_stream(stream))?;
+                if !entry.schema.options.proof {
+                    return Err(SqlError::new(
+                        "not_proven",
+                        format!("the events of \"{stream}\" are not sealed, so none of them can be proven"),
+                    )
+                    .hint("declare the stream WITH (proof = true)"));
+                }
+                &[columns::PARTITION, columns::OFFSET]
+            }
+        };
+        let has = |needed: &&str| answered.iter().any(|(name, _)| name == needed);
+        match needed.iter().find(|needed| !has(needed)) {
+            None => Ok(()),
+            Some(missing) => {
+                let what = if matches!(answers, Answers::Page { .. }) { "PAGE" } else { "PROOF" };
+                let detail = format!("the query of a {what} must answer the column {missing}");
+                Err(SqlError::new("invalid_schema", detail)
+                    .hint(format!("select {} of the stream, too; they are not shown", needed.join(", "))))
+            }
+        }
+    }
+}
+
 pub(super) fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {
-    let EndpointParameter { name, data_type, default, check } = declared;
+    let EndpointParameter { name, data_type, tenant, default, check } = declared;
     let default = default
         .map(|value| {
             let text = match &value {
@@ -92,5 +143,5 @@ pub(super) fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlErr
             })
         })
         .transpose()?;
-    Ok(Parameter { name, data_type, default, check: check.map(|check| check.to_string()) })
+    Ok(Parameter { name, data_type, tenant, default, check: check.map(|check| check.to_string()) })
 }

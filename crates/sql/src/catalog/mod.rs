@@ -27,7 +27,7 @@ use crate::reference::ReferenceTable;
 use crate::session::Engine;
 use crate::stream::{JoinProgram, Step, TableProgram, Transform};
 
-pub use self::endpoint::{Endpoint, InPath, Parameter};
+pub use self::endpoint::{Endpoint, InPath, Intake, Parameter};
 
 /// A declared or built-in stream.
 #[derive(Debug)]
@@ -104,6 +104,8 @@ pub enum Planned {
     Reference(Arc<ReferenceEntry>),
     /// An endpoint, new or in the place of the one with its path.
     Endpoint(Arc<Endpoint>),
+    /// A path that events come in at, new or in the place of the one with its path.
+    Intake(Arc<Intake>),
     /// A row filter or column mask.
     Rule(Arc<RuleEntry>),
     /// A stream with more columns or other options.
@@ -160,6 +162,8 @@ pub struct Catalog {
     pub references: BTreeMap<StreamName, Arc<ReferenceEntry>>,
     /// Endpoints by path.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// Paths that events come in at.
+    pub intakes: BTreeMap<String, Arc<Intake>>,
     /// Row filters, column masks and policies by name.
     pub rules: BTreeMap<StreamName, Arc<RuleEntry>>,
     /// New versions that are being built, by the public name of their root.
@@ -220,7 +224,7 @@ impl Catalog {
                 touched.extend(names_read(query));
             }
             // Endpoints read by name whatever has it.
-            Statement::CreateEndpoint { .. } => return Ok(()),
+            Statement::CreateEndpoint { .. } | Statement::CreateIntake { .. } => return Ok(()),
             _ => {}
         }
         for building in self.building.values().filter(|building| own.as_ref() != Some(&building.root)) {
@@ -314,7 +318,7 @@ impl Catalog {
                 let table = ReferenceTable::from_csv(name, &columns, key, valid_from, &csv)?;
                 Planned::Reference(Arc::new(ReferenceEntry { table: Arc::new(table), text, csv }))
             }
-            Statement::CreateEndpoint { path, parameters, permission, object, query } => {
+            Statement::CreateEndpoint { path, parameters, permission, answers, query } => {
                 let like = self.endpoints.keys().find(|known| **known != path && same_places(known, &path));
                 if let Some(like) = like {
                     return Err(SqlError::new(
@@ -325,9 +329,22 @@ impl Catalog {
                 }
                 let parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?;
                 let columns = adhoc::check_endpoint(engine, self, &parameters, &query).await?;
-                let reads = names_read(&query);
-                let endpoint = Endpoint { path, parameters, permission, object, query, columns, reads, text };
+                self.check_answers(&answers, &columns)?;
+                let mut reads = names_read(&query);
+                reads.extend(answers.stream().cloned());
+                let endpoint =
+                    Endpoint { path, parameters, permission, answers, query, columns, reads, text };
                 Planned::Endpoint(Arc::new(endpoint))
+            }
+            Statement::CreateIntake { path, stream, batch } => {
+                let entry = self.streams.get(&stream).ok_or_else(|| self.no_stream(&stream))?;
+                if !entry.schema.raw {
+                    return Err(SqlError::new(
+                        "stream_is_derived",
+                        format!("stream \"{stream}\" is written by the engine; events can't be sent to it"),
+                    ));
+                }
+                Planned::Intake(Arc::new(Intake { path, stream, batch, text }))
             }
             Statement::CreateRule { name, relation, rule } => {
                 if let Some(relation) = &relation {
@@ -471,14 +488,20 @@ impl Catalog {
             .values()
             .filter(|endpoint| endpoint.reads.contains(name))
             .map(|endpoint| format!("endpoint '{}/'", endpoint.path));
+        let intakes = self
+            .intakes
+            .values()
+            .filter(|intake| intake.stream == *name)
+            .map(|intake| format!("endpoint POST '{}/'", intake.path));
         let rules = self.rules_of(name).map(|entry| format!("rule \"{}\"", entry.name));
-        streams.chain(tables).chain(endpoints).chain(rules).collect()
+        streams.chain(tables).chain(endpoints).chain(intakes).chain(rules).collect()
     }
 
     fn plan_drop(&self, kind: Kind, name: &str, if_exists: bool) -> Result<Planned, SqlError> {
         let known = StreamName::new(name).ok();
         let exists = match (kind, &known) {
             (Kind::Endpoint, _) => self.endpoints.contains_key(name),
+            (Kind::Intake, _) => self.intakes.contains_key(name),
             (_, None) => false,
             (Kind::Stream, Some(name)) => self.streams.contains_key(name),
             (Kind::Table, Some(name)) => self.tables.contains_key(name),
@@ -491,6 +514,7 @@ impl Catalog {
         if !exists {
             let names: Vec<&str> = match kind {
                 Kind::Endpoint => self.endpoints.keys().map(String::as_str).collect(),
+                Kind::Intake => self.intakes.keys().map(String::as_str).collect(),
                 Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
                 Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
                 Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
@@ -644,6 +668,9 @@ impl Catalog {
             Planned::Endpoint(entry) => {
                 self.endpoints.insert(entry.path.clone(), entry.clone());
             }
+            Planned::Intake(entry) => {
+                self.intakes.insert(entry.path.clone(), entry.clone());
+            }
             Planned::Rule(entry) => {
                 self.rules.insert(entry.name.clone(), entry.clone());
             }
@@ -658,9 +685,10 @@ impl Catalog {
     }
 
     fn remove(&mut self, kind: Kind, name: &str) {
-        if kind == Kind::Endpoint {
-            self.endpoints.remove(name);
-            return;
+        match kind {
+            Kind::Endpoint => return drop(self.endpoints.remove(name)),
+            Kind::Intake => return drop(self.intakes.remove(name)),
+            _ => {}
         }
         let Ok(name) = StreamName::new(name) else { return };
         if kind == Kind::Rule {
@@ -670,7 +698,9 @@ impl Catalog {
         match kind {
             Kind::Stream => drop(self.streams.remove(&name)),
             Kind::Table => drop(self.tables.remove(&name)),
-            Kind::ReferenceTable | Kind::Endpoint | Kind::Rule => drop(self.references.remove(&name)),
+            Kind::ReferenceTable | Kind::Endpoint | Kind::Intake | Kind::Rule => {
+                drop(self.references.remove(&name));
+            }
         }
         self.paused.remove(&name);
         self.drop_building(&name);
@@ -698,6 +728,7 @@ impl Catalog {
             Statement::CreateEndpoint { .. } => {
                 self.endpoints.get(name).is_some_and(|entry| same(&entry.text))
             }
+            Statement::CreateIntake { .. } => self.intakes.get(name).is_some_and(|entry| same(&entry.text)),
             Statement::CreateRule { .. } => {
                 known.and_then(|name| self.rules.get(name)).is_some_and(|entry| same(&entry.text))
             }
@@ -826,9 +857,12 @@ fn stored_name(planned: &Planned) -> Option<&StreamName> {
 /// The streams, tables and reference tables that a statement reads, or is a rule about.
 pub fn read_by(statement: &Statement) -> BTreeSet<StreamName> {
     match statement {
-        Statement::CreateStreamAs { query, .. }
-        | Statement::CreateTableAs { query, .. }
-        | Statement::CreateEndpoint { query, .. } => names_read(query),
+        Statement::CreateStreamAs { query, .. } | Statement::CreateTableAs { query, .. } => names_read(query),
+        Statement::CreateEndpoint { query, answers, .. } => {
+            let mut names = names_read(query);
+            names.extend(answers.stream().cloned());
+            names
+        }
         Statement::CreateRule { relation, .. } => relation.iter().cloned().collect(),
         _ => BTreeSet::new(),
     }

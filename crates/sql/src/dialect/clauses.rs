@@ -194,7 +194,7 @@ impl Words {
     }
 
     /// A duration that is not zero.
-    fn some_time(&mut self) -> Result<i64, SqlError> {
+    pub(super) fn some_time(&mut self) -> Result<i64, SqlError> {
         let token = self.parser.peek_token();
         match self.duration()? {
             0 => Err(SqlError::new("invalid_sql", "the duration must be longer than zero").at(token.span)),

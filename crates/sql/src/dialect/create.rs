@@ -10,9 +10,10 @@ use highwater_event::name::nearest;
 use highwater_event::{Column, StreamOptions};
 
 use super::clauses::{Emit, parse_duration};
+use super::endpoint::Method;
 use super::error::SqlError;
 use super::parser::Words;
-use super::statement::{Alteration, EndpointParameter, Kind, Statement};
+use super::statement::{Alteration, Kind, Statement};
 use super::types::{arrow_type, map_type};
 
 /// Options of a stream that say how it is kept and shown, and may be changed later.
@@ -49,7 +50,7 @@ impl Words {
 
     /// `DROP kind [IF EXISTS] name`.
     pub(super) fn drop(&mut self) -> Result<Statement, SqlError> {
-        let kind = if self.take("STREAM") {
+        let mut kind = if self.take("STREAM") {
             Kind::Stream
         } else if self.take("TABLE") {
             Kind::Table
@@ -76,9 +77,10 @@ impl Words {
             self.expect("EXISTS")?;
         }
         let name = if kind == Kind::Endpoint {
-            let token = self.parser.peek_token();
-            let path = self.inner(|parser| parser.parse_literal_string())?;
-            endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))?
+            if self.method()? == Method::Post {
+                kind = Kind::Intake;
+            }
+            self.path()?
         } else {
             self.name()?.to_string()
         };
@@ -206,74 +208,6 @@ impl Words {
             }
         }
         Ok(Statement::CreateReferenceTable { name, columns, csv, key, valid_from })
-    }
-
-    pub(super) fn create_endpoint(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
-        let token = self.parser.peek_token();
-        let path = self.inner(|parser| parser.parse_literal_string())?;
-        let path =
-            endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))?;
-        let mut parameters = Vec::new();
-        if self.parser.consume_token(&Token::LParen) && !self.parser.consume_token(&Token::RParen) {
-            loop {
-                parameters.push(self.endpoint_parameter()?);
-                if !self.parser.consume_token(&Token::Comma) {
-                    break;
-                }
-            }
-            self.symbol(&Token::RParen)?;
-        }
-        self.expect("REQUIRES")
-            .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
-        let permission = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
-        let object = self.take("RETURNS");
-        if object {
-            self.expect("OBJECT")?;
-        }
-        self.expect("AS")?;
-        let clauses = self.query(tokens)?;
-        if let Some((_, token)) = clauses.window {
-            return Err(SqlError::unsupported(
-                "an endpoint reads tables and streams; WINDOW belongs to CREATE TABLE",
-            )
-            .at(token.span));
-        }
-        if clauses.emit != Emit::Unsaid || clauses.within.is_some() {
-            return Err(SqlError::unsupported(
-                "an endpoint answers once: EMIT and WITHIN have no meaning in it",
-            ));
-        }
-        for name in path_parameters(&path) {
-            let parameter = parameters.iter().find(|parameter| parameter.name == name);
-            if parameter.is_none_or(|parameter| parameter.default.is_some()) {
-                let message = format!("{{{name}}} in the path is a parameter that is always given");
-                return Err(SqlError::new("invalid_path", message).at(token.span).hint(format!(
-                    "declare it in the parentheses after the path, without a default: ({name} TEXT)"
-                )));
-            }
-        }
-        Ok(Statement::CreateEndpoint { path, parameters, permission, object, query: clauses.query })
-    }
-
-    fn endpoint_parameter(&mut self) -> Result<EndpointParameter, SqlError> {
-        let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
-        let token = self.parser.peek_token();
-        let declared = self.inner(Parser::parse_data_type)?;
-        let (data_type, _) =
-            arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(token.span))?;
-        if matches!(data_type, DataType::Struct(_) | DataType::List(_)) {
-            return Err(SqlError::unsupported("a parameter holds one plain value").at(token.span));
-        }
-        let default = if self.take("DEFAULT") { Some(self.inner(Parser::parse_expr)?) } else { None };
-        let check = if self.take("CHECK") {
-            self.symbol(&Token::LParen)?;
-            let check = self.inner(Parser::parse_expr)?;
-            self.symbol(&Token::RParen)?;
-            Some(check)
-        } else {
-            None
-        };
-        Ok(EndpointParameter { name, data_type, default, check })
     }
 
     fn column(&mut self) -> Result<Column, SqlError> {
@@ -415,37 +349,6 @@ fn bool_value(option: &str, value: &Expr) -> Result<bool, SqlError> {
     match literal(value) {
         Some(Value::Boolean(value)) => Ok(*value),
         _ => Err(SqlError::new("invalid_option", format!("{option} is true or false"))),
-    }
-}
-
-/// The parameters that stand in a path, as `{name}`.
-pub fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
-}
-
-fn endpoint_path(path: &str) -> Result<String, String> {
-    let trimmed = path.trim_end_matches('/');
-    let plain = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    let good = trimmed.starts_with('/')
-        && trimmed[1..].split('/').all(|part| {
-            let name = path_parameters(part).next();
-            let name_fits =
-                |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-            !part.is_empty()
-                && name.map_or_else(|| plain(part), |name| !name.is_empty() && name_fits(name))
-                && part != ".."
-                && part != "."
-        });
-    let names: Vec<&str> = path_parameters(trimmed).collect();
-    if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-        return Err(format!("{{{}}} stands in the path twice", twice.1));
-    }
-    if good {
-        Ok(trimmed.to_owned())
-    } else {
-        Err(format!(
-            "'{path}' is not a path: write it like '/api/metrics/top-products/' or '/api/orders/{{order_id}}'"
-        ))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod clauses;
 mod create;
+mod endpoint;
 mod error;
 mod parser;
 mod rules;
@@ -13,11 +14,11 @@ mod statement;
 mod types;
 
 pub use clauses::{Emit, parse_duration};
-pub use create::path_parameters;
+pub use endpoint::{FILE_PARAMETERS, PAGE_PARAMETERS, path_parameters};
 pub use error::{Place, SqlError};
 pub use parser::{check_statement, parse_live_query, parse_query, parse_script, quoted};
 pub use rules::{Asker, RuleEntry, of_tenant};
 pub use statement::{
-    Alteration, Declared, EndpointParameter, Kind, Rule, Statement, Window, WindowKind, Within,
+    Alteration, Answers, Declared, EndpointParameter, Kind, Rule, Statement, Window, WindowKind, Within,
 };
 pub use types::{arrow_type, sql_type, stored_type};

@@ -79,7 +79,9 @@ impl Asker<'_> {
     /// An expression for somebody, as SQL: what it says of the session stands there as a value.
     pub fn of(&self, expression: &Expr) -> String {
         let mut expression = expression.clone();
-        self.put(&mut expression);
+        // A text is written with the quotes that stand in it, so they are doubled before.
+        let [user, tenant] = [self.user, self.tenant].map(|name| name.replace('\'', "''"));
+        Asker { user: &user, tenant: &tenant }.put(&mut expression);
         expression.to_string()
     }
 
@@ -95,8 +97,7 @@ impl Asker<'_> {
                         "session_tenant" => self.0.tenant,
                         _ => return ControlFlow::Continue(()),
                     };
-                    // Written with its quotes doubled, whatever a name holds.
-                    *expression = Expr::Value(Value::SingleQuotedString(value.replace('\'', "''")).into());
+                    *expression = Expr::Value(Value::SingleQuotedString(value.to_owned()).into());
                 }
                 ControlFlow::Continue(())
             }

@@ -63,7 +63,7 @@ pub enum Statement {
         /// Column from whose date on a row holds.
         valid_from: Option<String>,
     },
-    /// CREATE ENDPOINT 'path' (parameters) REQUIRES permission [RETURNS OBJECT] AS SELECT ….
+    /// CREATE ENDPOINT 'path' (parameters) REQUIRES permission [RETURNS …] AS SELECT ….
     CreateEndpoint {
         /// Its path, starting with a slash and without one at the end.
         path: String,
@@ -71,10 +71,19 @@ pub enum Statement {
         parameters: Vec<EndpointParameter>,
         /// The permission that a caller needs.
         permission: String,
-        /// It answers its first row, and 404 when there is none, instead of an array of rows.
-        object: bool,
+        /// What it makes of the query's rows.
+        answers: Answers,
         /// The query.
         query: Box<Query>,
+    },
+    /// CREATE ENDPOINT POST 'path' INTO stream [AS BATCH]: events come in at a path of the pack's own.
+    CreateIntake {
+        /// Its path, starting with a slash and without one at the end.
+        path: String,
+        /// The stream that they go to.
+        stream: StreamName,
+        /// It takes several at a time.
+        batch: bool,
     },
     /// CREATE ROW FILTER or CREATE COLUMN MASK: what readers see of a relation. CREATE POLICY: who may do what.
     CreateRule {
@@ -122,8 +131,10 @@ pub enum Kind {
     Table,
     /// A reference table.
     ReferenceTable,
-    /// An endpoint.
+    /// An endpoint that answers a query.
     Endpoint,
+    /// An endpoint that takes events.
+    Intake,
     /// A row filter, a column mask or a policy.
     Rule,
 }
@@ -136,7 +147,41 @@ impl Kind {
             Self::Table => "table",
             Self::ReferenceTable => "reference table",
             Self::Endpoint => "endpoint",
+            Self::Intake => "POST endpoint",
             Self::Rule => "rule",
+        }
+    }
+}
+
+/// What an endpoint makes of the rows of its query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answers {
+    /// An array of them.
+    Rows,
+    /// The first one, and 404 when there is none.
+    Object,
+    /// Some of them at a time, the newest first, and how many there are.
+    Page {
+        /// The member of the answer that holds them.
+        member: String,
+        /// How long an answer may be given again, microseconds.
+        cached: Option<i64>,
+    },
+    /// All of them, as a file that is streamed.
+    File,
+    /// The proof of the event that the first one names, and 404 when there is none.
+    Proof {
+        /// The stream that the event is in.
+        stream: StreamName,
+    },
+}
+
+impl Answers {
+    /// The stream that the answers are about, beside those that the query reads.
+    pub fn stream(&self) -> Option<&StreamName> {
+        match self {
+            Self::Proof { stream } => Some(stream),
+            Self::Rows | Self::Object | Self::Page { .. } | Self::File => None,
         }
     }
 }
@@ -230,6 +275,8 @@ pub struct EndpointParameter {
     pub name: String,
     /// Its type.
     pub data_type: arrow::datatypes::DataType,
+    /// It names a tenant, which must be one that the caller is of.
+    pub tenant: bool,
     /// The value when it is not given; without one it is required.
     pub default: Option<Expr>,
     /// A condition on it.
@@ -244,6 +291,7 @@ impl Statement {
             Self::CreateTableAs { .. } => "table",
             Self::CreateReferenceTable { .. } => "reference table",
             Self::CreateEndpoint { .. } => "endpoint",
+            Self::CreateIntake { .. } => Kind::Intake.text(),
             Self::AlterStream { .. } => "stream",
             Self::CreateRule { rule, .. } => super::rules::kind(rule),
             Self::Drop { kind, .. } => kind.text(),
@@ -262,7 +310,7 @@ impl Statement {
             | Self::CreateRule { name, .. }
             | Self::Pause { name }
             | Self::Resume { name } => name.as_str(),
-            Self::CreateEndpoint { path, .. } => path,
+            Self::CreateEndpoint { path, .. } | Self::CreateIntake { path, .. } => path,
             Self::Drop { name, .. } => name,
         }
     }

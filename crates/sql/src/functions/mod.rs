@@ -6,6 +6,7 @@ mod bounded;
 mod json;
 mod lookup;
 mod mask;
+mod matches;
 mod money;
 mod sum;
 mod tokenize;
@@ -39,6 +40,7 @@ pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Ve
     functions.push(Arc::new(ScalarUDF::from(lookup::Lookup::new(references.clone()))));
     functions.push(Arc::new(ScalarUDF::from(lookup::InReference::new(references.clone()))));
     functions.push(Arc::new(ScalarUDF::from(json::Json::new())));
+    functions.push(Arc::new(ScalarUDF::from(matches::Matches::new())));
     functions.push(Arc::new(ScalarUDF::from(money::Money::new())));
     functions.push(Arc::new(ScalarUDF::from(tokenize::Tokenize::new(token_key))));
     functions

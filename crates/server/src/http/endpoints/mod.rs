@@ -1,0 +1,243 @@
+//! Declared endpoints: queries published as REST resources, and paths that events come in at.
+//!
+//! Here an endpoint is found and its parameters are read; `page`, `file` and `proof` hold what becomes of the rows
+//! of those that answer more than an array or an object.
+
+mod file;
+mod page;
+mod proof;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use datafusion::common::ScalarValue;
+use highwater_event::json::rows_as_json;
+use highwater_event::name::nearest;
+use highwater_sql::SqlError;
+use highwater_sql::adhoc::{QueryResult, endpoint_values, run_endpoint};
+use highwater_sql::catalog::{Endpoint, InPath};
+use highwater_sql::dialect::{Answers, Asker, FILE_PARAMETERS, PAGE_PARAMETERS};
+use percent_encoding::percent_decode_str;
+
+use super::call::Call;
+use super::events;
+use super::problem::{Answer, Problem};
+use super::sql::{rows, typed};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
+
+/// Parameters that are given once each; a repeated one would be read as one of its values at random.
+pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Problem> {
+    let mut parameters = BTreeMap::new();
+    for (name, value) in given {
+        if parameters.insert(name.clone(), value).is_some() {
+            return Err(Problem::bad_request(
+                "repeated_parameter",
+                format!("parameter {name} is given twice"),
+            ));
+        }
+    }
+    Ok(parameters)
+}
+
+/// Answers a declared endpoint, or says that there is no such path.
+pub async fn declared(
+    State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
+    Query(given): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
+    request: Request,
+) -> Answer {
+    let path = request.uri().path();
+    let catalog = node.catalog();
+    let (found, intake) = (catalog.endpoint(path), catalog.intakes.get(path));
+    if let Some(intake) = intake.filter(|_| request.method() == Method::POST) {
+        let stream = events::find(&node, intake.stream.as_str())?;
+        return if intake.batch {
+            events::take_several(&node, &call, stream, &headers, request).await
+        } else {
+            events::take_one(&node, &call, stream, &headers, request).await
+        };
+    }
+    let reads = request.method() == Method::GET || request.method() == Method::HEAD;
+    let is_read = found.is_some();
+    let Some((endpoint, in_path)) = found.filter(|_| reads) else {
+        return Err(match (is_read, intake.is_some()) {
+            (false, false) => Problem::not_found("path_not_found", format!("there is nothing at {path}"))
+                .hint("GET /docs lists the calls"),
+            (true, false) => wrong_method("this endpoint is read with GET", "GET, HEAD"),
+            (false, true) => wrong_method("events are sent to this endpoint with POST", "POST"),
+            (true, true) => {
+                wrong_method("this endpoint is read with GET, and takes events with POST", "GET, HEAD, POST")
+            }
+        });
+    };
+    let endpoint = endpoint.clone();
+    let asked = Asked::read(&endpoint, once(given)?, in_path)?;
+    let values = endpoint_values(&node.engine, &endpoint, &asked.given).await?;
+    of_own_tenant(&call, &endpoint, &values)?;
+    let question = Question { node: node.clone(), call, endpoint, values };
+    match &question.endpoint.answers {
+        Answers::Rows | Answers::Object => plain(&question, path).await,
+        Answers::Page { member, cached } => page::answer(&question, &asked, member, *cached).await,
+        Answers::File => file::answer(question, &asked, request.method() == Method::HEAD).await,
+        Answers::Proof { stream } => proof::answer(&question, stream, path).await,
+    }
+}
+
+fn wrong_method(detail: &str, allowed: &str) -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).header(header::ALLOW, allowed)
+}
+
+/// What a call gave: the endpoint's own parameters, and those that its kind of answer has.
+struct Asked {
+    given: HashMap<String, String>,
+    beside: BTreeMap<&'static str, String>,
+}
+
+impl Asked {
+    fn read(
+        endpoint: &Endpoint,
+        given: BTreeMap<String, String>,
+        in_path: InPath<'_>,
+    ) -> Result<Self, Problem> {
+        let of_kind: &[&'static str] = match &endpoint.answers {
+            Answers::Page { .. } => &PAGE_PARAMETERS,
+            Answers::File => &FILE_PARAMETERS,
+            Answers::Rows | Answers::Object | Answers::Proof { .. } => &[],
+        };
+        let own = endpoint.parameters.iter().map(|parameter| parameter.name.as_str());
+        let own: Vec<&str> = own.filter(|name| in_path.iter().all(|(known, _)| known != name)).collect();
+        let mut asked = Self { given: HashMap::new(), beside: BTreeMap::new() };
+        for (name, value) in given {
+            if let Some(known) = of_kind.iter().find(|known| **known == name) {
+                asked.beside.insert(known, value);
+            } else if own.contains(&name.as_str()) {
+                asked.given.insert(name, value);
+            } else {
+                let detail = format!("there is no parameter \"{name}\"");
+                let problem = Problem::bad_request("unknown_parameter", detail);
+                return Err(match nearest(&name, own.iter().chain(of_kind).copied()) {
+                    Some(near) => problem.hint(format!("did you mean {near}?")),
+                    None => problem,
+                });
+            }
+        }
+        for (name, value) in in_path {
+            let value = percent_decode_str(value).decode_utf8().map_err(|_| {
+                Problem::bad_request("invalid_parameter", format!("{name} in the path is not UTF-8"))
+            })?;
+            asked.given.insert(name.to_owned(), value.into_owned());
+        }
+        Ok(asked)
+    }
+}
+
+/// A parameter that names a tenant can only narrow to one that the caller is of.
+fn of_own_tenant(call: &Call, endpoint: &Endpoint, values: &[(String, ScalarValue)]) -> Result<(), Problem> {
+    for parameter in endpoint.parameters.iter().filter(|parameter| parameter.tenant) {
+        let value = values.iter().find(|(name, _)| *name == parameter.name).map(|(_, value)| value);
+        if let Some(ScalarValue::Utf8(Some(tenant))) = value
+            && !call.principal().is_of(tenant)
+        {
+            let detail = format!("parameter {}: your credential is not of that tenant", parameter.name);
+            return Err(Problem::new(StatusCode::FORBIDDEN, "foreign_tenant", detail));
+        }
+    }
+    Ok(())
+}
+
+/// What somebody asks of an endpoint.
+struct Question {
+    node: Arc<Node>,
+    call: Arc<Call>,
+    endpoint: Arc<Endpoint>,
+    values: Vec<(String, ScalarValue)>,
+}
+
+impl Question {
+    fn relations(&self) -> Arc<NodeRelations> {
+        Arc::new(NodeRelations::new(self.node.clone(), Reader::Endpoint(self.call.identity.clone())))
+    }
+
+    /// Asks on a runtime of questions; `ask` is given all that it needs to outlive the call.
+    async fn ask<T: Send + 'static, F>(&self, ask: impl FnOnce(Asking) -> F) -> Result<T, Problem>
+    where
+        F: Future<Output = Result<T, SqlError>> + Send + 'static,
+    {
+        let asking = Asking {
+            node: self.node.clone(),
+            relations: self.relations(),
+            endpoint: self.endpoint.clone(),
+            user: self.call.principal().name.clone(),
+            tenant: self.call.principal().tenant.clone(),
+            values: self.values.clone(),
+        };
+        Ok(self.node.ask(ask(asking)).await?)
+    }
+
+    /// All rows.
+    async fn rows(&self) -> Result<QueryResult, Problem> {
+        self.ask(|asking| async move {
+            let (asker, values) = (asking.asker(), asking.values.clone());
+            let relations = asking.relations.clone();
+            run_endpoint(&asking.node.engine, relations, &asking.endpoint, asker, values, QUERY_LIMITS).await
+        })
+        .await
+    }
+}
+
+/// A question on its way through the engine.
+struct Asking {
+    node: Arc<Node>,
+    relations: Arc<NodeRelations>,
+    endpoint: Arc<Endpoint>,
+    user: Arc<str>,
+    tenant: Arc<str>,
+    values: Vec<(String, ScalarValue)>,
+}
+
+impl Asking {
+    fn asker(&self) -> Asker<'_> {
+        Asker { user: &self.user, tenant: &self.tenant }
+    }
+}
+
+fn nothing_at(path: &str) -> Problem {
+    Problem::not_found("not_found", format!("there is nothing at {path}"))
+}
+
+/// The rows as an array, or the first of them.
+async fn plain(question: &Question, path: &str) -> Answer {
+    let result = question.rows().await?;
+    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let object = question.endpoint.answers == Answers::Object;
+    let body = if object { first_row(&result, &names) } else { format!("[{}]", rows(&result, &names, ",")) };
+    if body.is_empty() {
+        return Err(nothing_at(path));
+    }
+    question.call.saw_rows(&question.node, result.row_count(), body.as_bytes());
+    Ok(typed("application/json", body))
+}
+
+/// The first row as a JSON object; nothing when there is none.
+fn first_row(result: &QueryResult, names: &[String]) -> String {
+    let mut out = String::new();
+    if let Some(batch) = result.batches.iter().find(|batch| batch.num_rows() > 0) {
+        rows_as_json(&batch.slice(0, 1), names, true, "", &mut out);
+    }
+    out
+}
+
+/// What stands in the place of columns that are not shown: those of the engine, which pages are made of.
+fn shown(result: QueryResult) -> Result<QueryResult, Problem> {
+    let fields = result.schema.fields().iter().enumerate();
+    let kept: Vec<usize> =
+        fields.filter(|(_, field)| !field.name().starts_with('_')).map(|(at, _)| at).collect();
+    let project = |batch: &arrow::record_batch::RecordBatch| batch.project(&kept);
+    let batches = result.batches.iter().map(project).collect::<Result<_, _>>().map_err(Problem::internal)?;
+    let schema = Arc::new(result.schema.project(&kept).map_err(Problem::internal)?);
+    Ok(QueryResult { schema, batches, truncated: result.truncated })
+}

@@ -1,0 +1,179 @@
+//! Endpoints that answer pages: some rows at a time, how many there are, and a cursor that leads to the next ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use highwater_event::{Digest128, hexadecimal};
+use highwater_sql::adhoc::{Page, Position, run_page};
+use tokio::time::Instant;
+
+use super::{Asked, Question, shown};
+use crate::http::problem::{Answer, Problem};
+use crate::http::sql::{rows, typed};
+use crate::node::{QUERY_LIMITS, Remembered, system_partition};
+
+/// Rows of a page when nothing is said.
+const USUAL: usize = 50;
+/// Rows of a page at most.
+const MOST: usize = 1000;
+/// Bytes of what stands behind a question in its cursor: a cursor of one question is none of another.
+const MARK_BYTES: usize = 6;
+
+/// Answers a page, or the one that was made a moment ago for the same caller.
+pub async fn answer(question: &Question, asked: &Asked, member: &str, cached: Option<i64>) -> Answer {
+    let started = Instant::now();
+    let (node, call) = (&question.node, &question.call);
+    let own = mark(question, asked);
+    let page = page(asked, &own)?;
+    let wanted = key(question, &own, page);
+    // Before anything is read: what is remembered is never older than it says.
+    let now = node.machine.scheduler.elapsed();
+    let young = |it: &Remembered, micros: i64| {
+        now.saturating_sub(it.at) < Duration::from_micros(micros.unsigned_abs())
+    };
+    let known = cached.and_then(|micros| node.remembered.get(&wanted).filter(|it| young(it, micros)));
+    let made = match known {
+        Some(known) => {
+            call.saw("remembered", true);
+            known
+        }
+        None => {
+            let made = Arc::new(make(question, member, page, &own, now).await?);
+            if cached.is_some() {
+                node.remembered.insert(wanted, made.clone());
+            }
+            made
+        }
+    };
+    call.saw_rows(node, made.rows, made.body.as_bytes());
+    call.saw("mark", made.mark);
+    let took = started.elapsed().as_secs_f64() * 1000.0;
+    Ok(typed("application/json", format!("{},\"took_ms\":{took:.3}}}", made.body)))
+}
+
+/// Asks for a page; its text lacks how long it took, and the brace at its end.
+async fn make(
+    question: &Question,
+    member: &str,
+    page: Page,
+    mark: &[u8],
+    at: Duration,
+) -> Result<Remembered, Problem> {
+    let mark_of_log = question.node.log().recorded_until();
+    let found = question
+        .ask(|asking| async move {
+            let (asker, values) = (asking.asker(), asking.values.clone());
+            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
+            run_page(engine, relations, &asking.endpoint, asker, values, page, QUERY_LIMITS).await
+        })
+        .await?;
+    let result = shown(found.rows)?;
+    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let next = match found.next {
+        Some(position) => format!("\"{}\"", cursor(position, page.oldest_first, mark)),
+        None => "null".to_owned(),
+    };
+    let member = serde_json::Value::from(member);
+    let rows_text = rows(&result, &names, ",");
+    let body = format!("{{{member}:[{rows_text}],\"total\":{},\"next_cursor\":{next}", found.total);
+    Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), body })
+}
+
+/// Which page a call means.
+fn page(asked: &Asked, mark: &[u8]) -> Result<Page, Problem> {
+    let given = |name: &str| asked.beside.get(name).map(String::as_str);
+    let limit = match given("limit") {
+        None => USUAL,
+        Some(text) => match text.parse() {
+            Ok(limit) if (1..=MOST).contains(&limit) => limit,
+            _ => {
+                let detail = format!("\"{text}\" is not a number from 1 to {MOST}");
+                return Err(Problem::parameter("limit", detail));
+            }
+        },
+    };
+    let oldest_first = match given("sort") {
+        None | Some("desc" | "newest" | "-timestamp") => false,
+        Some("asc" | "oldest" | "timestamp") => true,
+        Some(other) => {
+            let detail = format!("\"{other}\" is neither desc, the newest first, nor asc, the oldest first");
+            return Err(Problem::parameter("sort", detail));
+        }
+    };
+    let after = given("cursor").map(|text| {
+        let (position, order) = read_cursor(text, mark).ok_or_else(|| {
+            Problem::parameter("cursor", "this is no cursor of this question")
+                .hint("give next_cursor back as it was answered, with the same filters")
+        })?;
+        if order == oldest_first {
+            return Ok(position);
+        }
+        let detail = "the cursor is of the other order; begin anew without it";
+        Err(Problem::parameter("cursor", detail))
+    });
+    Ok(Page { limit, oldest_first, after: after.transpose()? })
+}
+
+/// A cursor: where the last row stands, in which order, and of which question.
+fn cursor(position: Position, oldest_first: bool, mark: &[u8]) -> String {
+    let mut bytes = vec![u8::from(oldest_first)];
+    bytes.extend_from_slice(mark);
+    bytes.extend_from_slice(&position.time.to_be_bytes());
+    bytes.extend_from_slice(&position.partition.to_be_bytes());
+    bytes.extend_from_slice(&position.offset.to_be_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn read_cursor(text: &str, mark: &[u8]) -> Option<(Position, bool)> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (order, rest) = bytes.split_first()?;
+    let rest = rest.strip_prefix(mark)?;
+    let (time, rest) = rest.split_first_chunk()?;
+    let (partition, offset) = rest.split_first_chunk()?;
+    let position = Position {
+        time: i64::from_be_bytes(*time),
+        partition: i32::from_be_bytes(*partition),
+        offset: i64::from_be_bytes(offset.try_into().ok()?),
+    };
+    (*order <= 1).then_some((position, *order == 1))
+}
+
+/// What a question is: its path and its own parameters.
+fn mark(question: &Question, asked: &Asked) -> Vec<u8> {
+    let mut given: Vec<(&String, &String)> = asked.given.iter().collect();
+    given.sort_unstable();
+    let said = given.into_iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
+    let digest = Digest128::of_parts([question.endpoint.text.as_bytes()].into_iter().chain(said));
+    digest.0[..MARK_BYTES].to_vec()
+}
+
+/// What an answer depends on beside the rows: the question and the page, who asks with which permissions, and
+/// every decision of the node's until now. Whatever changes what somebody may see is another key.
+fn key(question: &Question, mark: &[u8], page: Page) -> String {
+    let (node, identity) = (&question.node, &question.call.identity);
+    let decisions = node.log().end(&system_partition());
+    let values = &question.values;
+    format!(
+        "{}\n{identity:?}\n{decisions}\n{page:?}\n{}\n{values:?}",
+        question.endpoint.path,
+        hexadecimal::show(mark)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_comes_back_and_belongs_to_its_question() {
+        let position = Position { time: -5, partition: 3, offset: 1 << 40 };
+        let text = cursor(position, true, b"abcdef");
+        assert_eq!(read_cursor(&text, b"abcdef"), Some((position, true)));
+        assert_eq!(read_cursor(&text, b"abcdeg"), None);
+        for bad in ["", "x", &text[1..], &format!("{text}AA"), "////"] {
+            assert_eq!(read_cursor(bad, b"abcdef"), None, "{bad}");
+        }
+    }
+}

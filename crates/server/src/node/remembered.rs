@@ -1,0 +1,40 @@
+//! Answers that may be given again for a moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+/// Bytes of remembered answers.
+const BYTES: u64 = 64 << 20;
+
+/// An answer.
+#[derive(Debug)]
+pub struct Remembered {
+    /// When the rows were read, at the earliest.
+    pub at: Duration,
+    /// The mark of the log then.
+    pub mark: i64,
+    /// How many rows there are.
+    pub rows: usize,
+    /// What was answered.
+    pub body: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Weight;
+
+impl Weighter<String, Arc<Remembered>> for Weight {
+    fn weight(&self, key: &String, answer: &Arc<Remembered>) -> u64 {
+        (key.len() + answer.body.len()) as u64
+    }
+}
+
+/// Answers by everything that they depend on.
+pub type Answers = Cache<String, Arc<Remembered>, Weight>;
+
+/// None yet.
+pub fn none() -> Answers {
+    Cache::with_weighter(10_000, BYTES, Weight)
+}

@@ -1,0 +1,206 @@
+//! CREATE ENDPOINT: queries that are published as REST resources, and paths that events come in at.
+
+use arrow::datatypes::DataType;
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
+
+use super::clauses::Emit;
+use super::error::SqlError;
+use super::parser::Words;
+use super::statement::{Answers, EndpointParameter, Statement};
+use super::types::arrow_type;
+
+/// Parameters that every page has.
+pub const PAGE_PARAMETERS: [&str; 3] = ["limit", "cursor", "sort"];
+/// Parameters that every file has.
+pub const FILE_PARAMETERS: [&str; 1] = ["format"];
+
+/// The method of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Method {
+    /// It answers a query.
+    Get,
+    /// It takes events.
+    Post,
+}
+
+impl Words {
+    /// `GET`, `POST` or nothing, which is GET.
+    pub(super) fn method(&mut self) -> Result<Method, SqlError> {
+        if self.take("POST") {
+            return Ok(Method::Post);
+        }
+        self.take("GET");
+        Ok(Method::Get)
+    }
+
+    /// A path in quotes.
+    pub(super) fn path(&mut self) -> Result<String, SqlError> {
+        let token = self.parser.peek_token();
+        let path = self.inner(|parser| parser.parse_literal_string())?;
+        endpoint_path(&path).map_err(|message| SqlError::new("invalid_path", message).at(token.span))
+    }
+
+    pub(super) fn create_endpoint(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
+        if self.method()? == Method::Post {
+            return self.create_intake();
+        }
+        let token = self.parser.peek_token();
+        let path = self.path()?;
+        let mut parameters = Vec::new();
+        if self.parser.consume_token(&Token::LParen) && !self.parser.consume_token(&Token::RParen) {
+            loop {
+                parameters.push(self.endpoint_parameter()?);
+                if !self.parser.consume_token(&Token::Comma) {
+                    break;
+                }
+            }
+            self.symbol(&Token::RParen)?;
+        }
+        self.expect("REQUIRES")
+            .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
+        let permission = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        let answers = if self.take("RETURNS") { self.answers()? } else { Answers::Rows };
+        self.expect("AS")?;
+        let clauses = self.query(tokens)?;
+        if let Some((_, token)) = clauses.window {
+            return Err(SqlError::unsupported(
+                "an endpoint reads tables and streams; WINDOW belongs to CREATE TABLE",
+            )
+            .at(token.span));
+        }
+        if clauses.emit != Emit::Unsaid || clauses.within.is_some() {
+            return Err(SqlError::unsupported(
+                "an endpoint answers once: EMIT and WITHIN have no meaning in it",
+            ));
+        }
+        let query = clauses.query;
+        if matches!(answers, Answers::Page { .. })
+            && (query.order_by.is_some() || query.limit_clause.is_some() || query.fetch.is_some())
+        {
+            return Err(SqlError::unsupported("a page is put in order and cut by the engine")
+                .hint("leave ORDER BY and LIMIT out: callers say sort, limit and cursor"));
+        }
+        for name in path_parameters(&path) {
+            let parameter = parameters.iter().find(|parameter| parameter.name == name);
+            if parameter.is_none_or(|parameter| parameter.default.is_some()) {
+                let message = format!("{{{name}}} in the path is a parameter that is always given");
+                return Err(SqlError::new("invalid_path", message).at(token.span).hint(format!(
+                    "declare it in the parentheses after the path, without a default: ({name} TEXT)"
+                )));
+            }
+        }
+        let own: &[&str] = match &answers {
+            Answers::Page { .. } => &PAGE_PARAMETERS,
+            Answers::File => &FILE_PARAMETERS,
+            Answers::Rows | Answers::Object | Answers::Proof { .. } => &[],
+        };
+        if let Some(taken) = parameters.iter().find(|parameter| own.contains(&parameter.name.as_str())) {
+            let message = format!("\"{}\" is a parameter that every such endpoint has", taken.name);
+            return Err(SqlError::new("reserved_name", message).at(token.span).hint("choose another name"));
+        }
+        Ok(Statement::CreateEndpoint { path, parameters, permission, answers, query })
+    }
+
+    /// `OBJECT`, `PAGE OF member [CACHED FOR n SECONDS]`, `FILE` or `PROOF OF stream`, after RETURNS.
+    fn answers(&mut self) -> Result<Answers, SqlError> {
+        if self.take("OBJECT") {
+            return Ok(Answers::Object);
+        }
+        if self.take("FILE") {
+            return Ok(Answers::File);
+        }
+        if self.take("PROOF") {
+            self.expect("OF")?;
+            return Ok(Answers::Proof { stream: self.name()? });
+        }
+        if !self.take("PAGE") {
+            return Err(self.expected("OBJECT, PAGE OF …, FILE or PROOF OF …"));
+        }
+        self.expect("OF")?;
+        let member = self.inner(|parser| parser.parse_identifier())?.value;
+        let cached = if self.take("CACHED") {
+            self.expect("FOR")?;
+            Some(self.some_time()?)
+        } else {
+            None
+        };
+        Ok(Answers::Page { member, cached })
+    }
+
+    /// `'path' INTO stream [AS BATCH]`, after POST.
+    fn create_intake(&mut self) -> Result<Statement, SqlError> {
+        let token = self.parser.peek_token();
+        let path = self.path()?;
+        if path_parameters(&path).next().is_some() {
+            return Err(SqlError::new("invalid_path", "a path that events come in at has no parameters")
+                .at(token.span));
+        }
+        self.expect("INTO")?;
+        let stream = self.name()?;
+        let batch = self.take("AS");
+        if batch {
+            self.expect("BATCH")?;
+        }
+        self.end()?;
+        Ok(Statement::CreateIntake { path, stream, batch })
+    }
+
+    fn endpoint_parameter(&mut self) -> Result<EndpointParameter, SqlError> {
+        let name = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        let tenant = self.take("TENANT");
+        let data_type = if tenant { DataType::Utf8 } else { self.parameter_type()? };
+        let default = if self.take("DEFAULT") { Some(self.inner(Parser::parse_expr)?) } else { None };
+        let check = if self.take("CHECK") {
+            self.symbol(&Token::LParen)?;
+            let check = self.inner(Parser::parse_expr)?;
+            self.symbol(&Token::RParen)?;
+            Some(check)
+        } else {
+            None
+        };
+        Ok(EndpointParameter { name, data_type, tenant, default, check })
+    }
+
+    fn parameter_type(&mut self) -> Result<DataType, SqlError> {
+        let token = self.parser.peek_token();
+        let declared = self.inner(Parser::parse_data_type)?;
+        let (data_type, _) =
+            arrow_type(&declared).map_err(|message| SqlError::unsupported(message).at(token.span))?;
+        if matches!(data_type, DataType::Struct(_) | DataType::List(_)) {
+            return Err(SqlError::unsupported("a parameter holds one plain value").at(token.span));
+        }
+        Ok(data_type)
+    }
+}
+
+/// The parameters that stand in a path, as `{name}`.
+pub fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+}
+
+fn endpoint_path(path: &str) -> Result<String, String> {
+    let trimmed = path.trim_end_matches('/');
+    let plain = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    let good = trimmed.starts_with('/')
+        && trimmed[1..].split('/').all(|part| {
+            let name = path_parameters(part).next();
+            let name_fits =
+                |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            !part.is_empty()
+                && name.map_or_else(|| plain(part), |name| !name.is_empty() && name_fits(name))
+                && part != ".."
+                && part != "."
+        });
+    let names: Vec<&str> = path_parameters(trimmed).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        return Err(format!("{{{}}} stands in the path twice", twice.1));
+    }
+    if good {
+        Ok(trimmed.to_owned())
+    } else {
+        Err(format!(
+            "'{path}' is not a path: write it like '/api/metrics/top-products/' or '/api/orders/{{order_id}}'"
+        ))
+    }
+}
