@@ -42,6 +42,9 @@ forgets_matches           oracle    windowed_left_joins
 lost_mask                 scenarios statements
 effect_without_leaf       audit     no_effect_is_without_its_leaf
 effect_without_leaf       node      whole_nodes
+events_without_seal       door      events_that_are_to_be_proven
+events_without_seal       audit_events every_acked_event
+remembers_for_ever        audit_events what_is_remembered
 unsalted                  audit     changed_copies
 no_tenant_predicate       permissions canaries
 no_wall                   permissions canaries

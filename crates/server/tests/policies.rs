@@ -9,14 +9,7 @@ use serde_json::{Value, json};
 use support::{Client, Node, empty_data};
 
 fn user(node: &Node, name: &str, role: &str) -> Client {
-    let password = "purple-mountain-42";
-    let made = json!({"username": name, "password": password, "roles": [role]});
-    let (status, answer) = node.client.post("/api/v1/users", &made);
-    assert_eq!(status, 201, "{answer}");
-    let (status, answer) =
-        node.client.post("/api-token-auth/", &json!({"username": name, "password": password}));
-    assert_eq!(status, 200, "{answer}");
-    Client::new(&node.client.url, answer["token"].as_str().unwrap())
+    node.user(name, json!({"roles": [role]}))
 }
 
 fn declare(client: &Client, sql: &str) -> (u16, Value) {

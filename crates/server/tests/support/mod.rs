@@ -111,6 +111,19 @@ impl Node {
         self.child.id()
     }
 
+    /// Somebody new who has signed in; `more` says tenant, roles and permissions.
+    pub fn user(&self, name: &str, mut more: Value) -> Client {
+        let password = "purple-mountain-42";
+        more["username"] = name.into();
+        more["password"] = password.into();
+        let (status, answer) = self.client.post("/api/v1/users", &more);
+        assert_eq!(status, 201, "{answer}");
+        let credentials = serde_json::json!({"username": name, "password": password});
+        let (status, answer) = self.client.post("/api-token-auth/", &credentials);
+        assert_eq!(status, 200, "{answer}");
+        Client::new(&self.client.url, answer["token"].as_str().unwrap())
+    }
+
     /// True until the process has ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
@@ -171,6 +184,15 @@ impl Client {
             response.status().as_u16(),
             response.body_mut().with_config().limit(1 << 30).read_to_string().ok()?,
         ))
+    }
+
+    /// The answer to a read, with its body still to come.
+    pub fn open(&self, path: &str) -> ureq::http::Response<ureq::Body> {
+        let request = self
+            .agent
+            .get(format!("{}{path}", self.url))
+            .header("authorization", format!("Bearer {}", self.token));
+        request.call().unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// Any call.
