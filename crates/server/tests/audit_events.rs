@@ -71,10 +71,12 @@ fn event(chance: &SeededRandomness, id: usize, tenant: &str) -> Value {
     event
 }
 
+type Condition = Box<dyn Fn(&Value) -> bool>;
+
 /// Filters by chance: as a query, and as a question about an event.
 fn filters(chance: &SeededRandomness) -> (String, impl Fn(&Value) -> bool + use<>) {
     let mut query = String::new();
-    let mut conditions: Vec<Box<dyn Fn(&Value) -> bool>> = Vec::new();
+    let mut conditions: Vec<Condition> = Vec::new();
     for (member, known) in [("actor", &ACTORS[..]), ("action", &ACTIONS[..])] {
         let wanted = known[below(chance, known.len())].to_owned();
         match chance.below(3) {
