@@ -7,9 +7,14 @@ use arrow::array::{
 };
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
-use highwater_event::{Partition, StreamSchema, columns};
+use highwater_event::{Offset, Partition, StreamPartition, StreamSchema, columns};
 
+use crate::Log;
 use crate::commit::LogBatch;
+use crate::error::ReadError;
+
+/// Rows that are read at a time.
+const READ_ROWS: usize = 8192;
 
 /// Turns stored batches into reader batches of one stream. Rows that were stored before a column was
 /// added show null in it; columns that were added later than this schema are left out.
@@ -64,4 +69,28 @@ impl RowReader {
             several => arrow::compute::concat_batches(&self.schema, several),
         }
     }
+}
+
+/// Visits all rows of a partition from an offset on, those of the cold tier too, and moves the offset behind them. What
+/// is past its retention is passed over; what can't be read is an error, with everything before it visited.
+pub fn each_batch(
+    log: &dyn Log,
+    at: &StreamPartition,
+    next: &mut Offset,
+    visit: &mut dyn FnMut(&LogBatch),
+) -> Result<(), ReadError> {
+    while *next < log.end(at) {
+        let batches = match log.read(at, *next, READ_ROWS) {
+            Err(ReadError::Retired { start, .. }) if start > *next => {
+                *next = start;
+                continue;
+            }
+            outcome => outcome?,
+        };
+        let end = batches.last().map(LogBatch::end).filter(|end| *end > *next);
+        let end = end.ok_or_else(|| ReadError::Io(format!("offset {next} of {at} is not there")))?;
+        batches.iter().filter_map(|batch| batch.clone().from_offset(*next)).for_each(|batch| visit(&batch));
+        *next = end;
+    }
+    Ok(())
 }

@@ -233,3 +233,8 @@ fn dead_letters() {
 fn audit_events() {
     play_on(include_str!("scenarios/audit_events.scenario"), "audit-events");
 }
+
+#[test]
+fn jobs() {
+    play(include_str!("scenarios/jobs.scenario"));
+}

@@ -11,6 +11,7 @@ mod dead_letters;
 mod encryption;
 mod follow;
 mod generate;
+mod jobs;
 mod operate;
 mod output;
 mod people;
@@ -80,6 +81,9 @@ enum Command {
     /// What could not be taken: look at it, send it again, drop it.
     #[command(subcommand)]
     DeadLetter(dead_letters::DeadLetterCommand),
+    /// What takes long: replays, housekeeping, verification. Begin, follow and cancel it; schedules.
+    #[command(subcommand)]
+    Job(jobs::JobCommand),
     /// The keys of SENSITIVE columns.
     #[command(subcommand)]
     Encryption(encryption::EncryptionCommand),
@@ -545,6 +549,7 @@ pub fn main() -> ExitCode {
         Command::Role(command) => people::role(command),
         Command::Key(command) => people::key(command),
         Command::DeadLetter(command) => dead_letters::dead_letter(command),
+        Command::Job(command) => jobs::job(command),
         Command::Encryption(command) => encryption::encryption(command),
         Command::Policy(command) => people::policy(command),
         Command::Login(arguments) => people::login(arguments),

@@ -162,6 +162,7 @@ async fn open(
     let mut address = listener.local_addr()?;
     let data = options.data.clone();
     let node = Node::open(options, views, queries).await?;
+    node.start_jobs(crate::http::job_kinds());
     let certificate = if tls.is_on(listen) {
         let opened = tls.open(&data, listen, node.machine.clock.clone());
         Some(opened.map_err(|error| {

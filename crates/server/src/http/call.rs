@@ -13,6 +13,7 @@ use highwater_log::audit::{Entry, Outcome};
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
+use crate::node::jobs::Order;
 use crate::node::{Known, Leaf, Node, Reader};
 
 /// Members of bodies that the trail keeps; of all others it keeps the name only.
@@ -113,6 +114,20 @@ impl Call {
             written: Arc::default(),
             said: Mutex::default(),
         }
+    }
+
+    /// What a job does on behalf of whoever has begun it.
+    pub fn of_job(node: &Node, order: &Order, action: &str, resource: String) -> Self {
+        let arrival = Arrival {
+            request_id: order.job.id.to_string(),
+            method: Method::from_bytes(b"JOB").unwrap_or_default(),
+            path: String::new(),
+            address: String::new(),
+            at: node.machine.clock.now_micros(),
+        };
+        let credential = format!("job:{}", order.job.id).into();
+        let known = Known { identity: order.identity.as_ref().clone(), credential };
+        Self::new(arrival, known, action, resource)
     }
 
     fn said(&self) -> MutexGuard<'_, Said> {

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -23,15 +24,21 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::call::Call;
+use super::jobs::{Offered, members};
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::{bulk, events, streams};
+use crate::node::jobs::{Kind, Order, Progress, Setback, Step, Work};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, RESOLUTIONS, Resolution, Resolved, is_shared};
 
 /// The member that links an event to the letter that it was.
 const LINK: &str = "_retry_of";
 /// Letters that one call sends again.
 const AT_ONCE: usize = 10_000;
+/// Letters that a job sends between two looks at whether it is to end.
+const IN_ONE_STEP: usize = 200;
+/// Letters that are counted at most before a job begins.
+const MOST: usize = 100_000;
 /// Results that the answer to such a call lists.
 const LISTED: usize = 1_000;
 
@@ -62,6 +69,9 @@ pub struct Which {
     group_by: Option<String>,
     /// For sending again: only count.
     dry_run: bool,
+    /// Letters from this id on.
+    #[serde(skip)]
+    after: Option<Offset>,
 }
 
 impl Which {
@@ -98,6 +108,7 @@ impl Which {
             values.push((name.to_owned(), value));
         }
         conditions.extend(self.cursor.map(|cursor| format!("id < {cursor}")));
+        conditions.extend(self.after.map(|after| format!("id > {after}")));
         if conditions.is_empty() {
             conditions.push("TRUE".into());
         }
@@ -425,51 +436,145 @@ pub async fn retry_all(
     which: Result<Query<Which>, QueryRejection>,
 ) -> Answer {
     let Query(which) = which?;
-    if which.state.as_deref().is_some_and(|state| state != "open") {
-        return Err(Problem::parameter("state", "only letters that are open are sent again"));
-    }
-    let (condition, values) = which.condition()?;
-    // What fails again is a letter of its own, which this call does not look at.
-    let at = StreamPartition::new(highwater_event::StreamName::system(DEAD_LETTERS), 0);
-    let end = node.log().end(&at);
-    let sql = format!(
-        "SELECT id FROM ({}) WHERE {condition} AND id < {end} ORDER BY id LIMIT {}",
-        shown(),
-        AT_ONCE + 1
-    );
-    let found = ask(&node, &call, sql, values).await?;
-    let mut ids: Vec<Offset> = Vec::new();
-    for batch in &found.batches {
-        use arrow::array::AsArray;
-        let column = batch.column(0).as_primitive::<arrow::datatypes::Int64Type>();
-        ids.extend(column.values().iter().map(|id| *id as Offset));
-    }
-    let more = ids.len() > AT_ONCE;
-    ids.truncate(AT_ONCE);
-    let mut counts = [("retried", 0), ("duplicate", 0), ("conflict", 0), ("rejected", 0), ("failed", 0)];
+    let mut sending = Sending::begin(&node, call, which)?;
     let mut results = Vec::new();
-    for id in ids.iter().copied().filter(|_| !which.dry_run) {
-        let mut resolved = node.resolved.lock().await;
-        let sent = match open_letter(&node, &call, id, &mut resolved).await {
-            Ok(letter) => send_again(&node, &call, id, &letter, Decision::default()).await,
-            Err(problem) => Err(problem),
-        };
-        let mut result = match sent {
-            Ok(verdict) => outcome_of(&verdict),
-            Err(problem) => json!({"status": "failed", "error": problem.summary()}),
-        };
-        for (name, count) in &mut counts {
-            *count += usize::from(result["status"] == *name);
-        }
+    let found = sending.open(AT_ONCE + 1).await?;
+    let (more, of) = (found.len() > AT_ONCE, found.len().min(AT_ONCE));
+    let dry_run = sending.which.dry_run;
+    for id in found.into_iter().take(if dry_run { 0 } else { AT_ONCE }) {
+        let mut result = sending.send(id).await;
         result["id"] = id.into();
         if results.len() < LISTED {
             results.push(result);
         }
     }
-    let [retried, duplicates, conflicts, rejected, failed] = counts.map(|(_, count)| count);
-    Ok(Json(json!({
-        "of": ids.len(), "retried": retried, "duplicates": duplicates, "conflicts": conflicts, "rejected": rejected,
-        "failed": failed, "more": more, "dry_run": which.dry_run, "results": results,
-    }))
-    .into_response())
+    let mut body = sending.summary();
+    body["of"] = of.into();
+    body["more"] = more.into();
+    body["dry_run"] = dry_run.into();
+    body["results"] = results.into();
+    Ok(Json(body).into_response())
+}
+
+/// Letters that are sent again, the oldest first.
+struct Sending {
+    node: Arc<Node>,
+    call: Arc<Call>,
+    which: Which,
+    /// What fails again is a letter of its own, which is not looked at.
+    end: Offset,
+    counts: [(&'static str, u64); 5],
+}
+
+impl Sending {
+    fn begin(node: &Arc<Node>, call: Arc<Call>, which: Which) -> Result<Self, Problem> {
+        if which.state.as_deref().is_some_and(|state| state != "open") {
+            return Err(Problem::parameter("state", "only letters that are open are sent again"));
+        }
+        which.condition()?;
+        let at = StreamPartition::new(highwater_event::StreamName::system(DEAD_LETTERS), 0);
+        let counts = ["retried", "duplicate", "conflict", "rejected", "failed"].map(|name| (name, 0));
+        Ok(Self { end: node.log().end(&at), node: node.clone(), call, which, counts })
+    }
+
+    /// The next letters that fit.
+    async fn open(&self, limit: usize) -> Result<Vec<Offset>, Problem> {
+        use arrow::array::AsArray;
+        let (condition, values) = self.which.condition()?;
+        let sql = format!(
+            "SELECT id FROM ({}) WHERE {condition} AND id < {} ORDER BY id LIMIT {limit}",
+            shown(),
+            self.end
+        );
+        let found = ask(&self.node, &self.call, sql, values).await?;
+        let ids = found.batches.iter().flat_map(|batch| {
+            let ids = batch.column(0).as_primitive::<arrow::datatypes::Int64Type>();
+            ids.values().iter().map(|id| *id as Offset).collect::<Vec<_>>()
+        });
+        Ok(ids.collect())
+    }
+
+    /// Sends one, and counts what became of it.
+    async fn send(&mut self, id: Offset) -> Value {
+        let mut resolved = self.node.resolved.lock().await;
+        let sent = match open_letter(&self.node, &self.call, id, &mut resolved).await {
+            Ok(letter) => send_again(&self.node, &self.call, id, &letter, Decision::default()).await,
+            Err(problem) => Err(problem),
+        };
+        let result = match sent {
+            Ok(verdict) => outcome_of(&verdict),
+            Err(problem) => json!({"status": "failed", "error": problem.summary()}),
+        };
+        for (name, count) in &mut self.counts {
+            *count += u64::from(result["status"] == *name);
+        }
+        result
+    }
+
+    fn summary(&self) -> Value {
+        let [retried, duplicates, conflicts, rejected, failed] = self.counts.map(|(_, count)| count);
+        json!({"retried": retried, "duplicates": duplicates, "conflicts": conflicts, "rejected": rejected, "failed": failed})
+    }
+}
+
+/// Sends dead letters again as a job, however many they are.
+pub struct RetryLetters;
+
+impl RetryLetters {
+    fn read(input: &Value) -> Result<Which, Problem> {
+        members(input, &["stream", "source", "code", "principal", "since", "until", "dry_run"])?;
+        serde_json::from_value(input.clone()).map_err(|error| Problem::parameter("input", error))
+    }
+}
+
+#[async_trait]
+impl Kind for RetryLetters {
+    fn name(&self) -> &'static str {
+        "retry_dead_letters"
+    }
+
+    async fn begin(&self, node: &Arc<Node>, order: &Order) -> Result<Box<dyn Work>, Setback> {
+        let mut which = Self::read(&order.job.input)?;
+        // Letters that came after it was wanted, those of its own among them, are not meant.
+        let until = which.until.as_deref().and_then(time::parse_micros).unwrap_or(i64::MAX);
+        which.until = Some(time::show_micros(until.min(order.job.submitted_at)));
+        let call = Arc::new(Call::of_job(node, order, "replay", format!("stream:{DEAD_LETTERS}")));
+        let sending = Sending::begin(node, call, which)?;
+        let of = sending.open(MOST).await?.len() as u64;
+        Ok(Box::new(SendingAll { sending, done: 0, of }))
+    }
+}
+
+#[async_trait]
+impl Offered for RetryLetters {
+    async fn check(&self, node: &Arc<Node>, call: &Arc<Call>, input: &Value) -> Result<(), Problem> {
+        let shared = is_shared(&node.catalog(), &highwater_event::StreamName::system(DEAD_LETTERS));
+        node.authorize(&call.identity, Asked::on("replay", "stream", DEAD_LETTERS).shared(shared))?;
+        Sending::begin(node, call.clone(), Self::read(input)?).map(drop)
+    }
+}
+
+struct SendingAll {
+    sending: Sending,
+    done: u64,
+    of: u64,
+}
+
+#[async_trait]
+impl Work for SendingAll {
+    async fn step(&mut self) -> Result<Step, Setback> {
+        let found = self.sending.open(IN_ONE_STEP).await?;
+        let dry_run = self.sending.which.dry_run;
+        let Some(last) = found.last().copied().filter(|_| !dry_run) else {
+            let mut said = self.sending.summary();
+            said["of"] = self.of.into();
+            return Ok(Step::Done(Progress { done: self.done, of: Some(self.of), said }));
+        };
+        for id in found {
+            self.sending.send(id).await;
+            self.done += 1;
+        }
+        self.sending.which.after = Some(last);
+        Ok(Step::More(Progress { done: self.done, of: Some(self.of), said: self.sending.summary() }))
+    }
 }

@@ -18,6 +18,7 @@ mod encryption;
 mod endpoints;
 mod events;
 mod health;
+mod jobs;
 mod keys;
 pub mod listen;
 mod live;
@@ -40,6 +41,7 @@ mod unread;
 mod views;
 
 pub use access_log::AccessLog;
+pub use jobs::kinds as job_kinds;
 pub use metrics::install as install_metrics;
 pub use router::is_built_in;
 

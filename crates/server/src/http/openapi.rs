@@ -18,8 +18,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa::openapi::{RefOr, Required, Schema};
 
 use super::{
-    audit, claim, datalake, dead_letters, encryption, events, health, keys, live, metrics, oidc, operate,
-    people, replay, sign_in, socket, sql, statements, streams, views,
+    audit, claim, datalake, dead_letters, encryption, events, health, jobs, keys, live, metrics, oidc,
+    operate, people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -99,6 +99,11 @@ use crate::node::Node;
         datalake::resources,
         operate::versions,
         operate::diff,
+        jobs::list,
+        jobs::submit,
+        jobs::show,
+        jobs::cancel,
+        jobs::schedules,
         operate::maintain,
         operate::backup,
         health::healthz,

@@ -19,8 +19,9 @@ use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, events, health, keys, live,
-    metrics, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql, statements, streams, views,
+    CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, events, health, jobs, keys,
+    live, metrics, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql, statements, streams,
+    views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -69,6 +70,11 @@ fn guarded() -> Routes {
         .get("/api/datalake/resources", Need::Node("view_datalake"), datalake::resources)
         .get("/api/v1/lake/{stream}/versions", Need::Stream("describe", "stream"), operate::versions)
         .get("/api/v1/lake/{stream}/diff", Need::Stream("read", "stream"), operate::diff)
+        .get("/api/v1/jobs", Need::Known("view_jobs"), jobs::list)
+        .post("/api/v1/jobs", Need::Known("submit_job"), jobs::submit)
+        .get("/api/v1/jobs/{id}", Need::Known("view_jobs"), jobs::show)
+        .post("/api/v1/jobs/{id}/cancel", Need::Known("cancel_job"), jobs::cancel)
+        .get("/api/v1/schedules", Need::Node("describe"), jobs::schedules)
         .post("/api/v1/maintenance", Need::Node("operate"), operate::maintain)
         .post("/api/v1/backup", Need::Node("back_up"), operate::backup)
         .get("/api/openapi.json", Need::Known("describe"), openapi::document)

@@ -95,6 +95,7 @@ impl Node {
             dead_letter::schema(DEAD_LETTERS),
             dead_letter::schema(LATE_EVENTS),
             super::letters::schema(),
+            super::jobs::schema(),
             highwater_log::idle::schema(),
             highwater_log::audit::schema(),
             highwater_audit::pruned::schema(),
@@ -292,6 +293,7 @@ impl Node {
         self.log.append(Commit { appends: vec![append, leaf.append()?], ..Commit::default() }).await?;
         leaf.settle();
         self.put_catalog(catalog, policies);
+        self.jobs.look();
         // They are in the log: one that can't be started must not keep the others from it.
         let mut failed = None;
         for (before, planned) in &planned {
@@ -309,6 +311,22 @@ impl Node {
         }
     }
 
+    /// A schedule must begin something that there is.
+    fn check_job(&self, statement: &Statement) -> Result<(), SqlError> {
+        let (Statement::CreateSchedule { schedule, .. }, kinds) = (statement, self.jobs.kinds()) else {
+            return Ok(());
+        };
+        // None are known before the node is up: then a pack is declared that was taken before.
+        if kinds.is_empty() || kinds.contains(&schedule.job.as_str()) {
+            return Ok(());
+        }
+        let error = SqlError::new("unknown_job", format!("there is no job \"{}\"", schedule.job));
+        Err(match highwater_event::name::nearest(&schedule.job, kinds.iter().copied()) {
+            Some(near) => error.hint(format!("did you mean {near}?")),
+            None => error.hint(format!("there are {}", kinds.join(", "))),
+        })
+    }
+
     async fn check(&self, before: &Catalog, script: &Script) -> Result<Checked, DeclareError> {
         let wrong = |error: SqlError| DeclareError::Sql { error, script: script.text.clone() };
         let mut catalog = before.clone();
@@ -317,6 +335,7 @@ impl Node {
         let mut commands = Vec::new();
         for declared in parse_script(&script.text).map_err(wrong)? {
             let (kind, name) = (declared.statement.kind(), declared.statement.name().to_owned());
+            self.check_job(&declared.statement).map_err(wrong)?;
             let csv = match &declared.statement {
                 Statement::CreateReferenceTable { csv, .. } => script.files.get(csv).cloned(),
                 Statement::CreateEndpoint { path, .. } | Statement::CreateIntake { path, .. }
@@ -332,6 +351,7 @@ impl Node {
             let known = match kind {
                 "endpoint" => catalog.endpoints.contains_key(&name),
                 "POST endpoint" => catalog.intakes.contains_key(&name),
+                "schedule" => StreamName::new(&name).is_ok_and(|name| catalog.schedules.contains_key(&name)),
                 "row filter" | "column mask" | "policy" => {
                     StreamName::new(&name).is_ok_and(|name| catalog.rules.contains_key(&name))
                 }

@@ -1,5 +1,5 @@
 //! What the node knows about itself, as relations: `_streams`, `_tables`, `_columns`, `_endpoints`,
-//! `_views`. SHOW and DESCRIBE are questions about them.
+//! `_views`, `_schedules`. SHOW and DESCRIBE are questions about them.
 
 use std::sync::Arc;
 
@@ -8,16 +8,17 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use datafusion::catalog::{MemTable, TableProvider};
 use highwater_auth::{Asked, Identity};
-use highwater_event::{Principal, StreamName, StreamPartition};
+use highwater_event::{Principal, StreamName, StreamPartition, time};
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::QueryResult;
+use highwater_sql::catalog::ScheduleEntry;
 use highwater_sql::dialect::sql_type;
 use highwater_sql::stream::Step;
 
 use super::{DeclareError, FORBIDDEN, Node, Script};
 
 /// The relations, for messages.
-pub(super) const NAMES: [&str; 5] = ["_streams", "_tables", "_columns", "_endpoints", "_views"];
+pub(super) const NAMES: [&str; 6] = ["_streams", "_tables", "_columns", "_endpoints", "_views", "_schedules"];
 
 /// A relation that is put together column by column.
 struct Rows {
@@ -64,6 +65,7 @@ impl Node {
             "_tables" => self.table_rows(),
             "_columns" => self.column_rows(),
             "_endpoints" => self.endpoint_rows(),
+            "_schedules" => self.schedule_rows(),
             "_views" => self.view_rows(),
             _ => return Ok(None),
         };
@@ -184,6 +186,21 @@ impl Node {
             .text("sql", endpoints.iter().map(|(.., sql)| Some(sql.as_str())))
     }
 
+    fn schedule_rows(&self) -> Rows {
+        let (catalog, now) = (self.catalog(), self.machine.clock.now_micros());
+        let schedules: Vec<_> = catalog.schedules.values().collect();
+        let next = |entry: &ScheduleEntry| entry.schedule.timetable.next(now).map(time::show_micros);
+        let last = |entry: &ScheduleEntry| self.jobs.last_due(entry.name.as_str()).map(time::show_micros);
+        Rows::new()
+            .text("name", schedules.iter().map(|entry| Some(entry.name.as_str())))
+            .text("cron", schedules.iter().map(|entry| Some(entry.schedule.pattern.as_str())))
+            .text("time_zone", schedules.iter().map(|entry| Some(entry.schedule.zone.as_str())))
+            .text("job", schedules.iter().map(|entry| Some(entry.schedule.job.as_str())))
+            .text("next", schedules.iter().map(|entry| next(entry)))
+            .text("last", schedules.iter().map(|entry| last(entry)))
+            .text("sql", schedules.iter().map(|entry| Some(entry.text.as_str())))
+    }
+
     fn view_rows(&self) -> Rows {
         let views = self.driver.statuses();
         let state = |view: &highwater_log::view::ViewStatus| format!("{:?}", view.state).to_ascii_lowercase();
@@ -278,6 +295,9 @@ pub fn as_question(sql: &str) -> String {
         ["show" | "list", "tables"] => "SELECT name, kind, source FROM _tables ORDER BY name",
         ["show" | "list", "endpoints"] => {
             "SELECT path, method, requires FROM _endpoints ORDER BY path, method"
+        }
+        ["show" | "list", "schedules"] => {
+            "SELECT name, cron, time_zone, job, next, last FROM _schedules ORDER BY name"
         }
         ["show" | "list", "views" | "queries"] => {
             "SELECT name, kind, source, state, lag, last_error FROM _views ORDER BY name"

@@ -65,10 +65,15 @@ impl Node {
     pub async fn keep_house(self: &Arc<Self>, vacuum: bool) -> anyhow::Result<Kept> {
         let _alone = self.keeping.lock().await;
         let mut kept = Kept::default();
-        match self.prune_trail().await {
-            Ok(entries) => kept.entries_retired = entries,
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "the audit trail could not be kept this time")
+        if !self.is_scheduled(&StreamName::system(AUDIT)) {
+            match self.prune_trail().await {
+                Ok(entries) => kept.entries_retired = entries,
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the audit trail could not be kept this time"
+                    )
+                }
             }
         }
         let lakes: Vec<Arc<LakeStream>> =
@@ -92,6 +97,46 @@ impl Node {
         Ok(kept)
     }
 
+    /// Lets go what is past its retention now, of one stream or of all, instead of waiting for the next round.
+    pub async fn let_go(self: &Arc<Self>, stream: Option<&StreamName>) -> anyhow::Result<Kept> {
+        let _alone = self.keeping.lock().await;
+        let mut kept = Kept::default();
+        if stream.is_none_or(|stream| stream.as_str() == AUDIT) {
+            kept.entries_retired = self.prune_trail().await?;
+        }
+        let lakes: Vec<Arc<LakeStream>> =
+            self.lakes.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for lake in lakes.iter().filter(|lake| stream.is_none_or(|stream| lake.stream().name == *stream)) {
+            let _no_swap = self.declaring.lock().await;
+            kept.files_retired += self.retire(lake).await?;
+        }
+        let node = self.clone();
+        let retired = self.machine.scheduler.work(move || node.journal.retire(&|extent| node.may_go(extent)));
+        let Retired { segments, bytes } = retired.await??;
+        (kept.segments_retired, kept.bytes_retired) = (segments, bytes);
+        Ok(kept)
+    }
+
+    /// Takes out files of a lake whose rows are past their retention; answers how many.
+    async fn retire(&self, lake: &LakeStream) -> Result<usize, LakeError> {
+        let mut files = 0;
+        if lake.stream().name.as_str() == AUDIT {
+            files += lake.retire(Past::Offset(self.tree.pruned())).await?;
+        }
+        if let Some(retention) = lake.stream().options.retention {
+            files += lake.retire(Past::Recorded(self.machine.clock.now_micros() - retention)).await?;
+        }
+        Ok(files)
+    }
+
+    /// Whether a schedule says when a stream's rows go that are past their retention.
+    fn is_scheduled(&self, stream: &StreamName) -> bool {
+        self.catalog().schedules.values().any(|entry| {
+            let named = entry.schedule.input.get("stream").and_then(|name| name.as_str());
+            entry.schedule.job == "retention" && named.is_none_or(|name| name == stream.public())
+        })
+    }
+
     async fn keep_lake(
         &self,
         lake: &Arc<LakeStream>,
@@ -101,12 +146,8 @@ impl Node {
         let Compacted { removed, added, .. } = lake.compact().await?;
         kept.files_before += removed;
         kept.files_after += added;
-        if lake.stream().name.as_str() == AUDIT {
-            kept.files_retired += lake.retire(Past::Offset(self.tree.pruned())).await?;
-        }
-        if let Some(retention) = lake.stream().options.retention {
-            kept.files_retired +=
-                lake.retire(Past::Recorded(self.machine.clock.now_micros() - retention)).await?;
+        if !self.is_scheduled(&lake.stream().name) {
+            kept.files_retired += self.retire(lake).await?;
         }
         if vacuum {
             kept.files_removed += lake.vacuum(HISTORY).await?;

@@ -12,16 +12,14 @@ use arrow::error::ArrowError;
 use highwater_event::identity::HOME;
 use highwater_event::{Column, Offset, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
 use highwater_log::dead_letter::{self, DEAD_LETTERS, DeadLetter};
-use highwater_log::reader::RowReader;
-use highwater_log::{Append, Commit, Log, LogBatch};
+use highwater_log::reader::{RowReader, each_batch};
+use highwater_log::{Append, Commit, Log, ReadError};
 use highwater_sql::SqlError;
 
 use super::{ChangeError, Leaf, Node};
 
 /// What became of dead letters.
 pub const RESOLUTIONS: &str = "_resolutions";
-/// Rows that are read at a time.
-const READ_ROWS: usize = 8192;
 
 /// The schema of `_resolutions`.
 pub(super) fn schema() -> StreamSchema {
@@ -116,20 +114,13 @@ impl Resolved {
     /// Whether something was done about a letter by now.
     pub fn holds(&mut self, log: &dyn Log, letter: Offset) -> Result<bool, SqlError> {
         let at = StreamPartition::new(StreamName::system(RESOLUTIONS), 0);
-        self.next = self.next.max(log.start(&at));
-        while self.next < log.end(&at) {
-            let batches = log.read(&at, self.next, READ_ROWS).map_err(damaged)?;
-            let end = batches.last().map(LogBatch::end).filter(|end| *end > self.next);
-            // What can't be read may say that something was done about the letter.
-            let end =
-                end.ok_or_else(|| damaged(format!("row {} of {RESOLUTIONS} can't be read", self.next)))?;
-            for batch in &batches {
-                let letters = batch.rows.column_by_name("letter");
-                let letters = letters.and_then(|column| column.as_primitive_opt::<Int64Type>());
-                self.letters.extend(letters.into_iter().flatten().flatten().map(|letter| letter as Offset));
-            }
-            self.next = end;
-        }
+        // What can't be read may say that something was done about the letter.
+        each_batch(log, &at, &mut self.next, &mut |batch| {
+            let letters = batch.rows.column_by_name("letter");
+            let letters = letters.and_then(|column| column.as_primitive_opt::<Int64Type>());
+            self.letters.extend(letters.into_iter().flatten().flatten().map(|letter| letter as Offset));
+        })
+        .map_err(damaged)?;
         Ok(self.letters.contains(&letter))
     }
 }
@@ -138,11 +129,15 @@ impl Node {
     /// A letter as it was written. It is for the node itself: what is SENSITIVE in it is not masked.
     pub fn letter(&self, id: Offset) -> Result<Option<DeadLetter>, SqlError> {
         let at = StreamPartition::new(StreamName::system(DEAD_LETTERS), 0);
-        if id < self.log.start(&at) || id >= self.log.end(&at) {
+        if id >= self.log.end(&at) {
             return Ok(None);
         }
+        let batches = match self.log.read(&at, id, 1) {
+            Err(ReadError::Retired { .. }) => return Ok(None),
+            outcome => outcome.map_err(damaged)?,
+        };
         let reader = RowReader::new(&dead_letter::schema(DEAD_LETTERS));
-        for batch in self.log.read(&at, id, 1).map_err(damaged)? {
+        for batch in batches {
             let Some(batch) = batch.from_offset(id).filter(|batch| batch.base == id) else { continue };
             let rows = reader.read(0, &batch).map_err(damaged)?;
             return Ok(letter_of(&rows, 0));

@@ -20,6 +20,7 @@ mod counts;
 mod declare;
 mod idle;
 mod information;
+pub mod jobs;
 mod keep;
 mod keys;
 mod letters;
@@ -195,6 +196,8 @@ pub struct Node {
     declaring: tokio::sync::Mutex<()>,
     /// One dead letter at a time: each is resolved once.
     pub resolved: tokio::sync::Mutex<Resolved>,
+    /// What takes long, and how far it is.
+    pub jobs: jobs::Jobs,
     lakes: tiered::Lakes,
     counts: counts::Counts,
     /// Tables and joins by the name of their view.
@@ -277,6 +280,7 @@ impl Node {
             keeping: tokio::sync::Mutex::new(()),
             declaring: tokio::sync::Mutex::new(()),
             resolved: tokio::sync::Mutex::default(),
+            jobs: jobs::Jobs::default(),
             lakes,
             counts: counts::Counts::default(),
             keyed: RwLock::default(),
@@ -296,6 +300,8 @@ impl Node {
         node.replay_declarations().await?;
         let limits = node.clone();
         node.machine.scheduler.work(move || limits.refill_limits()).await??;
+        let jobs = node.clone();
+        node.machine.scheduler.work(move || jobs.load_jobs()).await??;
         node.start_background();
         Ok(node)
     }

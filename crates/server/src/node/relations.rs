@@ -163,6 +163,13 @@ impl Node {
         for declared in parse_script(text)? {
             let statement = &declared.statement;
             // Whoever could write policies could give themselves everything, and without a rule more is seen.
+            // What a schedule begins is done by the engine.
+            if matches!(
+                statement,
+                Statement::CreateSchedule { .. } | Statement::Drop { kind: Kind::Schedule, .. }
+            ) {
+                self.authorize(identity, Asked::node("operate"))?;
+            }
             let governs = match statement {
                 Statement::CreateRule { rule: Rule::Policy { .. }, .. }
                 | Statement::Drop { kind: Kind::Rule, .. } => true,

@@ -97,6 +97,7 @@ impl Node {
             Planned::Reference(_)
             | Planned::Endpoint(_)
             | Planned::Intake(_)
+            | Planned::Schedule(_)
             | Planned::Rule(_)
             | Planned::Unchanged => Ok(()),
         }
@@ -377,7 +378,7 @@ impl Node {
                 }
             }
             Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
-            Kind::Endpoint | Kind::Intake | Kind::Rule => {}
+            Kind::Endpoint | Kind::Intake | Kind::Schedule | Kind::Rule => {}
         }
     }
 

@@ -20,7 +20,7 @@ use highwater_event::{StreamName, StreamSchema};
 
 use self::endpoint::{fitted, parameter, same_places};
 use crate::adhoc;
-use crate::dialect::{Alteration, Declared, Kind, RuleEntry, SqlError, Statement, parse_script};
+use crate::dialect::{Alteration, Declared, Kind, RuleEntry, Schedule, SqlError, Statement, parse_script};
 use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
@@ -38,6 +38,17 @@ pub struct StreamEntry {
     pub derivation: Option<Derivation>,
     /// Names that the statement reads.
     pub reads: BTreeSet<StreamName>,
+    /// The statement.
+    pub text: String,
+}
+
+/// A schedule as it was declared.
+#[derive(Debug)]
+pub struct ScheduleEntry {
+    /// Its name.
+    pub name: StreamName,
+    /// When, and what.
+    pub schedule: Schedule,
     /// The statement.
     pub text: String,
 }
@@ -106,6 +117,8 @@ pub enum Planned {
     Endpoint(Arc<Endpoint>),
     /// A path that events come in at, new or in the place of the one with its path.
     Intake(Arc<Intake>),
+    /// A schedule, new or in the place of the one with its name.
+    Schedule(Arc<ScheduleEntry>),
     /// A row filter or column mask.
     Rule(Arc<RuleEntry>),
     /// A stream with more columns or other options.
@@ -164,6 +177,8 @@ pub struct Catalog {
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
     /// Paths that events come in at.
     pub intakes: BTreeMap<String, Arc<Intake>>,
+    /// Schedules by name.
+    pub schedules: BTreeMap<StreamName, Arc<ScheduleEntry>>,
     /// Row filters, column masks and policies by name.
     pub rules: BTreeMap<StreamName, Arc<RuleEntry>>,
     /// New versions that are being built, by the public name of their root.
@@ -224,7 +239,9 @@ impl Catalog {
                 touched.extend(names_read(query));
             }
             // Endpoints read by name whatever has it.
-            Statement::CreateEndpoint { .. } | Statement::CreateIntake { .. } => return Ok(()),
+            Statement::CreateEndpoint { .. }
+            | Statement::CreateIntake { .. }
+            | Statement::CreateSchedule { .. } => return Ok(()),
             _ => {}
         }
         for building in self.building.values().filter(|building| own.as_ref() != Some(&building.root)) {
@@ -345,6 +362,9 @@ impl Catalog {
                     ));
                 }
                 Planned::Intake(Arc::new(Intake { path, stream, batch, text }))
+            }
+            Statement::CreateSchedule { name, schedule } => {
+                Planned::Schedule(Arc::new(ScheduleEntry { name, schedule: *schedule, text }))
             }
             Statement::CreateRule { name, relation, rule } => {
                 if let Some(relation) = &relation {
@@ -506,6 +526,7 @@ impl Catalog {
             (Kind::Stream, Some(name)) => self.streams.contains_key(name),
             (Kind::Table, Some(name)) => self.tables.contains_key(name),
             (Kind::ReferenceTable, Some(name)) => self.references.contains_key(name),
+            (Kind::Schedule, Some(name)) => self.schedules.contains_key(name),
             (Kind::Rule, Some(name)) => self.rules.contains_key(name),
         };
         if !exists && if_exists {
@@ -518,6 +539,7 @@ impl Catalog {
                 Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
                 Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
                 Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
+                Kind::Schedule => self.schedules.keys().map(StreamName::as_str).collect(),
                 Kind::Rule => self.rules.keys().map(StreamName::as_str).collect(),
             };
             let error = SqlError::new("not_found", format!("no {} \"{name}\"", kind.text()));
@@ -526,7 +548,7 @@ impl Catalog {
                 None => error,
             });
         }
-        if let Some(known) = known.as_ref().filter(|_| kind != Kind::Rule) {
+        if let Some(known) = known.as_ref().filter(|_| !matches!(kind, Kind::Rule | Kind::Schedule)) {
             if self.streams.get(known).is_some_and(|entry| entry.text.is_empty()) {
                 return Err(SqlError::new(
                     "reserved_name",
@@ -671,6 +693,9 @@ impl Catalog {
             Planned::Intake(entry) => {
                 self.intakes.insert(entry.path.clone(), entry.clone());
             }
+            Planned::Schedule(entry) => {
+                self.schedules.insert(entry.name.clone(), entry.clone());
+            }
             Planned::Rule(entry) => {
                 self.rules.insert(entry.name.clone(), entry.clone());
             }
@@ -691,16 +716,15 @@ impl Catalog {
             _ => {}
         }
         let Ok(name) = StreamName::new(name) else { return };
-        if kind == Kind::Rule {
-            self.rules.remove(&name);
-            return;
+        match kind {
+            Kind::Rule => return drop(self.rules.remove(&name)),
+            Kind::Schedule => return drop(self.schedules.remove(&name)),
+            _ => {}
         }
         match kind {
             Kind::Stream => drop(self.streams.remove(&name)),
             Kind::Table => drop(self.tables.remove(&name)),
-            Kind::ReferenceTable | Kind::Endpoint | Kind::Intake | Kind::Rule => {
-                drop(self.references.remove(&name));
-            }
+            _ => drop(self.references.remove(&name)),
         }
         self.paused.remove(&name);
         self.drop_building(&name);
@@ -729,6 +753,9 @@ impl Catalog {
                 self.endpoints.get(name).is_some_and(|entry| same(&entry.text))
             }
             Statement::CreateIntake { .. } => self.intakes.get(name).is_some_and(|entry| same(&entry.text)),
+            Statement::CreateSchedule { .. } => {
+                known.and_then(|name| self.schedules.get(name)).is_some_and(|entry| same(&entry.text))
+            }
             Statement::CreateRule { .. } => {
                 known.and_then(|name| self.rules.get(name)).is_some_and(|entry| same(&entry.text))
             }
@@ -743,6 +770,9 @@ impl Catalog {
     /// anew at any time; streams and tables need OR REPLACE, and raw streams can't be replaced.
     fn check_free(&self, declared: &Declared) -> Result<bool, SqlError> {
         let Ok(name) = StreamName::new(declared.statement.name()) else { return Ok(false) };
+        if matches!(declared.statement, Statement::CreateSchedule { .. }) {
+            return Ok(false);
+        }
         if matches!(declared.statement, Statement::CreateRule { .. }) {
             return match self.rules.get(&name) {
                 Some(_) if !declared.replace => {

@@ -56,6 +56,8 @@ impl Words {
             Kind::Table
         } else if self.take("ENDPOINT") {
             Kind::Endpoint
+        } else if self.take("SCHEDULE") {
+            Kind::Schedule
         } else if self.take("REFERENCE") {
             self.expect("TABLE")?;
             Kind::ReferenceTable
@@ -68,9 +70,9 @@ impl Words {
         } else if self.take("POLICY") {
             Kind::Rule
         } else {
-            return Err(
-                self.expected("STREAM, TABLE, REFERENCE TABLE, ENDPOINT, ROW FILTER, COLUMN MASK or POLICY")
-            );
+            return Err(self.expected(
+                "STREAM, TABLE, REFERENCE TABLE, ENDPOINT, SCHEDULE, ROW FILTER, COLUMN MASK or POLICY",
+            ));
         };
         let if_exists = self.take("IF");
         if if_exists {

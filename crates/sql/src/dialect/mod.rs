@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod parser;
 mod rules;
+mod schedule;
 mod statement;
 mod types;
 
@@ -18,6 +19,7 @@ pub use endpoint::{FILE_PARAMETERS, PAGE_PARAMETERS, path_parameters};
 pub use error::{Place, SqlError};
 pub use parser::{check_statement, parse_live_query, parse_query, parse_script, quoted};
 pub use rules::{Asker, RuleEntry, of_tenant};
+pub use schedule::{Schedule, Timetable};
 pub use statement::{
     Alteration, Answers, Declared, EndpointParameter, Kind, Rule, Statement, Window, WindowKind, Within,
 };

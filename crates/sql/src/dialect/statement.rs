@@ -3,6 +3,8 @@
 use datafusion::sql::sqlparser::ast::{Expr, Query};
 use highwater_event::{Column, StreamName, StreamOptions};
 
+use super::schedule::Schedule;
+
 /// A statement with the text that it was written as.
 #[derive(Debug, Clone)]
 pub struct Declared {
@@ -85,6 +87,13 @@ pub enum Statement {
         /// It takes several at a time.
         batch: bool,
     },
+    /// CREATE SCHEDULE name CRON 'pattern' … RUN job: which job is begun when.
+    CreateSchedule {
+        /// Its name.
+        name: StreamName,
+        /// When, and what.
+        schedule: Box<Schedule>,
+    },
     /// CREATE ROW FILTER or CREATE COLUMN MASK: what readers see of a relation. CREATE POLICY: who may do what.
     CreateRule {
         /// Its name.
@@ -135,6 +144,8 @@ pub enum Kind {
     Endpoint,
     /// An endpoint that takes events.
     Intake,
+    /// A schedule.
+    Schedule,
     /// A row filter, a column mask or a policy.
     Rule,
 }
@@ -148,6 +159,7 @@ impl Kind {
             Self::ReferenceTable => "reference table",
             Self::Endpoint => "endpoint",
             Self::Intake => "POST endpoint",
+            Self::Schedule => "schedule",
             Self::Rule => "rule",
         }
     }
@@ -292,6 +304,7 @@ impl Statement {
             Self::CreateReferenceTable { .. } => "reference table",
             Self::CreateEndpoint { .. } => "endpoint",
             Self::CreateIntake { .. } => Kind::Intake.text(),
+            Self::CreateSchedule { .. } => Kind::Schedule.text(),
             Self::AlterStream { .. } => "stream",
             Self::CreateRule { rule, .. } => super::rules::kind(rule),
             Self::Drop { kind, .. } => kind.text(),
@@ -307,6 +320,7 @@ impl Statement {
             | Self::CreateTableAs { name, .. }
             | Self::CreateReferenceTable { name, .. }
             | Self::AlterStream { name, .. }
+            | Self::CreateSchedule { name, .. }
             | Self::CreateRule { name, .. }
             | Self::Pause { name }
             | Self::Resume { name } => name.as_str(),

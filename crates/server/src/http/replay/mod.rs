@@ -8,6 +8,7 @@
 //! that it came from it gets the replay's name behind it. So a replay that was cut short is begun again
 //! under its name, and what had arrived is a duplicate.
 
+mod job;
 mod rows;
 
 use std::collections::VecDeque;
@@ -41,6 +42,8 @@ use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::{bulk, events, streams};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS};
+
+pub use self::job::ReplayJob;
 
 /// Offsets that are read at a time, at first; more where few events pass the condition.
 const SPAN: u64 = 20_000;
@@ -78,6 +81,9 @@ pub struct ReplayRequest {
     now: bool,
     /// Only count.
     dry_run: bool,
+    /// For jobs: what was recorded later is not meant, microseconds UTC.
+    #[serde(skip)]
+    recorded_until: Option<i64>,
 }
 
 /// Appends old events again, linked to their originals.
@@ -220,6 +226,9 @@ impl Replay {
             request.partition,
             (request.from_offset, request.until_offset),
         )?;
+        if let Some(until) = request.recorded_until {
+            condition.push_str(&format!(" AND {} <= to_timestamp_micros({until})", columns::RECORDED_AT));
+        }
         if let Some((name, id)) =
             name.as_ref().filter(|(_, id)| source.name == target.name && !source.is_sensitive(id))
         {
