@@ -24,7 +24,7 @@ CREATE ENDPOINT '/events' (
 REQUIRES view_own RETURNS PAGE OF events CACHED FOR 1 SECOND AS
 SELECT
   id, tenant_id, actor, action, resource, timestamp, outcome, ip, json(details) AS details,
-  _event_time, _partition, _offset
+  _partition AS "partition", _offset AS "offset", _event_time, _partition, _offset
 FROM audit_events
 WHERE ($actor IS NULL OR actor = $actor OR (right($actor, 1) = '*' AND starts_with(actor, left($actor, -1))))
   AND ($action IS NULL OR action = $action OR (right($action, 1) = '*' AND starts_with(action, left($action, -1))))
@@ -33,7 +33,7 @@ WHERE ($actor IS NULL OR actor = $actor OR (right($actor, 1) = '*' AND starts_wi
   AND ($tenant_id IS NULL OR tenant_id = $tenant_id)
   AND ($time_from IS NULL OR _event_time >= $time_from)
   AND ($time_to IS NULL OR _event_time < $time_to)
-  AND ($q IS NULL OR matches(details, $q));
+  AND ($q IS NULL OR matches(json(details), $q));
 
 CREATE ENDPOINT '/events/export' (
   actor TEXT DEFAULT NULL, action TEXT DEFAULT NULL, resource TEXT DEFAULT NULL, outcome TEXT DEFAULT NULL,
@@ -51,14 +51,20 @@ WHERE ($actor IS NULL OR actor = $actor OR (right($actor, 1) = '*' AND starts_wi
   AND ($tenant_id IS NULL OR tenant_id = $tenant_id)
   AND ($time_from IS NULL OR _event_time >= $time_from)
   AND ($time_to IS NULL OR _event_time < $time_to)
-  AND ($q IS NULL OR matches(details, $q));
+  AND ($q IS NULL OR matches(json(details), $q));
 
--- Two senders may use the same id: the newest event of that id is meant.
-CREATE ENDPOINT '/events/{id}' (id TEXT) REQUIRES view_own RETURNS OBJECT AS
+-- Two senders may use the same id: the first event of that id is meant, or the one at a place, as pages say it.
+CREATE ENDPOINT '/events/{id}' (id TEXT, "partition" INT DEFAULT NULL, "offset" BIGINT DEFAULT NULL)
+REQUIRES view_own RETURNS OBJECT AS
 SELECT
   id, tenant_id, actor, action, resource, timestamp, outcome, ip, json(details) AS details,
   _recorded_at AS recorded_at, _partition AS "partition", _offset AS "offset"
-FROM audit_events WHERE id = $id ORDER BY _recorded_at DESC LIMIT 1;
+FROM audit_events
+WHERE id = $id AND ($partition IS NULL OR _partition = $partition) AND ($offset IS NULL OR _offset = $offset)
+ORDER BY _recorded_at, _partition, _offset LIMIT 1;
 
-CREATE ENDPOINT '/events/{id}/proof' (id TEXT) REQUIRES view_own RETURNS PROOF OF audit_events AS
-SELECT _partition, _offset FROM audit_events WHERE id = $id ORDER BY _recorded_at DESC LIMIT 1;
+CREATE ENDPOINT '/events/{id}/proof' (id TEXT, "partition" INT DEFAULT NULL, "offset" BIGINT DEFAULT NULL)
+REQUIRES view_own RETURNS PROOF OF audit_events AS
+SELECT _partition, _offset FROM audit_events
+WHERE id = $id AND ($partition IS NULL OR _partition = $partition) AND ($offset IS NULL OR _offset = $offset)
+ORDER BY _recorded_at, _partition, _offset LIMIT 1;

@@ -5,12 +5,12 @@
 //!
 //! ```text
 //! record     := the event as stored, as JSON: names sorted, nulls left out, no white space
-//! salt       := HMAC-SHA-256(key of the data folder, record), the first 16 bytes
+//! salt       := HMAC-SHA-256(key of the data folder, salt of the seal ‖ index ‖ record), the first 16 bytes
 //! commitment := SHA-256("highwater event v1\n" ‖ salt ‖ record)          the data of the leaf, 32 bytes
 //! leaf hash  := SHA-256(0x00 ‖ commitment)                               RFC 6962
 //! ```
 //! The leaves of a seal are in the order of partition and offset. Their salts keep whoever is shown a proof from
-//! guessing the events beside it. A proof is that of the seal's entry in the tree of the trail, with the way from the
+//! guessing the events beside it, by sending some of their own, too: no two leaves have the same one. A proof is that of the seal's entry in the tree of the trail, with the way from the
 //! event to the seal in its `extra` line (c2sp.org/tlog-proof).
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -49,34 +49,41 @@ impl EventSealer {
         Self { salts: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()) }
     }
 
-    fn salt(&self, record: &str) -> [u8; SALT_BYTES] {
-        let tag = hmac::sign(&self.salts, record.as_bytes());
+    fn salt(&self, seal: &[u8; SALT_BYTES], index: u64, record: &str) -> [u8; SALT_BYTES] {
+        let mut context = hmac::Context::with_key(&self.salts);
+        context.update(seal);
+        context.update(&index.to_be_bytes());
+        context.update(record.as_bytes());
+        let tag = context.sign();
         let mut salt = [0; SALT_BYTES];
         salt.copy_from_slice(&tag.as_ref()[..SALT_BYTES]);
         salt
     }
 
-    /// The leaf hashes of rows, in their order.
-    fn leaves(&self, rows: &RecordBatch, each: &mut dyn FnMut(Hash)) -> Result<(), ArrowError> {
+    /// The leaf hashes of rows, in their order; `first` is the place of the first one.
+    fn leaves(&self, seal: &[u8; SALT_BYTES], first: u64, rows: &RecordBatch, each: &mut dyn FnMut(Hash)) {
         let members = members(rows);
         let mut record = String::with_capacity(512);
-        for row in 0..rows.num_rows() {
+        for (row, index) in (0..rows.num_rows()).zip(first..) {
             record.clear();
             write_record(rows, &members, row, &mut record);
-            each(leaf_hash(&commitment(&self.salt(&record), &record)));
+            each(leaf_hash(&commitment(&self.salt(seal, index, &record), &record)));
         }
-        Ok(())
     }
 
     /// The way from an event to its seal. `rows` are all events of the seal, as readers see them, in the order of
-    /// partition and offset; `at` is the event's place among them.
-    pub fn sealed(&self, rows: &[RecordBatch], at: usize) -> Result<Sealed, AuditError> {
-        let changed = |error: ArrowError| AuditError::Changed(error.to_string());
+    /// partition and offset; `at` is the event's place among them; `seal` is the salt of the seal's entry.
+    pub fn sealed(
+        &self,
+        seal: &[u8; SALT_BYTES],
+        rows: &[RecordBatch],
+        at: usize,
+    ) -> Result<Sealed, AuditError> {
         let mut leaves = Leaves::default();
         let mut event = None;
         for batch in rows {
             let before = leaves.0.len();
-            self.leaves(batch, &mut |hash| leaves.0.push(hash)).map_err(changed)?;
+            self.leaves(seal, before as u64, batch, &mut |hash| leaves.0.push(hash));
             if let Some(row) = at.checked_sub(before).filter(|row| *row < batch.num_rows()) {
                 let mut record = String::new();
                 write_record(batch, &members(batch), row, &mut record);
@@ -86,16 +93,18 @@ impl EventSealer {
         let event = event.ok_or_else(|| AuditError::Missing("the event is not among those".into()))?;
         let (index, size) = (at as u64, leaves.0.len() as u64);
         let path = inclusion(&leaves, index, size)?;
-        let salt = hexadecimal::show(&self.salt(&event));
+        let salt = hexadecimal::show(&self.salt(seal, index, &event));
         let path = path.iter().map(|hash| STANDARD.encode(hash)).collect();
         Ok(Sealed { event, salt, index, size, path })
     }
 }
 
 impl Sealer for EventSealer {
-    fn root(&self, rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError> {
+    fn root(&self, salt: &[u8; SALT_BYTES], rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError> {
         let mut frontier = Frontier::default();
-        rows.iter().try_for_each(|rows| self.leaves(rows, &mut |hash| frontier.push(hash)))?;
+        for rows in rows {
+            self.leaves(salt, frontier.size(), rows, &mut |hash| frontier.push(hash));
+        }
         Ok(frontier.root())
     }
 }
@@ -308,6 +317,8 @@ mod tests {
     use crate::note::Signer;
     use crate::tree;
 
+    const SEAL_SALT: [u8; SALT_BYTES] = [9; SALT_BYTES];
+
     fn events(from: i64, to: i64) -> RecordBatch {
         let at = |n: i64| 1_767_268_800_000_000 + n;
         let numbers: Vec<i64> = (from..to).collect();
@@ -352,8 +363,8 @@ mod tests {
             at: 1_767_268_800_000_123,
             action: SEAL.into(),
             resource: "stream:orders".into(),
-            seen: Some(sealed(size as usize, &sealer.root(&rows).unwrap())),
-            salt: [9; SALT_BYTES],
+            seen: Some(sealed(size as usize, &sealer.root(&SEAL_SALT, &rows).unwrap())),
+            salt: SEAL_SALT,
             ..Entry::default()
         };
         let record = leaf::records(&audit::append(&[entry]).unwrap().rows).unwrap().remove(0);
@@ -367,7 +378,7 @@ mod tests {
         let proof = Proof { index: 1, path: inclusion(&tiles, 1, 3).unwrap(), checkpoint };
         // As readers see the rows: in other pieces than they were written in.
         let seen = [events(0, 1), events(1, size)];
-        let sealed = sealer.sealed(&seen, at).unwrap();
+        let sealed = sealer.sealed(&SEAL_SALT, &seen, at).unwrap();
         (EventProof::new(sealed, &record, proof).unwrap(), vec![signer.verifier()])
     }
 
@@ -387,12 +398,12 @@ mod tests {
 
     #[test]
     fn a_record_says_what_was_stored_and_nothing_of_where() {
-        let sealed = EventSealer::new(&[7; 32]).sealed(&[events(0, 2)], 1).unwrap();
+        let sealed = EventSealer::new(&[7; 32]).sealed(&SEAL_SALT, &[events(0, 2)], 1).unwrap();
         assert_eq!(
             sealed.event,
             r#"{"_event_time":"2026-01-01T12:00:00.000001Z","amount":1.5,"count":1,"share":0.14285714285714285,"who":"ada 1"}"#
         );
-        let without = EventSealer::new(&[7; 32]).sealed(&[events(0, 1)], 0).unwrap();
+        let without = EventSealer::new(&[7; 32]).sealed(&SEAL_SALT, &[events(0, 1)], 0).unwrap();
         assert!(!without.event.contains("who"), "what is null is not there: {}", without.event);
     }
 
@@ -412,9 +423,21 @@ mod tests {
     #[test]
     fn another_key_has_other_salts_and_another_root() {
         let rows = [events(0, 9)];
-        let root = |key| EventSealer::new(&[key; 32]).root(&rows).unwrap();
+        let root = |key| EventSealer::new(&[key; 32]).root(&SEAL_SALT, &rows).unwrap();
         assert_ne!(root(1), root(2));
         assert_eq!(root(1), root(1));
+    }
+
+    /// Whoever sends an event twice, or in two commits, sees another hash each time: theirs tell nothing of others.
+    #[test]
+    fn equal_events_have_other_hashes() {
+        let sealer = EventSealer::new(&[7; 32]);
+        let twice =
+            arrow::compute::concat_batches(&events(0, 1).schema(), &[events(0, 1), events(0, 1)]).unwrap();
+        let salts = |seal| [0, 1].map(|at| sealer.sealed(&seal, &[twice.clone()], at).unwrap().salt);
+        let [one, two] = salts(SEAL_SALT);
+        let [three, _] = salts([8; SALT_BYTES]);
+        assert!(one != two && one != three && two != three);
     }
 
     #[test]
@@ -423,7 +446,7 @@ mod tests {
         let sealer = EventSealer::new(&[7; 32]);
         let seal = Record { salt: leaf::read_salt(&good.seal.salt).unwrap(), json: good.seal.entry.clone() };
         let build = |rows: &[RecordBatch]| {
-            EventProof::new(sealer.sealed(rows, 3).unwrap(), &seal, good.proof.clone())
+            EventProof::new(sealer.sealed(&SEAL_SALT, rows, 3).unwrap(), &seal, good.proof.clone())
         };
         assert!(build(&[events(0, 5)]).is_ok());
         assert!(build(&[events(0, 4)]).unwrap_err().to_string().contains("another number"));

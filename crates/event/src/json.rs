@@ -1,6 +1,7 @@
 //! Rows as JSON. Decimals are exact numbers without useless zeros, times RFC 3339 in UTC, bytes the text
 //! they hold or else hexadecimal.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -18,6 +19,30 @@ pub const JSON_MARK: &str = "highwater.json";
 /// Whether the texts of a column are JSON that was checked: they are shown as the values that they say.
 pub fn is_json(field: &Field) -> bool {
     field.metadata().contains_key(JSON_MARK)
+}
+
+/// A JSON text without white space between its parts; numbers keep every digit.
+pub fn compact(text: &str) -> Cow<'_, str> {
+    let space = |byte: u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    if !text.bytes().any(space) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let (mut inside, mut escaped, mut from) = (false, false, 0);
+    for (at, byte) in text.bytes().enumerate() {
+        match (inside, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => inside = !inside,
+            (false, byte) if space(byte) => {
+                out.push_str(&text[from..at]);
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    out.push_str(&text[from..]);
+    Cow::Owned(out)
 }
 
 /// Appends each row as a JSON object, calling `between` before all but the first. `names` gives the keys.
@@ -171,7 +196,14 @@ fn write_bytes(bytes: &[u8], out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use super::write_decimal;
+    use super::{compact, write_decimal};
+
+    #[test]
+    fn white_space_goes_and_texts_stay() {
+        let text = "{ \"a b\" :\n [1.50,\t\"x \\\" y\\\\\", {}] , \"é\": null }";
+        assert_eq!(compact(text), "{\"a b\":[1.50,\"x \\\" y\\\\\",{}],\"é\":null}");
+        assert_eq!(compact("[1,2]"), "[1,2]");
+    }
 
     #[test]
     fn decimals_are_exact_and_short() {

@@ -46,6 +46,11 @@ impl Sensitive {
         self.paths.iter().any(|path| path.split_once('.') == Some((column, member)))
     }
 
+    /// True when the whole column is, or a member of it. Its type does not tell: bytes are stored as bytes.
+    pub fn touches(&self, column: &str) -> bool {
+        self.paths.iter().any(|path| path.split('.').next() == Some(column))
+    }
+
     /// A column as it is stored: encrypted values are bytes.
     pub fn stored_field(&self, field: &Field) -> Field {
         if self.holds(field.name()) {

@@ -610,18 +610,19 @@ impl Owner {
         }
         let engine = Principal::engine();
         for (stream, rows) in streams {
-            let root = self.sealer.root(&rows)?;
-            let mut entry = Entry {
+            let mut salt = [0; audit::SALT_BYTES];
+            self.randomness.fill(&mut salt).map_err(|error| DoorError::Internal(error.to_string()))?;
+            let root = self.sealer.root(&salt, &rows)?;
+            group.leaves.push(Entry {
                 at: self.clock.now_micros(),
                 actor: engine.name.clone(),
                 tenant: engine.tenant.clone(),
                 action: SEAL.into(),
                 resource: format!("stream:{}", stream.public()),
                 seen: Some(audit::sealed(rows.iter().map(RecordBatch::num_rows).sum(), &root)),
+                salt,
                 ..Entry::default()
-            };
-            self.randomness.fill(&mut entry.salt).map_err(|error| DoorError::Internal(error.to_string()))?;
-            group.leaves.push(entry);
+            });
         }
         Ok(())
     }

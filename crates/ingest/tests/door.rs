@@ -30,7 +30,7 @@ fn schema() -> Arc<StreamSchema> {
 struct Numbers;
 
 impl Sealer for Numbers {
-    fn root(&self, rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError> {
+    fn root(&self, _salt: &[u8; 16], rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError> {
         let mut root = [0; 32];
         let numbers = rows
             .iter()

@@ -27,8 +27,9 @@ pub const SEAL: &str = "seal";
 
 /// Makes one hash of the events of a commit, so that each of them can be proven to be among them.
 pub trait Sealer: Send + Sync {
-    /// The root of the tree over the rows of batches, in their order; they are in their stream's stored schema.
-    fn root(&self, rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError>;
+    /// The root of the tree over the rows of batches, in their order; they are in their stream's stored schema. The salt
+    /// is that of the entry which will say the root.
+    fn root(&self, salt: &[u8; SALT_BYTES], rows: &[RecordBatch]) -> Result<[u8; 32], ArrowError>;
 }
 
 /// What a seal says was seen: how many events, and the root of the tree over them.

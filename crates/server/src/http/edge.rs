@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::access_log::AccessLog;
 use super::auth::{self, Shown};
 use super::call::{Arrival, Call, too_many};
+use super::endpoints::Found;
 use super::problem::{Problem, ProblemBody};
 use super::routes::{self, Need, Needs};
 use super::{Peer, metrics, unread};
@@ -51,6 +52,7 @@ pub struct Around {
 /// A call that is let in, or the answer that it gets instead; the call is there for its entry either way.
 struct Admitted {
     need: Need,
+    found: Found,
     call: Arc<Call>,
     refused: Option<Problem>,
 }
@@ -66,7 +68,7 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
     let peer = request.extensions().get::<ConnectInfo<Peer>>();
     let encrypted = peer.is_some_and(|ConnectInfo(peer)| peer.encrypted);
     let (mut request, left) = unread::watch(request);
-    let Admitted { need, call, mut refused } = admit(node, needs, route.as_ref(), &id, &request);
+    let Admitted { need, found, call, mut refused } = admit(node, needs, route.as_ref(), &id, &request);
     let flood = is_flood(node, need, &call);
     if flood {
         let detail = "too many calls without a credential come from this address";
@@ -84,6 +86,7 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
             Ok(brought) => {
                 request = brought;
                 request.extensions_mut().insert(call.clone());
+                request.extensions_mut().insert(found);
                 let announced = announce(node, &call, need, &method).await;
                 let answered = match announced {
                     Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await,
@@ -193,12 +196,15 @@ fn admit(
     let named = StreamName::new(&named).map_or(named, |name| name.to_string());
     let mut asked = need.asked(&named);
     let mut decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
+    let mut found = Found::Nothing;
     if let Some(intake) = intake {
         asked = Asked::on("ingest", "stream", intake.stream.as_str());
+        found = Found::Intake(intake.clone());
         decided = true;
     } else if template.is_none()
         && let Some((endpoint, _)) = catalog.endpoint(path)
     {
+        found = Found::Endpoint(endpoint.clone());
         let shared = endpoint.reads.iter().all(|name| is_shared(&catalog, name));
         asked = Asked::on(&endpoint.permission, "endpoint", &endpoint.path).shared(shared);
         decided = true;
@@ -215,7 +221,7 @@ fn admit(
     if refused.is_none() && need != Need::Nothing && need.action() != "ingest" {
         refused = call.charge(node, 1).err();
     }
-    Admitted { need, call, refused }
+    Admitted { need, found, call, refused }
 }
 
 /// Calls of strangers from one address are let in, and written down, up to a limit.

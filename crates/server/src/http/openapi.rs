@@ -163,6 +163,10 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         let foreign = ResponseBuilder::new().description("the caller is not of the tenant that is named");
         operation = operation.response("403", foreign);
     }
+    if matches!(endpoint.answers, Answers::Proof { .. }) {
+        let masked = ResponseBuilder::new().description("the events are masked for the caller");
+        operation = operation.response("403", masked);
+    }
     for (name, about, schema) in parameters_of(&endpoint.answers) {
         operation = operation.parameter(
             ParameterBuilder::new()
@@ -190,7 +194,7 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
 
 fn operation_id(method: &str, path: &str) -> String {
     let path = path.trim_start_matches('/').replace(['/', '-', '.'], "_").replace(['{', '}'], "");
-    if method.is_empty() { path } else { format!("{method}_{path}") }
+    if method.is_empty() { path } else { format!("{method}__{path}") }
 }
 
 fn text() -> RefOr<Schema> {
@@ -250,7 +254,15 @@ fn taking(intake: &Intake) -> OperationBuilder {
     let answer = |description: &str| ResponseBuilder::new().description(description);
     let body = RequestBodyBuilder::new()
         .description(Some(what))
-        .content("application/json", ContentBuilder::new().schema(Some(ObjectBuilder::new())).build());
+        .content("application/json", ContentBuilder::new().schema(Some(ObjectBuilder::new())).build())
+        .content(
+            "application/cloudevents+json",
+            ContentBuilder::new().schema(Some(ObjectBuilder::new())).build(),
+        );
+    let body = match intake.batch {
+        true => body.content("application/x-ndjson", ContentBuilder::new().schema(Some(text())).build()),
+        false => body,
+    };
     OperationBuilder::new()
         .operation_id(Some(operation_id("post", &intake.path)))
         .tag("declared")
@@ -258,7 +270,14 @@ fn taking(intake: &Intake) -> OperationBuilder {
         .description(Some(format!("```sql\n{}\n```", intake.text)))
         .request_body(Some(body.build()))
         .response("202", answer("accepted, or known already"))
+        .response("207", answer("some of several were refused"))
+        .response("400", answer("the body is not what it says"))
+        .response("409", answer("the id was used for something else"))
+        .response("413", answer("the body is too long"))
+        .response("415", answer("another media type is needed"))
         .response("422", answer("not what the stream declares"))
+        .response("429", answer("over the limit of the key"))
+        .response("503", answer("busy; Retry-After says when to send again"))
 }
 
 fn schema_of(data_type: &DataType) -> RefOr<Schema> {

@@ -2,6 +2,7 @@
 //! statements are replayed in the same order.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, anyhow};
@@ -118,6 +119,8 @@ impl Node {
             self.people.govern(policies);
         }
         *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+        // After it: what is read under a new number is read by new rules.
+        self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Brings the catalog to where the commands in the log leave it, then starts what it holds.

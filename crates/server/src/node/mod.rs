@@ -38,10 +38,12 @@ mod statement;
 mod system;
 mod tiered;
 mod trail;
+mod turns;
 mod views;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -75,8 +77,9 @@ pub use publish::{Destination, PublishOptions};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
 pub use remembered::Remembered;
 pub use secrets::{replace, replace_secret};
-pub use system::{EVENTS, partition as system_partition};
+pub use system::EVENTS;
 pub use trail::{Leaf, Trail};
+pub use turns::{Turn, Turns};
 
 /// How a node is run.
 #[derive(Debug, Clone)]
@@ -183,6 +186,12 @@ pub struct Node {
     pub sealer: Arc<EventSealer>,
     /// Answers that may be given again for a moment.
     pub remembered: remembered::Answers,
+    /// Counts what was put in force, so that no answer from before is given after it.
+    pub generation: AtomicU64,
+    /// Files that are streamed.
+    pub files: Turns,
+    /// Proofs of events, each of which reads all events of a commit.
+    pub proofs: Turns,
     /// Why the node must stop, when its keyed store has.
     pub failed: tokio::sync::watch::Sender<Option<String>>,
     queries: tokio::runtime::Handle,
@@ -270,6 +279,9 @@ impl Node {
             door: Door::open(log.clone(), sealer.clone(), &machine, DoorOptions::default())?,
             sealer,
             remembered: remembered::none(),
+            generation: AtomicU64::new(0),
+            files: Turns::new(16, 4),
+            proofs: Turns::new(2, 2),
             driver: Driver::new(log.clone(), for_views),
             write_back: Arc::new(WriteBack::new(store)),
             failed: tokio::sync::watch::Sender::new(None),

@@ -104,6 +104,18 @@ impl Node {
         entry
     }
 
+    /// Appends the entry of something that ends after its call was answered. Where entries are required it has not ended
+    /// before the entry is durable.
+    pub async fn write_end(&self, entry: Entry) -> Result<(), AppendError> {
+        match self.trail.write(entry).await {
+            Err(error) if !self.options.audit_required => {
+                tracing::error!(%error, "the end of a call is not in the audit trail");
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
     /// An act of the engine's own or of whoever runs the program.
     pub fn leaf(&self, principal: &Principal, action: &str, resource: impl Into<String>) -> Leaf {
         Leaf::new(self.entry(principal, action, resource), Arc::default())

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
-use datafusion::sql::sqlparser::ast::{Expr, Query, Value};
+use datafusion::sql::sqlparser::ast::{Expr, GroupByExpr, Query, SelectItem, SetExpr, TableFactor, Value};
 use highwater_event::{StreamName, columns};
 
 use super::Catalog;
@@ -23,7 +24,7 @@ pub struct Endpoint {
     /// The query.
     pub query: Box<Query>,
     /// Columns of its rows: name and type.
-    pub columns: Vec<(String, arrow::datatypes::DataType)>,
+    pub columns: Vec<(String, DataType)>,
     /// Names that the query reads.
     pub reads: BTreeSet<StreamName>,
     /// The statement.
@@ -49,7 +50,7 @@ pub struct Parameter {
     /// Its name.
     pub name: String,
     /// Its type.
-    pub data_type: arrow::datatypes::DataType,
+    pub data_type: DataType,
     /// It names a tenant, which must be one that the caller is of.
     pub tenant: bool,
     /// The value when it is not given; without one it is required.
@@ -87,16 +88,34 @@ pub(super) fn fitted<'a>(template: &'a str, path: &'a str) -> Option<InPath<'a>>
     given.next().is_none().then_some(values)
 }
 
+impl Endpoint {
+    /// Values of the parameters in a path that it is found at, as they were sent.
+    pub fn in_path<'a>(&'a self, path: &'a str) -> Option<InPath<'a>> {
+        fitted(&self.path, path)
+    }
+}
+
 impl Catalog {
     /// An endpoint's query must answer what its answers are made of.
     pub(super) fn check_answers(
         &self,
         answers: &Answers,
-        answered: &[(String, arrow::datatypes::DataType)],
+        query: &Query,
+        answered: &[(String, DataType)],
     ) -> Result<(), SqlError> {
-        let needed: &[&str] = match answers {
+        let time = [(columns::EVENT_TIME, columns::timestamp_type())];
+        let place = [(columns::PARTITION, DataType::Int32), (columns::OFFSET, DataType::Int64)];
+        let (what, needed) = match answers {
             Answers::Rows | Answers::Object | Answers::File => return Ok(()),
-            Answers::Page { .. } => &[columns::EVENT_TIME, columns::PARTITION, columns::OFFSET],
+            Answers::Page { .. } => {
+                if !is_of_one_stream(query) {
+                    return Err(SqlError::unsupported(
+                        "a page is of the rows of one stream, each once: it has no JOIN, UNION, GROUP BY, DISTINCT or WITH",
+                    )
+                    .hint("derive a stream with what it needs, and read that; lookup(…) reads reference tables"));
+                }
+                ("PAGE", [&time[..], &place[..]].concat())
+            }
             Answers::Proof { stream } => {
                 let entry = self.streams.get(stream).ok_or_else(|| self.no_stream(stream))?;
                 if !entry.schema.options.proof {
@@ -106,20 +125,39 @@ impl Catalog {
                     )
                     .hint("declare the stream WITH (proof = true)"));
                 }
-                &[columns::PARTITION, columns::OFFSET]
+                ("PROOF", place.to_vec())
             }
         };
-        let has = |needed: &&str| answered.iter().any(|(name, _)| name == needed);
+        let has = |(name, data_type): &(&str, DataType)| {
+            answered.iter().any(|(found, of)| found == name && of == data_type)
+        };
         match needed.iter().find(|needed| !has(needed)) {
             None => Ok(()),
-            Some(missing) => {
-                let what = if matches!(answers, Answers::Page { .. }) { "PAGE" } else { "PROOF" };
-                let detail = format!("the query of a {what} must answer the column {missing}");
+            Some((missing, _)) => {
+                let detail =
+                    format!("the query of a {what} must answer the column {missing} as it is in the stream");
+                let names: Vec<&str> = needed.iter().map(|(name, _)| *name).collect();
                 Err(SqlError::new("invalid_schema", detail)
-                    .hint(format!("select {} of the stream, too; they are not shown", needed.join(", "))))
+                    .hint(format!("select {} of the stream, too; they are not shown", names.join(", "))))
             }
         }
     }
+}
+
+/// Whether a query answers rows of one stream, each once, with the engine's own columns as they are.
+fn is_of_one_stream(query: &Query) -> bool {
+    let SetExpr::Select(select) = &*query.body else { return false };
+    let groups = match &select.group_by {
+        GroupByExpr::Expressions(expressions, modifiers) => !expressions.is_empty() || !modifiers.is_empty(),
+        GroupByExpr::All(_) => true,
+    };
+    let plain = matches!(select.from.as_slice(), [from] if from.joins.is_empty() && matches!(from.relation, TableFactor::Table { args: None, .. }));
+    // Nothing else may stand there under the name of a place.
+    let own = select.projection.iter().all(|item| match item {
+        SelectItem::ExprWithAlias { alias, .. } => !alias.value.starts_with('_'),
+        _ => true,
+    });
+    query.with.is_none() && plain && own && !groups && select.distinct.is_none() && select.having.is_none()
 }
 
 pub(super) fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {

@@ -346,7 +346,7 @@ impl Catalog {
                 }
                 let parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?;
                 let columns = adhoc::check_endpoint(engine, self, &parameters, &query).await?;
-                self.check_answers(&answers, &columns)?;
+                self.check_answers(&answers, &query, &columns)?;
                 let mut reads = names_read(&query);
                 reads.extend(answers.stream().cloned());
                 let endpoint =
@@ -422,16 +422,14 @@ impl Catalog {
         }
         let names: BTreeSet<StreamName> = members.iter().filter_map(Planned::name).collect();
         for endpoint in self.endpoints.values().filter(|endpoint| !endpoint.reads.is_disjoint(&names)) {
-            adhoc::check_endpoint(engine, &next, &endpoint.parameters, &endpoint.query).await.map_err(
-                |error| SqlError {
-                    message: format!(
-                        "the endpoint {} would not work any more: {}",
-                        endpoint.path, error.message
-                    ),
-                    at: None,
-                    ..error
-                },
-            )?;
+            let broken = |error: SqlError| SqlError {
+                message: format!("the endpoint {} would not work any more: {}", endpoint.path, error.message),
+                at: None,
+                ..error
+            };
+            let (parameters, query) = (&endpoint.parameters, &endpoint.query);
+            let columns = adhoc::check_endpoint(engine, &next, parameters, query).await.map_err(broken)?;
+            next.check_answers(&endpoint.answers, query, &columns).map_err(broken)?;
         }
         Ok(Building { root, members })
     }

@@ -9,7 +9,7 @@ use datafusion::common::{Result, internal_err, plan_err};
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
 };
-use highwater_event::json::JSON_MARK;
+use highwater_event::json::{JSON_MARK, compact};
 use serde::de::IgnoredAny;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -45,12 +45,12 @@ impl ScalarUDFImpl for Json {
         Ok(Arc::new(marked.with_metadata([(JSON_MARK.to_owned(), "1".to_owned())].into())))
     }
 
-    /// What is not JSON is null: an answer must stay readable whatever a text holds.
+    /// What is not JSON is null: an answer must stay readable whatever a text holds, and on one line where lines count.
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let texts = cast(&arguments.args[0].to_array(arguments.number_rows)?, &DataType::Utf8)?;
         let is_value = |text: &&str| serde_json::from_str::<IgnoredAny>(text).is_ok();
         let checked: StringArray =
-            texts.as_string::<i32>().iter().map(|text| text.filter(is_value)).collect();
+            texts.as_string::<i32>().iter().map(|text| text.filter(is_value).map(compact)).collect();
         Ok(ColumnarValue::Array(Arc::new(checked)))
     }
 }

@@ -1,7 +1,8 @@
 //! MATCHES: whether a text has the words of a search.
 //!
 //! Words are runs of letters and digits, whatever their case. A search has words, all of which must be there;
-//! `"several words"` must follow each other, `pre*` begins a word, and `-word` must not be there.
+//! `"several words"` must follow each other, `pre*` begins a word, and `-word` must not be there. Of what `json(…)` answers the
+//! words are those of its names and values, whatever is escaped in it.
 
 use std::sync::Arc;
 
@@ -10,6 +11,8 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
+use highwater_event::json::is_json;
+use serde_json::Value;
 
 /// Words of one search at most.
 const MOST_WORDS: usize = 64;
@@ -51,6 +54,7 @@ impl ScalarUDFImpl for Matches {
         let texts = cast(&arguments.args[0].to_array(rows)?, &DataType::Utf8)?;
         let searches = cast(&arguments.args[1].to_array(rows)?, &DataType::Utf8)?;
         let (texts, searches) = (texts.as_string::<i32>(), searches.as_string::<i32>());
+        let of_json = is_json(&arguments.arg_fields[0]);
         let mut words = Words::default();
         let mut found = Vec::with_capacity(rows);
         for row in 0..rows {
@@ -63,7 +67,10 @@ impl ScalarUDFImpl for Matches {
                 Some((text, search)) if text == asked => search,
                 other => &mut other.insert((asked.to_owned(), Search::read(asked)?)).1,
             };
-            words.read(texts.value(row));
+            match of_json {
+                true => words.read_json(texts.value(row)),
+                false => words.read(texts.value(row)),
+            }
             found.push(Some(search.finds(&words)));
         }
         Ok(ColumnarValue::Array(Arc::new(BooleanArray::from(found))))
@@ -101,9 +108,33 @@ impl Words {
         self.places.extend(start.map(|from| (from, self.text.len())));
     }
 
+    /// The words of names and values. Most texts have no escapes, and are read as they are.
+    fn read_json(&mut self, text: &str) {
+        let value = text.contains('\\').then(|| serde_json::from_str::<Value>(text).ok()).flatten();
+        let Some(value) = value else { return self.read(text) };
+        let mut plain = String::with_capacity(text.len());
+        gather(&value, &mut plain);
+        self.read(&plain);
+    }
+
     fn get(&self, at: usize) -> Option<&str> {
         self.places.get(at).map(|(from, to)| &self.text[*from..*to])
     }
+}
+
+/// Names and values of JSON, apart from each other.
+fn gather(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(members) => members.iter().for_each(|(name, value)| {
+            out.push_str(name);
+            out.push(' ');
+            gather(value, out);
+        }),
+        Value::Array(elements) => elements.iter().for_each(|element| gather(element, out)),
+        Value::String(text) => out.push_str(text),
+        other => out.push_str(&other.to_string()),
+    }
+    out.push(' ');
 }
 
 /// Words that follow each other.
@@ -172,6 +203,16 @@ mod tests {
         let mut words = Words::default();
         words.read(text);
         Search::read(search).unwrap().finds(&words)
+    }
+
+    #[test]
+    fn what_is_escaped_in_json_is_found() {
+        let mut words = Words::default();
+        words.read_json(r#"{"city":"Stra\u00dfe","note":"first line\nrefund","n":[1.5,true]}"#);
+        for found in ["straße", "refund", "\"line refund\"", "city", "1.5", "true"] {
+            assert!(Search::read(found).unwrap().finds(&words), "{found}");
+        }
+        assert!(!Search::read("nrefund").unwrap().finds(&words));
     }
 
     #[test]

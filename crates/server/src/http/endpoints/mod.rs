@@ -18,7 +18,7 @@ use highwater_event::json::rows_as_json;
 use highwater_event::name::nearest;
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::{QueryResult, endpoint_values, run_endpoint};
-use highwater_sql::catalog::{Endpoint, InPath};
+use highwater_sql::catalog::{Endpoint, InPath, Intake};
 use highwater_sql::dialect::{Answers, Asker, FILE_PARAMETERS, PAGE_PARAMETERS};
 use percent_encoding::percent_decode_str;
 
@@ -42,18 +42,28 @@ pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Pr
     Ok(parameters)
 }
 
+/// What was found at a path when the policy decided: nothing else is answered, whatever is declared meanwhile.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// Neither of these.
+    Nothing,
+    /// A query.
+    Endpoint(Arc<Endpoint>),
+    /// A way in for events.
+    Intake(Arc<Intake>),
+}
+
 /// Answers a declared endpoint, or says that there is no such path.
 pub async fn declared(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,
+    Extension(found): Extension<Found>,
     Query(given): Query<Vec<(String, String)>>,
     headers: HeaderMap,
     request: Request,
 ) -> Answer {
     let path = request.uri().path();
-    let catalog = node.catalog();
-    let (found, intake) = (catalog.endpoint(path), catalog.intakes.get(path));
-    if let Some(intake) = intake.filter(|_| request.method() == Method::POST) {
+    if let Found::Intake(intake) = &found {
         let stream = events::find(&node, intake.stream.as_str())?;
         return if intake.batch {
             events::take_several(&node, &call, stream, &headers, request).await
@@ -62,9 +72,10 @@ pub async fn declared(
         };
     }
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
-    let is_read = found.is_some();
-    let Some((endpoint, in_path)) = found.filter(|_| reads) else {
-        return Err(match (is_read, intake.is_some()) {
+    let endpoint = if let Found::Endpoint(endpoint) = found { Some(endpoint) } else { None };
+    let is_read = endpoint.is_some();
+    let Some(endpoint) = endpoint.filter(|_| reads) else {
+        return Err(match (is_read, node.catalog().intakes.contains_key(path)) {
             (false, false) => Problem::not_found("path_not_found", format!("there is nothing at {path}"))
                 .hint("GET /docs lists the calls"),
             (true, false) => wrong_method("this endpoint is read with GET", "GET, HEAD"),
@@ -74,7 +85,7 @@ pub async fn declared(
             }
         });
     };
-    let endpoint = endpoint.clone();
+    let in_path = endpoint.in_path(path).unwrap_or_default();
     let asked = Asked::read(&endpoint, once(given)?, in_path)?;
     let values = endpoint_values(&node.engine, &endpoint, &asked.given).await?;
     of_own_tenant(&call, &endpoint, &values)?;

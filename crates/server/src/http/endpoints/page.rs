@@ -1,6 +1,7 @@
 //! Endpoints that answer pages: some rows at a time, how many there are, and a cursor that leads to the next ones.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base64::Engine;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::{Asked, Question, shown};
 use crate::http::problem::{Answer, Problem};
 use crate::http::sql::{rows, typed};
-use crate::node::{QUERY_LIMITS, Remembered, system_partition};
+use crate::node::{QUERY_LIMITS, Remembered};
 
 /// Rows of a page when nothing is said.
 const USUAL: usize = 50;
@@ -150,14 +151,14 @@ fn mark(question: &Question, asked: &Asked) -> Vec<u8> {
     digest.0[..MARK_BYTES].to_vec()
 }
 
-/// What an answer depends on beside the rows: the question and the page, who asks with which permissions, and
-/// every decision of the node's until now. Whatever changes what somebody may see is another key.
+/// What an answer depends on beside the rows: the question and the page, who asks with which permissions, and what
+/// is in force. Whatever changes what somebody may see is another key.
 fn key(question: &Question, mark: &[u8], page: Page) -> String {
     let (node, identity) = (&question.node, &question.call.identity);
-    let decisions = node.log().end(&system_partition());
+    let in_force = node.generation.load(Ordering::SeqCst);
     let values = &question.values;
     format!(
-        "{}\n{identity:?}\n{decisions}\n{page:?}\n{}\n{values:?}",
+        "{}\n{identity:?}\n{in_force}\n{page:?}\n{}\n{values:?}",
         question.endpoint.path,
         hexadecimal::show(mark)
     )

@@ -22,6 +22,8 @@ use crate::node::{FORBIDDEN, Fixed, Node, QUERY_LIMITS};
 
 /// The events of one commit are read together.
 const SEALED: Limits = Limits { rows: 1 << 20, bytes: 1 << 30, ..QUERY_LIMITS };
+/// How long somebody waits for a turn.
+const WAIT: Duration = Duration::from_secs(10);
 /// How often the tree is asked for an entry that it is about to hold.
 const PATIENCE: (usize, Duration) = (40, Duration::from_millis(50));
 
@@ -43,21 +45,55 @@ pub async fn answer(question: &Question, stream: &StreamName, path: &str) -> Ans
     call.saw("partition", partition);
     call.saw("offset", offset);
 
+    let turn = node.proofs.take(&call.principal().name, WAIT).await.ok_or_else(|| {
+        let detail = "too many proofs are being put together at the moment; try again";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
+    })?;
     let at =
         vec![("at".to_owned(), ScalarValue::TimestampMicrosecond(Some(recorded_at), Some("UTC".into())))];
     let of_commit = format!("{} = $at", columns::RECORDED_AT);
     let sealed = rows(node, stream, &of_commit, at.clone(), Lens::default()).await?;
-    let (entry, seal) = seal(node, stream, &of_commit, at).await?;
-    let proof = included(node, entry).await?;
-    let sealer = node.sealer.clone();
-    let text = node.machine.scheduler.work(move || {
-        let before = before(&sealed.batches, partition, offset);
-        let sealed = sealer.sealed(&sealed.batches, before)?;
-        EventProof::new(sealed, &seal, proof)?.text()
-    });
-    let text = text.await.map_err(Problem::internal)??;
-    call.saw_rows(node, 1, text.as_bytes());
-    Ok(typed("text/plain; charset=utf-8", text))
+    let mut failed = not_sealed();
+    for (entry, seal) in seals(node, stream, &of_commit, at).await? {
+        if is_past_retention(node, stream, recorded_at) && seal_says_more(&seal, sealed.row_count()) {
+            let detail = "events that were sealed with this one are past their retention, and a proof needs all of them";
+            return Err(Problem::not_found("not_proven", detail));
+        }
+        let proof = included(node, entry).await?;
+        let (sealer, batches) = (node.sealer.clone(), sealed.batches.clone());
+        let text = node.machine.scheduler.work(move || {
+            let way = sealer.sealed(&seal.salt, &batches, before(&batches, partition, offset))?;
+            EventProof::new(way, &seal, proof)?.text()
+        });
+        match text.await.map_err(Problem::internal)? {
+            Ok(text) => {
+                call.saw_rows(node, 1, text.as_bytes());
+                drop(turn);
+                return Ok(typed("text/plain; charset=utf-8", text));
+            }
+            Err(error) => failed = error.into(),
+        }
+    }
+    Err(failed)
+}
+
+fn not_sealed() -> Problem {
+    let detail = "the entry of the audit trail that seals this event is past its retention";
+    Problem::not_found("not_proven", detail)
+}
+
+/// Whether some events of a commit may be gone, because their files were old enough, while others are still there.
+fn is_past_retention(node: &Node, stream: &StreamName, recorded_at: i64) -> bool {
+    let catalog = node.catalog();
+    let retention = catalog.streams.get(stream).and_then(|entry| entry.schema.options.retention);
+    retention.is_some_and(|retention| recorded_at <= node.machine.clock.now_micros() - retention)
+}
+
+/// Whether a seal speaks of more events than there are.
+fn seal_says_more(seal: &Record, there: usize) -> bool {
+    let says = serde_json::from_str::<serde_json::Value>(&seal.json).ok();
+    let seen = says.and_then(|says| serde_json::from_str::<serde_json::Value>(says["seen"].as_str()?).ok());
+    seen.and_then(|seen| seen["events"].as_u64()).is_some_and(|events| events > there as u64)
 }
 
 /// Rows of a stream, in the order of partition and offset.
@@ -80,25 +116,23 @@ async fn rows(
     Ok(node.ask(async move { adhoc::query(&asked.engine, fixed, &sql, values, SEALED).await }).await?)
 }
 
-/// The entry of the trail that seals the events of a commit, and its place.
-async fn seal(
+/// The entries of the trail that seal events of a stream in a commit, with their places: one, but for a stream that was
+/// made anew under its name meanwhile.
+async fn seals(
     node: &Arc<Node>,
     stream: &StreamName,
     of_commit: &str,
     mut values: Vec<(String, ScalarValue)>,
-) -> Result<(u64, Record), Problem> {
+) -> Result<Vec<(u64, Record)>, Problem> {
     values.push(("resource".into(), ScalarValue::Utf8(Some(format!("stream:{}", stream.public())))));
     let condition = format!("{of_commit} AND action = '{SEAL}' AND resource = $resource");
     let found = rows(node, &StreamName::system(AUDIT), &condition, values, Lens::default()).await?;
-    let entry = number(&found, columns::OFFSET).and_then(|entry| u64::try_from(entry).ok());
-    let batch = found.batches.iter().find(|batch| batch.num_rows() > 0);
-    let record = batch.map(leaf::records).transpose()?.and_then(|records| records.into_iter().next());
-    entry.zip(record).ok_or_else(|| {
-        Problem::not_found(
-            "not_proven",
-            "the entry of the audit trail that seals this event is past its retention",
-        )
-    })
+    let mut seals = Vec::new();
+    for batch in &found.batches {
+        let entries = batch[columns::OFFSET].as_primitive::<Int64Type>().values();
+        seals.extend(entries.iter().map(|entry| entry.unsigned_abs()).zip(leaf::records(batch)?));
+    }
+    Ok(seals)
 }
 
 /// The proof of an entry, which may take a moment to come into the tree.
@@ -108,6 +142,11 @@ async fn included(node: &Arc<Node>, entry: u64) -> Result<Proof, Problem> {
         let tree = node.tree.clone();
         match node.machine.scheduler.work(move || tree.proof(entry)).await.map_err(Problem::internal)? {
             Err(AuditError::Missing(_)) if attempts > 0 => attempts -= 1,
+            Err(AuditError::Missing(_)) => {
+                let detail =
+                    "the tree has not come to the entry that seals this event; try again in a moment";
+                return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_in_the_tree", detail));
+            }
             outcome => return Ok(outcome?),
         }
         node.machine.scheduler.sleep(pause).await;
