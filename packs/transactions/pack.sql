@@ -117,3 +117,11 @@ FROM product_purchase_counts ORDER BY purchase_count DESC, product_id LIMIT $x;
 CREATE ENDPOINT '/api/metrics/last-5-min/' REQUIRES view_metrics AS
 SELECT transaction_type, money(total_amount_5min) AS total_amount_5min, window_start AS window_start_time
 FROM "total_par_type_5min_sliding$newest" ORDER BY transaction_type;
+
+-- Old events again: the first one of a transaction at once, or all of them as a job. Each gets the time of now and a link
+-- to its original; a second job adds nothing twice.
+CREATE ENDPOINT POST '/api/data/repush-transaction/' (transaction_id TEXT) REQUIRES repush_transaction
+REPLAYS transaction_log WHERE transaction_id = $transaction_id SET ("re-pushed_from_api" = true);
+
+CREATE ENDPOINT POST '/api/data/repush-all/' REQUIRES repush_all_transactions
+REPLAYS transaction_log SET ("re-pushed_from_api" = true) AS JOB;

@@ -2,6 +2,7 @@
 
 mod bare;
 mod bench_http;
+mod bench_pages;
 mod bench_start;
 mod bench_visible;
 mod node;
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Measure durable ingest over HTTP against a node that this starts.
     BenchHttp(bench_http::Arguments),
+    /// Measure pages of the audit-event service over a million events of many tenants.
+    BenchPages(bench_pages::Arguments),
     /// Measure how long a node takes to start on data that is there, and what it takes while idle.
     BenchStart(bench_start::Arguments),
     /// Measure the time from an ack until the event is in a table and in the lake, at half load with ten views.
@@ -36,6 +39,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::BenchHttp(arguments) => bench_http::run(&arguments),
+        Command::BenchPages(arguments) => bench_pages::run(&arguments),
         Command::BenchStart(arguments) => bench_start::run(&arguments),
         Command::BenchVisible(arguments) => bench_visible::run(&arguments),
         Command::Serve(arguments) => bare::run(&arguments),

@@ -119,7 +119,7 @@ fn time_of_day(number: u64) -> String {
 }
 
 /// Numbers that look random, always the same ones.
-fn splitmix(number: u64) -> u64 {
+pub fn splitmix(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -434,7 +434,8 @@ mod tests {
         let sealer = EventSealer::new(&[7; 32]);
         let twice =
             arrow::compute::concat_batches(&events(0, 1).schema(), &[events(0, 1), events(0, 1)]).unwrap();
-        let salts = |seal| [0, 1].map(|at| sealer.sealed(&seal, &[twice.clone()], at).unwrap().salt);
+        let salts =
+            |seal| [0, 1].map(|at| sealer.sealed(&seal, std::slice::from_ref(&twice), at).unwrap().salt);
         let [one, two] = salts(SEAL_SALT);
         let [three, _] = salts([8; SALT_BYTES]);
         assert!(one != two && one != three && two != three);

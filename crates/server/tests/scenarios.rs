@@ -238,3 +238,8 @@ fn audit_events() {
 fn jobs() {
     play(include_str!("scenarios/jobs.scenario"));
 }
+
+#[test]
+fn repush() {
+    play(include_str!("scenarios/repush.scenario"));
+}

@@ -20,6 +20,7 @@ use futures::FutureExt;
 use highwater_auth::{Asked, Identity, Window};
 use highwater_event::identity::{ANONYMOUS, HOME};
 use highwater_event::{Randomness, StreamName, SystemRandomness};
+use highwater_sql::catalog::Taking;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -162,7 +163,7 @@ fn admit(
     let mut need = routes::need(needs, template, method).unwrap_or(Need::Known("call"));
     let catalog = node.catalog();
     let intake = catalog.intakes.get(path).filter(|_| template.is_none() && method == Method::POST);
-    if intake.is_some() {
+    if intake.is_some_and(|intake| !matches!(intake.taking, Taking::Again(_))) {
         // Its events are read, and paid for, as those of every call that brings some.
         need = Need::Known("ingest");
     }
@@ -198,7 +199,11 @@ fn admit(
     let mut decided = matches!(need, Need::Node(_) | Need::Stream(..) | Need::Named(..));
     let mut found = Found::Nothing;
     if let Some(intake) = intake {
-        asked = Asked::on("ingest", "stream", intake.stream.as_str());
+        asked = match &intake.taking {
+            Taking::One | Taking::Several => Asked::on("ingest", "stream", intake.stream.as_str()),
+            Taking::Again(replays) => Asked::on(&replays.permission, "endpoint", &intake.path)
+                .shared(is_shared(&catalog, &intake.stream)),
+        };
         found = Found::Intake(intake.clone());
         decided = true;
     } else if template.is_none()

@@ -6,7 +6,7 @@ use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::State;
 use highwater_sql::Endpoint;
-use highwater_sql::catalog::Intake;
+use highwater_sql::catalog::{Intake, Taking};
 use highwater_sql::dialect::{Answers, path_parameters};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
@@ -250,7 +250,12 @@ fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Sc
 
 /// A path that events come in at.
 fn taking(intake: &Intake) -> OperationBuilder {
-    let what = if intake.batch { "several events: {events: […]} or NDJSON" } else { "one event" };
+    let what = match &intake.taking {
+        Taking::One => "one event",
+        Taking::Several => "several events: {events: […]} or NDJSON",
+        Taking::Again(replays) if replays.job => "old events again, as a job",
+        Taking::Again(_) => "an old event again",
+    };
     let answer = |description: &str| ResponseBuilder::new().description(description);
     let body = RequestBodyBuilder::new()
         .description(Some(what))
@@ -259,9 +264,11 @@ fn taking(intake: &Intake) -> OperationBuilder {
             "application/cloudevents+json",
             ContentBuilder::new().schema(Some(ObjectBuilder::new())).build(),
         );
-    let body = match intake.batch {
-        true => body.content("application/x-ndjson", ContentBuilder::new().schema(Some(text())).build()),
-        false => body,
+    let body = match intake.taking {
+        Taking::Several => {
+            body.content("application/x-ndjson", ContentBuilder::new().schema(Some(text())).build())
+        }
+        Taking::One | Taking::Again(_) => body,
     };
     OperationBuilder::new()
         .operation_id(Some(operation_id("post", &intake.path)))

@@ -149,7 +149,7 @@ pub async fn endpoints(State(node): State<Arc<Node>>) -> Json<Value> {
             json!({"path": format!("{}/", endpoint.path), "method": "GET", "requires": endpoint.permission, "parameters": parameters, "sql": endpoint.text})
         })
         .chain(catalog.intakes.values().map(|intake| {
-            json!({"path": format!("{}/", intake.path), "method": "POST", "requires": "ingest", "into": intake.stream.public(), "sql": intake.text})
+            json!({"path": format!("{}/", intake.path), "method": "POST", "requires": intake.requires(), "into": intake.stream.public(), "sql": intake.text})
         }))
         .collect();
     Json(json!({"endpoints": endpoints}))

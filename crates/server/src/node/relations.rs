@@ -179,8 +179,12 @@ impl Node {
             if governs {
                 self.authorize(identity, Asked::node("manage_permissions"))?;
             }
-            let derives =
-                !matches!(statement, Statement::CreateRule { .. } | Statement::CreateEndpoint { .. });
+            let derives = !matches!(
+                statement,
+                Statement::CreateRule { .. }
+                    | Statement::CreateEndpoint { .. }
+                    | Statement::CreateIntake { .. }
+            );
             for name in highwater_sql::catalog::read_by(statement) {
                 let kind = if catalog.streams.contains_key(&name) { "stream" } else { "table" };
                 let asked = Asked::on("read", kind, name.as_str()).shared(is_shared(&catalog, &name));

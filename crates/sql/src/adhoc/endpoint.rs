@@ -64,14 +64,14 @@ fn sample(parameter: &Parameter) -> Result<ScalarValue, SqlError> {
     }
 }
 
-/// The values of an endpoint's parameters from what a caller gave.
+/// The values of parameters from what a caller gave.
 pub async fn endpoint_values(
     engine: &Engine,
-    endpoint: &Endpoint,
+    parameters: &[Parameter],
     given: &HashMap<String, String>,
 ) -> Result<Vec<(String, ScalarValue)>, SqlError> {
     let mut values = Vec::new();
-    for parameter in &endpoint.parameters {
+    for parameter in parameters {
         let Parameter { name, data_type, default, check, .. } = parameter;
         let invalid = |detail: String| SqlError::new("invalid_parameter", detail);
         let value = match (given.get(name), default) {

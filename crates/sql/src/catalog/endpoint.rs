@@ -1,6 +1,6 @@
 //! Endpoints: queries that are published as REST resources, and the paths that they are found at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
@@ -8,7 +8,9 @@ use datafusion::sql::sqlparser::ast::{Expr, GroupByExpr, Query, SelectItem, SetE
 use highwater_event::{StreamName, columns};
 
 use super::Catalog;
-use crate::dialect::{Answers, EndpointParameter, SqlError};
+use crate::adhoc;
+use crate::dialect::{Again, Answers, EndpointParameter, SqlError, Takes, parse_query, quoted};
+use crate::session::Engine;
 
 /// A query published as a REST resource.
 #[derive(Debug)]
@@ -38,10 +40,46 @@ pub struct Intake {
     pub path: String,
     /// The stream that they go to.
     pub stream: StreamName,
-    /// It takes several at a time.
-    pub batch: bool,
+    /// Which events.
+    pub taking: Taking,
     /// The statement.
     pub text: String,
+}
+
+/// Which events a path takes in.
+#[derive(Debug)]
+pub enum Taking {
+    /// The one in the body.
+    One,
+    /// Those in the body.
+    Several,
+    /// Old ones of the stream, which happen again now.
+    Again(Replays),
+}
+
+/// Old events that happen again.
+#[derive(Debug)]
+pub struct Replays {
+    /// Members of the body, with checked defaults.
+    pub parameters: Vec<Parameter>,
+    /// The permission that a caller needs.
+    pub permission: String,
+    /// Which events, as SQL with parameters `$name`.
+    pub condition: Option<String>,
+    /// What is said of them beside what they say.
+    pub set: BTreeMap<String, serde_json::Value>,
+    /// All that fit, as a job, instead of the first one.
+    pub job: bool,
+}
+
+impl Intake {
+    /// The permission that a caller needs, as lists show it.
+    pub fn requires(&self) -> &str {
+        match &self.taking {
+            Taking::One | Taking::Several => "ingest",
+            Taking::Again(replays) => &replays.permission,
+        }
+    }
 }
 
 /// A parameter of an endpoint.
@@ -96,6 +134,45 @@ impl Endpoint {
 }
 
 impl Catalog {
+    /// Plans a path that events come in at.
+    pub(super) async fn plan_intake(
+        &self,
+        engine: &Engine,
+        (path, stream): (String, StreamName),
+        takes: Takes,
+        text: String,
+    ) -> Result<Intake, SqlError> {
+        let entry = self.streams.get(&stream).ok_or_else(|| self.no_stream(&stream))?;
+        if !entry.schema.raw {
+            return Err(SqlError::new(
+                "stream_is_derived",
+                format!("stream \"{stream}\" is written by the engine; events can't be sent to it"),
+            ));
+        }
+        let taking = match takes {
+            Takes::One => Taking::One,
+            Takes::Several => Taking::Several,
+            Takes::Again(again) => {
+                let Again { parameters, permission, condition, set, job } = *again;
+                let options = &entry.schema.options;
+                let dated = options.event_time.as_ref().is_some_and(|time| options.event_id.contains(time));
+                if !dated && !options.event_id.is_empty() {
+                    return Err(SqlError::unsupported(format!(
+                        "events of \"{stream}\" that happen again would be taken for the ones that they were: their id holds no time"
+                    ))
+                    .hint("name the event time among the columns of event_id"));
+                }
+                let parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?;
+                let condition = condition.map(|condition| condition.to_string());
+                let clause = condition.as_ref().map(|it| format!(" WHERE {it}")).unwrap_or_default();
+                let question = format!("SELECT {} FROM {}{clause}", columns::OFFSET, quoted(stream.as_str()));
+                adhoc::check_endpoint(engine, self, &parameters, &*parse_query(&question)?).await?;
+                Taking::Again(Replays { parameters, permission, condition, set, job })
+            }
+        };
+        Ok(Intake { path, stream, taking, text })
+    }
+
     /// An endpoint's query must answer what its answers are made of.
     pub(super) fn check_answers(
         &self,

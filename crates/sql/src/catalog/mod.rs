@@ -20,14 +20,16 @@ use highwater_event::{StreamName, StreamSchema};
 
 use self::endpoint::{fitted, parameter, same_places};
 use crate::adhoc;
-use crate::dialect::{Alteration, Declared, Kind, RuleEntry, Schedule, SqlError, Statement, parse_script};
+use crate::dialect::{
+    Alteration, Declared, Kind, RuleEntry, Schedule, SqlError, Statement, Takes, parse_script,
+};
 use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
 use crate::session::Engine;
 use crate::stream::{JoinProgram, Step, TableProgram, Transform};
 
-pub use self::endpoint::{Endpoint, InPath, Intake, Parameter};
+pub use self::endpoint::{Endpoint, InPath, Intake, Parameter, Replays, Taking};
 
 /// A declared or built-in stream.
 #[derive(Debug)]
@@ -353,15 +355,8 @@ impl Catalog {
                     Endpoint { path, parameters, permission, answers, query, columns, reads, text };
                 Planned::Endpoint(Arc::new(endpoint))
             }
-            Statement::CreateIntake { path, stream, batch } => {
-                let entry = self.streams.get(&stream).ok_or_else(|| self.no_stream(&stream))?;
-                if !entry.schema.raw {
-                    return Err(SqlError::new(
-                        "stream_is_derived",
-                        format!("stream \"{stream}\" is written by the engine; events can't be sent to it"),
-                    ));
-                }
-                Planned::Intake(Arc::new(Intake { path, stream, batch, text }))
+            Statement::CreateIntake { path, stream, takes } => {
+                Planned::Intake(Arc::new(self.plan_intake(engine, (path, stream), takes, text).await?))
             }
             Statement::CreateSchedule { name, schedule } => {
                 Planned::Schedule(Arc::new(ScheduleEntry { name, schedule: *schedule, text }))
@@ -892,6 +887,7 @@ pub fn read_by(statement: &Statement) -> BTreeSet<StreamName> {
             names
         }
         Statement::CreateRule { relation, .. } => relation.iter().cloned().collect(),
+        Statement::CreateIntake { stream, takes: Takes::Again(_), .. } => BTreeSet::from([stream.clone()]),
         _ => BTreeSet::new(),
     }
 }

@@ -1,5 +1,7 @@
 //! CREATE ENDPOINT: queries that are published as REST resources, and paths that events come in at.
 
+use std::collections::BTreeMap;
+
 use arrow::datatypes::DataType;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
@@ -7,7 +9,8 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 use super::clauses::Emit;
 use super::error::SqlError;
 use super::parser::Words;
-use super::statement::{Answers, EndpointParameter, Statement};
+use super::schedule::constant;
+use super::statement::{Again, Answers, EndpointParameter, Statement, Takes};
 use super::types::arrow_type;
 
 /// Parameters that every page has.
@@ -47,19 +50,8 @@ impl Words {
         }
         let token = self.parser.peek_token();
         let path = self.path()?;
-        let mut parameters = Vec::new();
-        if self.parser.consume_token(&Token::LParen) && !self.parser.consume_token(&Token::RParen) {
-            loop {
-                parameters.push(self.endpoint_parameter()?);
-                if !self.parser.consume_token(&Token::Comma) {
-                    break;
-                }
-            }
-            self.symbol(&Token::RParen)?;
-        }
-        self.expect("REQUIRES")
-            .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
-        let permission = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        let parameters = self.endpoint_parameters()?;
+        let permission = self.permission()?;
         let answers = if self.take("RETURNS") { self.answers()? } else { Answers::Rows };
         self.expect("AS")?;
         let clauses = self.query(tokens)?;
@@ -128,7 +120,29 @@ impl Words {
         Ok(Answers::Page { member, cached })
     }
 
-    /// `'path' INTO stream [AS BATCH]`, after POST.
+    /// `(name type, …)`, if it comes next.
+    fn endpoint_parameters(&mut self) -> Result<Vec<EndpointParameter>, SqlError> {
+        let mut parameters = Vec::new();
+        if self.parser.consume_token(&Token::LParen) && !self.parser.consume_token(&Token::RParen) {
+            loop {
+                parameters.push(self.endpoint_parameter()?);
+                if !self.parser.consume_token(&Token::Comma) {
+                    break;
+                }
+            }
+            self.symbol(&Token::RParen)?;
+        }
+        Ok(parameters)
+    }
+
+    /// `REQUIRES permission`.
+    fn permission(&mut self) -> Result<String, SqlError> {
+        self.expect("REQUIRES")
+            .map_err(|error| error.hint("every endpoint names the permission that its callers need"))?;
+        Ok(self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase())
+    }
+
+    /// `'path' INTO stream [AS BATCH]` or `'path' (parameters) REQUIRES permission REPLAYS stream …`, after POST.
     fn create_intake(&mut self) -> Result<Statement, SqlError> {
         let token = self.parser.peek_token();
         let path = self.path()?;
@@ -136,14 +150,58 @@ impl Words {
             return Err(SqlError::new("invalid_path", "a path that events come in at has no parameters")
                 .at(token.span));
         }
-        self.expect("INTO")?;
+        if self.take("INTO") {
+            let stream = self.name()?;
+            let batch = self.take("AS");
+            if batch {
+                self.expect("BATCH")?;
+            }
+            self.end()?;
+            let takes = if batch { Takes::Several } else { Takes::One };
+            return Ok(Statement::CreateIntake { path, stream, takes });
+        }
+        if !matches!(self.parser.peek_token().token, Token::LParen)
+            && !Self::is(&self.parser.peek_token().token, "REQUIRES")
+        {
+            return Err(self.expected("INTO stream, or REQUIRES … REPLAYS stream"));
+        }
+        let parameters = self.endpoint_parameters()?;
+        let permission = self.permission()?;
+        self.expect("REPLAYS")?;
         let stream = self.name()?;
-        let batch = self.take("AS");
-        if batch {
-            self.expect("BATCH")?;
+        let condition = if self.take("WHERE") { Some(self.inner(Parser::parse_expr)?) } else { None };
+        let set = self.members_set()?;
+        let job = self.take("AS");
+        if job {
+            self.expect("JOB")?;
         }
         self.end()?;
-        Ok(Statement::CreateIntake { path, stream, batch })
+        let again = Again { parameters, permission, condition, set, job };
+        Ok(Statement::CreateIntake { path, stream, takes: Takes::Again(Box::new(again)) })
+    }
+
+    /// `SET (name = constant, …)`, if it comes next.
+    fn members_set(&mut self) -> Result<BTreeMap<String, serde_json::Value>, SqlError> {
+        let mut set = BTreeMap::new();
+        if !self.take("SET") {
+            return Ok(set);
+        }
+        self.symbol(&Token::LParen)?;
+        loop {
+            let name = self.inner(|parser| parser.parse_identifier())?.value;
+            self.symbol(&Token::Eq)?;
+            let token = self.parser.peek_token();
+            let value = self.inner(Parser::parse_expr)?;
+            let value = constant(&value).ok_or_else(|| {
+                SqlError::new("invalid_option", "a text, a number, true or false").at(token.span)
+            })?;
+            set.insert(name, value);
+            if !self.parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        self.symbol(&Token::RParen)?;
+        Ok(set)
     }
 
     fn endpoint_parameter(&mut self) -> Result<EndpointParameter, SqlError> {

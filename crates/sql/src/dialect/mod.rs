@@ -21,6 +21,7 @@ pub use parser::{check_statement, parse_live_query, parse_query, parse_script, q
 pub use rules::{Asker, RuleEntry, of_tenant};
 pub use schedule::{Schedule, Timetable};
 pub use statement::{
-    Alteration, Answers, Declared, EndpointParameter, Kind, Rule, Statement, Window, WindowKind, Within,
+    Again, Alteration, Answers, Declared, EndpointParameter, Kind, Rule, Statement, Takes, Window,
+    WindowKind, Within,
 };
 pub use types::{arrow_type, sql_type, stored_type};

@@ -128,7 +128,7 @@ impl Words {
 }
 
 /// The JSON value of a constant.
-fn constant(value: &Expr) -> Option<serde_json::Value> {
+pub(super) fn constant(value: &Expr) -> Option<serde_json::Value> {
     match value {
         Expr::Value(value) => match &value.value {
             Value::SingleQuotedString(text) => Some(text.as_str().into()),

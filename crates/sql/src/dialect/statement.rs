@@ -78,14 +78,14 @@ pub enum Statement {
         /// The query.
         query: Box<Query>,
     },
-    /// CREATE ENDPOINT POST 'path' INTO stream [AS BATCH]: events come in at a path of the pack's own.
+    /// CREATE ENDPOINT POST 'path' …: events come in at a path of the pack's own, new ones or old ones again.
     CreateIntake {
         /// Its path, starting with a slash and without one at the end.
         path: String,
         /// The stream that they go to.
         stream: StreamName,
-        /// It takes several at a time.
-        batch: bool,
+        /// Which events.
+        takes: Takes,
     },
     /// CREATE SCHEDULE name CRON 'pattern' … RUN job: which job is begun when.
     CreateSchedule {
@@ -186,6 +186,32 @@ pub enum Answers {
         /// The stream that the event is in.
         stream: StreamName,
     },
+}
+
+/// Which events an endpoint takes in.
+#[derive(Debug, Clone)]
+pub enum Takes {
+    /// INTO stream: the one in the body.
+    One,
+    /// INTO stream AS BATCH: those in the body.
+    Several,
+    /// REPLAYS stream: old ones of the stream, which happen again now.
+    Again(Box<Again>),
+}
+
+/// Old events that happen again.
+#[derive(Debug, Clone)]
+pub struct Again {
+    /// Members of the body.
+    pub parameters: Vec<EndpointParameter>,
+    /// The permission that a caller needs.
+    pub permission: String,
+    /// Which events; all without it. Its parameters are `$name`.
+    pub condition: Option<Expr>,
+    /// What is said of them beside what they say.
+    pub set: std::collections::BTreeMap<String, serde_json::Value>,
+    /// All that fit, as a job, instead of the first one.
+    pub job: bool,
 }
 
 impl Answers {

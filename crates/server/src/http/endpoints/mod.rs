@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::body::to_bytes;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use datafusion::common::ScalarValue;
@@ -18,14 +19,14 @@ use highwater_event::json::rows_as_json;
 use highwater_event::name::nearest;
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::{QueryResult, endpoint_values, run_endpoint};
-use highwater_sql::catalog::{Endpoint, InPath, Intake};
+use highwater_sql::catalog::{Endpoint, InPath, Intake, Taking};
 use highwater_sql::dialect::{Answers, Asker, FILE_PARAMETERS, PAGE_PARAMETERS};
 use percent_encoding::percent_decode_str;
 
 use super::call::Call;
-use super::events;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
+use super::{events, replay};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 /// Parameters that are given once each; a repeated one would be read as one of its values at random.
@@ -65,10 +66,16 @@ pub async fn declared(
     let path = request.uri().path();
     if let Found::Intake(intake) = &found {
         let stream = events::find(&node, intake.stream.as_str())?;
-        return if intake.batch {
-            events::take_several(&node, &call, stream, &headers, request).await
-        } else {
-            events::take_one(&node, &call, stream, &headers, request).await
+        return match &intake.taking {
+            Taking::One => events::take_one(&node, &call, stream, &headers, request).await,
+            Taking::Several => events::take_several(&node, &call, stream, &headers, request).await,
+            Taking::Again(_) => {
+                // Read and bounded before the call came here.
+                let body = to_bytes(request.into_body(), usize::MAX).await;
+                let body =
+                    body.map_err(|error| Problem::bad_request("body_unreadable", error.to_string()))?;
+                replay::answer_declared(&node, &call, intake, &body).await
+            }
         };
     }
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
@@ -87,7 +94,7 @@ pub async fn declared(
     };
     let in_path = endpoint.in_path(path).unwrap_or_default();
     let asked = Asked::read(&endpoint, once(given)?, in_path)?;
-    let values = endpoint_values(&node.engine, &endpoint, &asked.given).await?;
+    let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
     of_own_tenant(&call, &endpoint, &values)?;
     let question = Question { node: node.clone(), call, endpoint, values };
     match &question.endpoint.answers {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::http::call::Call;
 use crate::http::dead_letters::RetryLetters;
 use crate::http::problem::Problem;
-use crate::http::replay::ReplayJob;
+use crate::http::replay::{AgainJob, ReplayJob};
 use crate::http::streams;
 use crate::node::Node;
 use crate::node::jobs::{Kind, Order, Progress, Setback, Step, Work};
@@ -36,12 +36,14 @@ pub trait Offered: Kind {
 }
 
 /// All kinds.
-pub const KINDS: [&dyn Offered; 5] = [&ReplayJob, &RetryLetters, &Maintenance, &Retention, &Verify];
+pub const KINDS: [&dyn Offered; 6] =
+    [&ReplayJob, &AgainJob, &RetryLetters, &Maintenance, &Retention, &Verify];
 
 /// All kinds, for the node.
 pub fn kinds() -> Vec<Arc<dyn Kind>> {
     vec![
         Arc::new(ReplayJob),
+        Arc::new(AgainJob),
         Arc::new(RetryLetters),
         Arc::new(Maintenance),
         Arc::new(Retention),

@@ -50,7 +50,7 @@ impl Kind for ReplayJob {
         request.recorded_until = Some(order.job.submitted_at);
         let call = Arc::new(Call::of_job(node, order, "replay", format!("stream:{stream}")));
         let replay = Replay::plan(node.clone(), call, &stream, request).await?;
-        Ok(Box::new(Replaying { replay, rate, owed: Duration::ZERO, dry_run, node: node.clone() }))
+        Ok(work(node, replay, rate, dry_run))
     }
 }
 
@@ -66,6 +66,11 @@ impl Offered for ReplayJob {
         request.name.get_or_insert_with(|| "job".to_owned());
         Replay::plan(node.clone(), call.clone(), &stream, request).await.map(drop)
     }
+}
+
+/// A replay as work.
+pub(super) fn work(node: &Arc<Node>, replay: Replay, rate: Option<u64>, dry_run: bool) -> Box<dyn Work> {
+    Box::new(Replaying { replay, rate, owed: Duration::ZERO, dry_run, node: node.clone() })
 }
 
 struct Replaying {

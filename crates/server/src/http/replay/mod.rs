@@ -8,10 +8,11 @@
 //! that it came from it gets the replay's name behind it. So a replay that was cut short is begun again
 //! under its name, and what had arrived is a duplicate.
 
+mod again;
 mod job;
 mod rows;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use highwater_auth::Asked;
-use highwater_event::{Column, Offset, Partition, StreamPartition, StreamSchema, columns, time};
+use highwater_event::{Column, Offset, Partition, Principal, StreamPartition, StreamSchema, columns, time};
 use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::{LogBatch, ReadError};
 use highwater_sql::SqlError;
@@ -41,8 +42,9 @@ use self::rows::Rows;
 use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::{bulk, events, streams};
-use crate::node::{Node, NodeRelations, QUERY_LIMITS};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
+pub use self::again::{AgainJob, answer as answer_declared};
 pub use self::job::ReplayJob;
 
 /// Offsets that are read at a time, at first; more where few events pass the condition.
@@ -52,6 +54,8 @@ const WIDEST_SPAN: u64 = 20_000_000;
 const TOO_MUCH: [&str; 3] = ["query_timeout", "query_memory", "result_too_large"];
 /// Rows of the log that are read at a time.
 const READ_ROWS: usize = 8192;
+/// The member that links an event to its original.
+const ORIGINAL: &str = "_replay_of";
 /// About how many bytes are handed to the door at a time.
 const PART: usize = 2 << 20;
 
@@ -156,15 +160,38 @@ fn offsets(result: &QueryResult) -> Vec<Offset> {
         .collect()
 }
 
+/// When events happen that are appended again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Times {
+    /// When they did.
+    Original,
+    /// Now.
+    Now,
+    /// At a moment, or when they were recorded if that was later, microseconds UTC; what was recorded after `until` is
+    /// not meant.
+    From { first: i64, until: i64 },
+}
+
+/// The condition that rows were recorded by then.
+fn recorded_by(until: i64) -> String {
+    format!(" AND {} <= to_timestamp_micros({until})", columns::RECORDED_AT)
+}
+
 /// A replay on its way.
 struct Replay {
     node: Arc<Node>,
     call: Arc<Call>,
+    /// Who may see what it is about.
+    reader: Reader,
+    /// On whose behalf events are brought.
+    sender: Principal,
     source: Arc<StreamSchema>,
     target: Arc<StreamSchema>,
     /// What goes behind the id, and the column that it stands in.
     name: Option<(String, String)>,
-    now: bool,
+    times: Times,
+    /// What is said of events beside what they say; then none that a replay has brought is meant.
+    set: Option<BTreeMap<String, Value>>,
     condition: String,
     parameters: Vec<(String, ScalarValue)>,
     parts: VecDeque<Part>,
@@ -184,6 +211,8 @@ struct Totals {
     rejected: u64,
     /// Not there any more: their retention ended, or their stream was dropped.
     gone: u64,
+    /// Where the last one that was taken stands.
+    last: Option<(Partition, Offset)>,
 }
 
 impl std::ops::AddAssign for Totals {
@@ -194,6 +223,7 @@ impl std::ops::AddAssign for Totals {
         self.conflicts += more.conflicts;
         self.rejected += more.rejected;
         self.gone += more.gone;
+        self.last = more.last.or(self.last);
     }
 }
 
@@ -226,9 +256,7 @@ impl Replay {
             request.partition,
             (request.from_offset, request.until_offset),
         )?;
-        if let Some(until) = request.recorded_until {
-            condition.push_str(&format!(" AND {} <= to_timestamp_micros({until})", columns::RECORDED_AT));
-        }
+        condition.push_str(&request.recorded_until.map(recorded_by).unwrap_or_default());
         if let Some((name, id)) =
             name.as_ref().filter(|(_, id)| source.name == target.name && !source.is_sensitive(id))
         {
@@ -236,45 +264,67 @@ impl Replay {
             let suffix = format!("~{name}");
             condition.push_str(&format!(" AND right({}, {}) <> '{suffix}'", quoted(id), suffix.len()));
         }
-        let mut replay = Self {
+        let times = if request.now { Times::Now } else { Times::Original };
+        let mut replay =
+            Self { name, times, ..Self::new(node, call, (source, target), condition, parameters) };
+        replay.find().await?;
+        Ok(replay)
+    }
+
+    /// Nothing of it is done yet.
+    fn new(
+        node: Arc<Node>,
+        call: Arc<Call>,
+        (source, target): (Arc<StreamSchema>, Arc<StreamSchema>),
+        condition: String,
+        parameters: Vec<(String, ScalarValue)>,
+    ) -> Self {
+        Self {
+            reader: call.reader(),
+            sender: call.principal().clone(),
+            node,
             call,
-            name,
-            now: request.now,
+            source,
+            target,
+            name: None,
+            times: Times::Original,
+            set: None,
             condition,
             parameters,
             parts: VecDeque::new(),
             span: SPAN,
             of: 0,
             totals: Totals::default(),
-            source,
-            target,
-            node,
-        };
+        }
+    }
+
+    /// Finds out what it is about, and how much that is.
+    async fn find(&mut self) -> Result<(), Problem> {
         // Where it ends is known before it begins: a stream that is replayed into itself grows.
-        let found = replay
+        let found = self
             .ask(format!(
                 "SELECT _partition, CAST(min(_offset) AS BIGINT), CAST(max(_offset) AS BIGINT), count(*) FROM {} WHERE {} GROUP BY _partition ORDER BY _partition",
-                quoted(replay.source.name.public()),
-                replay.condition
+                quoted(self.source.name.public()),
+                self.condition
             ))
             .await?;
         for batch in &found.batches {
             let int = |at: usize| batch.column(at).as_primitive::<Int64Type>();
             for row in 0..batch.num_rows() {
-                replay.parts.push_back(Part {
+                self.parts.push_back(Part {
                     partition: batch.column(0).as_primitive::<Int32Type>().value(row) as Partition,
                     next: int(1).value(row) as Offset,
                     end: int(2).value(row) as Offset + 1,
                 });
-                replay.of += int(3).value(row) as u64;
+                self.of += int(3).value(row) as u64;
             }
         }
-        Ok(replay)
+        Ok(())
     }
 
     async fn ask(&self, sql: String) -> Result<QueryResult, SqlError> {
         let (node, parameters) = (self.node.clone(), self.parameters.clone());
-        let relations = Arc::new(NodeRelations::new(self.node.clone(), self.call.reader()));
+        let relations = Arc::new(NodeRelations::new(self.node.clone(), self.reader.clone()));
         let question =
             async move { adhoc::query(&node.engine, relations, &sql, parameters, QUERY_LIMITS).await };
         self.node.ask(question).await
@@ -395,17 +445,22 @@ impl Replay {
                 stream: self.target.name.clone(),
                 body: body.into(),
                 format: Format::NdJson,
-                principal: self.call.principal().clone(),
+                principal: self.sender.clone(),
                 leaf: Some(Box::new(self.call.entry(&self.node))),
                 beside: Vec::new(),
             };
             for verdict in bulk::submit(&self.node, submission).await? {
                 totals.events += 1;
+                if let Outcome::Accepted { partition, offset } = verdict.outcome {
+                    totals.last = Some((partition, offset));
+                }
                 *match verdict.outcome {
                     Outcome::Accepted { .. } => &mut totals.accepted,
                     Outcome::Duplicate { .. } => &mut totals.duplicates,
                     // Under the same name it is the same event, at another now.
-                    Outcome::Conflict { .. } if self.now && self.name.is_some() => &mut totals.duplicates,
+                    Outcome::Conflict { .. } if self.times == Times::Now && self.name.is_some() => {
+                        &mut totals.duplicates
+                    }
                     Outcome::Conflict { .. } => &mut totals.conflicts,
                     Outcome::Rejected(_) => &mut totals.rejected,
                 } += 1;
@@ -415,7 +470,7 @@ impl Replay {
     }
 
     fn done(&self) -> Value {
-        let Totals { events, accepted, duplicates, conflicts, rejected, gone } = self.totals;
+        let Totals { events, accepted, duplicates, conflicts, rejected, gone, last: _ } = self.totals;
         json!({"events": events, "of": self.of, "accepted": accepted, "duplicates": duplicates, "conflicts": conflicts, "rejected": rejected, "gone": gone})
     }
 

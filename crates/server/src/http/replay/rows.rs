@@ -12,10 +12,7 @@ use highwater_log::reader::RowReader;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::Replay;
-
-/// The member that links an event to its original.
-const ORIGINAL: &str = "_replay_of";
+use super::{ORIGINAL, Replay, Times};
 
 /// Rows of the log that are written as events.
 pub(super) struct Rows<'a> {
@@ -27,7 +24,8 @@ pub(super) struct Rows<'a> {
     extra: Option<ArrayRef>,
     /// When each happened, be it that its columns don't say so.
     event_times: Option<ArrayRef>,
-    now: String,
+    recorded_at: i64,
+    now: i64,
 }
 
 impl<'a> Rows<'a> {
@@ -42,19 +40,24 @@ impl<'a> Rows<'a> {
             columns: declared.collect(),
             extra: rows.column_by_name(columns::EXTRA).cloned(),
             event_times: rows.column_by_name(columns::EVENT_TIME).cloned(),
-            now: time::show_micros(replay.node.machine.clock.now_micros()),
+            recorded_at: batch.recorded_at,
+            now: replay.node.machine.clock.now_micros(),
         })
     }
 
     /// Appends the event at an offset as one line; not one that this very replay has brought.
     pub(super) fn write(&self, offset: Offset, out: &mut String) {
         let Some(row) = offset.checked_sub(self.base).map(|row| row as usize) else { return };
-        let Replay { source, target, name, now, .. } = self.replay;
-        let start = out.len();
+        let Replay { source, target, name, set, .. } = self.replay;
+        let extra = self.extra.as_ref().filter(|extra| extra.is_valid(row)).map(|extra| text(extra, row));
+        if set.is_some() && extra.is_some_and(|extra| extra.contains(ORIGINAL)) {
+            return;
+        }
+        let (start, now) = (out.len(), self.now());
         let original = json!({"stream": source.name.public(), "partition": self.partition, "offset": offset});
         out.push_str(&format!("{{\"{ORIGINAL}\":{original}"));
         for (column, array) in &self.columns {
-            let happens = *now && target.options.event_time.as_ref() == Some(&column.name);
+            let happens = now.is_some() && target.options.event_time.as_ref() == Some(&column.name);
             if array.is_null(row) && !happens {
                 continue;
             }
@@ -62,7 +65,7 @@ impl<'a> Rows<'a> {
             push_json_string(&column.name, out);
             out.push(':');
             match name {
-                _ if happens => push_json_string(&self.now, out),
+                _ if happens => push_json_string(now.as_deref().unwrap_or_default(), out),
                 Some((name, id)) if *id == column.name => {
                     let suffix = format!("~{name}");
                     if source.name == target.name && text(array, row).ends_with(&suffix) {
@@ -75,30 +78,44 @@ impl<'a> Rows<'a> {
                 _ => value_as_json(array, row, out),
             }
         }
-        let extra = self.extra.as_ref().filter(|extra| extra.is_valid(row)).map(|extra| text(extra, row));
         self.write_time(row, extra.unwrap_or_default(), out);
+        let set = set.iter().flatten();
         if let Some(extra) = extra {
-            write_members(extra, out);
+            write_members(extra, &set.clone().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), out);
+        }
+        for (name, value) in set {
+            out.push(',');
+            push_json_string(name, out);
+            out.push(':');
+            out.push_str(&value.to_string());
         }
         out.push_str("}\n");
+    }
+
+    /// When events happen, if not when they did.
+    fn now(&self) -> Option<String> {
+        match self.replay.times {
+            Times::Original => None,
+            Times::Now => Some(time::show_micros(self.now)),
+            Times::From { first, .. } => Some(time::show_micros(first.max(self.recorded_at))),
+        }
     }
 
     /// When it happened, where the target asks for that and nothing in the event says it.
     fn write_time(&self, row: usize, extra: &str, out: &mut String) {
         let Some(wanted) = &self.replay.target.options.event_time else { return };
-        let said = self
-            .columns
-            .iter()
-            .any(|(column, array)| column.name == *wanted && (array.is_valid(row) || self.replay.now));
+        let said = self.columns.iter().any(|(column, array)| {
+            column.name == *wanted && (array.is_valid(row) || self.replay.times != Times::Original)
+        });
         let said = said || extra.to_ascii_lowercase().contains(&format!("\"{wanted}\":"));
         let times = self.event_times.as_ref().filter(|times| !said && times.is_valid(row));
         let Some(times) = times else { return };
         out.push(',');
         push_json_string(wanted, out);
         out.push(':');
-        match self.replay.now {
-            true => push_json_string(&self.now, out),
-            false => value_as_json(times, row, out),
+        match self.now() {
+            Some(now) => push_json_string(&now, out),
+            None => value_as_json(times, row, out),
         }
     }
 }
@@ -112,9 +129,10 @@ fn text(array: &ArrayRef, row: usize) -> &str {
     array.as_string_opt::<i32>().map_or("", |texts| texts.value(row))
 }
 
-/// Appends the members of an object, each after a comma. The link of an earlier replay gives way to the new one.
-fn write_members(object: &str, out: &mut String) {
-    if !object.contains(ORIGINAL) {
+/// Appends the members of an object, each after a comma. The link of an earlier replay gives way to the new one, as
+/// do those that are said anew.
+fn write_members(object: &str, anew: &[&str], out: &mut String) {
+    if !object.contains(ORIGINAL) && !anew.iter().any(|name| object.contains(name)) {
         let inside = object.trim().trim_start_matches('{').trim_end();
         let inside = inside.strip_suffix('}').unwrap_or(inside);
         if !inside.trim().is_empty() {
@@ -124,7 +142,8 @@ fn write_members(object: &str, out: &mut String) {
         return;
     }
     let members: BTreeMap<String, &RawValue> = serde_json::from_str(object).unwrap_or_default();
-    for (name, value) in members.into_iter().filter(|(name, _)| name != ORIGINAL) {
+    let kept = |name: &str| name != ORIGINAL && !anew.contains(&name);
+    for (name, value) in members.into_iter().filter(|(name, _)| kept(name)) {
         out.push(',');
         push_json_string(&name, out);
         out.push(':');
@@ -140,11 +159,12 @@ mod tests {
     fn members_are_kept_as_they_came_but_for_an_earlier_link() {
         let written = |object: &str| {
             let mut out = String::new();
-            write_members(object, &mut out);
+            write_members(object, &["again"], &mut out);
             out
         };
         assert_eq!(written(r#"{"a":1.50,"b":{"c":[]}}"#), r#","a":1.50,"b":{"c":[]}"#);
         assert_eq!(written("{}"), "");
+        assert_eq!(written(r#"{"again":false,"b":"again"}"#), r#","b":"again""#);
         assert_eq!(
             written(r#"{"_replay_of":{"offset":1},"a":12345678901234567890.5}"#),
             r#","a":12345678901234567890.5"#

@@ -1,0 +1,238 @@
+//! Pages of the audit-event service: a million events of many tenants, asked for by many callers at a time.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+use crate::node::{Node, Target};
+use crate::sender::splitmix;
+
+#[derive(Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    target: Target,
+    /// Events in all.
+    #[arg(long, default_value_t = 1_000_000)]
+    events: u64,
+    /// Tenants that they are of.
+    #[arg(long, default_value_t = 20)]
+    tenants: u64,
+    /// Callers at a time.
+    #[arg(long, default_value_t = 16)]
+    callers: u64,
+    /// Seconds per measurement.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// The events are not sealed: what a seal costs.
+    #[arg(long)]
+    unsealed: bool,
+}
+
+const PACK: &str = include_str!("../../packs/audit-events/pack.sql");
+const ACTIONS: [&str; 8] = [
+    "user.login",
+    "user.logout",
+    "order.create",
+    "order.ship",
+    "order.cancel",
+    "key.rotate",
+    "file.read",
+    "file.write",
+];
+/// The first event; the others follow over thirty days.
+const FIRST: u64 = 1_767_225_600;
+const SPAN: u64 = 30 * 86_400;
+/// Events that hold one rare word.
+const RARE: u64 = 1000;
+
+fn event(number: u64, arguments: &Arguments) -> Value {
+    let chance = splitmix(number);
+    let words: Vec<String> = (0..6).map(|at| format!("word{}", splitmix(chance + at) % 2000)).collect();
+    json!({
+        "id": format!("e{number}"), "tenant_id": format!("t{}", chance % arguments.tenants), "actor": format!("user-{}", chance / 64 % 50_000),
+        "action": ACTIONS[(chance / 7 % 8) as usize], "resource": format!("order/{}", chance / 3 % 200_000),
+        "timestamp": (FIRST * 1_000_000 + number * SPAN * 1_000_000 / arguments.events) / 1000, "outcome": if chance % 10 == 0 { "denied" } else { "success" },
+        "ip": format!("192.0.2.{}", chance % 256), "details": {"note": words.join(" "), "case": format!("needle{}", number / RARE)}
+    })
+}
+
+/// A connection that asks again and again.
+struct Caller {
+    stream: TcpStream,
+    address: String,
+    token: String,
+    answer: Vec<u8>,
+}
+
+impl Caller {
+    fn connect(node: &Node, token: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(&node.address)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, address: node.address.clone(), token: token.to_owned(), answer: Vec::new() })
+    }
+
+    fn call(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
+        write!(
+            self.stream,
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            self.token,
+            body.len()
+        )?;
+        self.answer.clear();
+        let mut piece = [0; 1 << 16];
+        loop {
+            let read = self.stream.read(&mut piece)?;
+            ensure!(read > 0, "the node hung up");
+            self.answer.extend_from_slice(&piece[..read]);
+            let head = self.answer.windows(4).position(|window| window == b"\r\n\r\n");
+            let Some(head) = head else { continue };
+            let headers = std::str::from_utf8(&self.answer[..head])?.to_ascii_lowercase();
+            let length = headers.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.context("no content-length")?.trim().parse()?;
+            if self.answer.len() < head + 4 + length {
+                continue;
+            }
+            ensure!(headers.starts_with("http/1.1 2"), "{path}: {}", String::from_utf8_lossy(&self.answer));
+            return Ok(serde_json::from_slice(&self.answer[head + 4..])?);
+        }
+    }
+}
+
+/// A kind of question: its name, and its path by a random number.
+type Question = (&'static str, fn(u64, &Arguments) -> String);
+
+const QUESTIONS: [Question; 6] = [
+    ("one actor", |chance, _| format!("/events?actor=user-{}", chance % 50_000)),
+    ("one resource, an action", |chance, _| {
+        format!("/events?resource=order/{}&action=order.*", chance % 200_000)
+    }),
+    ("an hour", |chance, _| {
+        let from = FIRST + chance % (SPAN - 3600);
+        format!("/events?time_from={from}&time_to={}", from + 3600)
+    }),
+    ("a rare word", |chance, arguments| {
+        format!("/events?q=needle{}", chance % (arguments.events / RARE).max(1))
+    }),
+    ("the newest of all", |chance, _| format!("/events?limit={}", 20 + chance % 60)),
+    ("the same again", |_, _| "/events?outcome=denied".to_owned()),
+];
+
+fn measure(
+    arguments: &Arguments,
+    node: &Node,
+    tokens: &[String],
+    (name, path): Question,
+) -> anyhow::Result<()> {
+    let until = Instant::now() + Duration::from_secs(arguments.seconds);
+    let measured = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..arguments.callers)
+            .map(|number| {
+                scope.spawn(move || {
+                    let mut caller = Caller::connect(node, &tokens[(number as usize) % tokens.len()])?;
+                    let mut latencies = Histogram::<u64>::new(3)?;
+                    let mut chance = splitmix(number);
+                    let mut found = 0;
+                    while Instant::now() < until {
+                        chance = splitmix(chance);
+                        let started = Instant::now();
+                        let page = caller.call("GET", &path(chance, arguments), "")?;
+                        latencies.record(started.elapsed().as_micros() as u64)?;
+                        found += page["events"].as_array().map_or(0, Vec::len);
+                    }
+                    anyhow::Ok((latencies, found))
+                })
+            })
+            .collect();
+        callers
+            .into_iter()
+            .map(|caller| caller.join().map_err(|_| anyhow::anyhow!("a caller panicked"))?)
+            .collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    let mut all = Histogram::<u64>::new(3)?;
+    let mut rows = 0;
+    for (latencies, found) in measured {
+        all.add(latencies)?;
+        rows += found;
+    }
+    let quantile = |q| all.value_at_quantile(q) as f64 / 1000.0;
+    println!(
+        "{name:>26} {:>10.0} {:>9.2} {:>9.2} {:>9.2} {:>12.1}",
+        all.len() as f64 / arguments.seconds as f64,
+        quantile(0.5),
+        quantile(0.99),
+        quantile(0.999),
+        rows as f64 / all.len().max(1) as f64
+    );
+    Ok(())
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let pack = if arguments.unsealed {
+        // Without a seal nothing can be proven.
+        let before = PACK.split("CREATE ENDPOINT '/events/{id}/proof'").next().unwrap_or(PACK);
+        before.replace("proof = true", "proof = false")
+    } else {
+        PACK.to_owned()
+    };
+    let node = arguments.target.start(&pack)?;
+    let started = Instant::now();
+    let sent: anyhow::Result<Vec<()>> = std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..4)
+            .map(|sender| {
+                let node = &node;
+                scope.spawn(move || {
+                    let mut caller = Caller::connect(node, &node.token)?;
+                    let mut first = sender * 1000;
+                    while first < arguments.events {
+                        let events: Vec<Value> = (first..(first + 1000).min(arguments.events))
+                            .map(|number| event(number, arguments))
+                            .collect();
+                        caller.call("POST", "/events/batch", &json!({"events": events}).to_string())?;
+                        first += 4000;
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        senders
+            .into_iter()
+            .map(|sender| sender.join().map_err(|_| anyhow::anyhow!("a sender panicked"))?)
+            .collect()
+    });
+    sent?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{} events in {seconds:.1} s: {:.0} events/s, generator included",
+        arguments.events,
+        arguments.events as f64 / seconds
+    );
+    node.settle()?;
+    // Small files are written together once, as a node does by itself within a minute.
+    node.call("POST", "/api/v1/maintenance", "")?;
+    let tokens = (0..arguments.tenants)
+        .map(|tenant| {
+            let name = format!("reader{tenant}");
+            let user = json!({"username": name, "password": "purple-mountain-42", "tenant": format!("t{tenant}"), "roles": ["Client"]});
+            node.call("POST", "/api/v1/users", &user.to_string())?;
+            let known = json!({"username": name, "password": "purple-mountain-42"});
+            let answer = node.call("POST", "/api-token-auth/", &known.to_string())?;
+            Ok(answer["token"].as_str().context("no token")?.to_owned())
+        })
+        .collect::<anyhow::Result<Vec<String>>>()?;
+    println!("{} tenants, {} callers, {} s each", arguments.tenants, arguments.callers, arguments.seconds);
+    println!(
+        "{:>26} {:>10} {:>9} {:>9} {:>9} {:>12}",
+        "question", "pages/s", "p50 ms", "p99 ms", "p99.9 ms", "rows a page"
+    );
+    for question in QUESTIONS {
+        measure(arguments, &node, &tokens, question)?;
+    }
+    println!("peak MiB {}, data folder MiB {}", node.memory("VmHWM"), node.disk());
+    Ok(())
+}
