@@ -56,7 +56,7 @@ fn event(number: u64, arguments: &Arguments) -> Value {
     json!({
         "id": format!("e{number}"), "tenant_id": format!("t{}", chance % arguments.tenants), "actor": format!("user-{}", chance / 64 % 50_000),
         "action": ACTIONS[(chance / 7 % 8) as usize], "resource": format!("order/{}", chance / 3 % 200_000),
-        "timestamp": (FIRST * 1_000_000 + number * SPAN * 1_000_000 / arguments.events) / 1000, "outcome": if chance % 10 == 0 { "denied" } else { "success" },
+        "timestamp": (FIRST * 1_000_000 + number * SPAN * 1_000_000 / arguments.events) / 1000, "outcome": if chance.is_multiple_of(10) { "denied" } else { "success" },
         "ip": format!("192.0.2.{}", chance % 256), "details": {"note": words.join(" "), "case": format!("needle{}", number / RARE)}
     })
 }

@@ -54,7 +54,10 @@ impl Lens {
         if self.filters.is_empty() || planted::bug("no_wall") {
             return Ok(Arc::new(ViewTable::new(plan, None)));
         }
-        Ok(Arc::new(Behind::new(plan)))
+        let masked = self.masks.iter().map(|(column, _)| column.as_str());
+        let usual = if self.revealed { &[][..] } else { sensitive };
+        let hidden: Vec<&str> = masked.chain(usual.iter().copied()).collect();
+        Ok(Arc::new(Behind::new(plan, &hidden)))
     }
 
     /// A plan as it is seen through the lens; `sensitive` are the columns whose mask is usual.
