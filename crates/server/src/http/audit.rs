@@ -120,7 +120,7 @@ impl Trail {
 }
 
 fn objects(result: &QueryResult) -> Result<Vec<Map<String, Value>>, Problem> {
-    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let names = result.names();
     serde_json::from_str(&format!("[{}]", rows(result, &names, ","))).map_err(Problem::internal)
 }
 

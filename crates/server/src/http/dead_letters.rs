@@ -138,10 +138,6 @@ async fn ask(
     Ok(node.ask(question).await?)
 }
 
-fn names(result: &QueryResult) -> Vec<String> {
-    result.schema.fields().iter().map(|field| field.name().clone()).collect()
-}
-
 /// Dead letters, newest first, or how many there are of each error.
 #[utoipa::path(get, path = "/api/v1/dead-letters", tag = "dead letters", params(Which),
     responses((status = 200, description = "{dead_letters: [{id, at, state, source, stream, code, detail, principal, body, …}], next_cursor}, or {groups: [{source, stream, code, count, first_at, last_at, example}]}"), (status = 400, description = "a parameter is wrong")))]
@@ -161,7 +157,7 @@ pub async fn list(
             let more = found.row_count() > limit;
             cut(&mut found, limit);
             let cursor = if more { last_id(&found) } else { None };
-            let letters = rows(&found, &names(&found), ",");
+            let letters = rows(&found, &found.names(), ",");
             call.saw_rows(&node, found.row_count(), letters.as_bytes());
             format!("{{\"dead_letters\":[{letters}],\"next_cursor\":{}}}", json!(cursor))
         }
@@ -172,7 +168,7 @@ pub async fn list(
                 shown()
             );
             let found = ask(&node, &call, sql, values).await?;
-            let groups = rows(&found, &names(&found), ",");
+            let groups = rows(&found, &found.names(), ",");
             call.saw_rows(&node, found.row_count(), groups.as_bytes());
             format!("{{\"groups\":[{groups}]}}")
         }
@@ -212,7 +208,7 @@ pub async fn show(
     if found.row_count() == 0 {
         return Err(missing(id));
     }
-    let body = rows(&found, &names(&found), ",");
+    let body = rows(&found, &found.names(), ",");
     call.saw_rows(&node, 1, body.as_bytes());
     Ok(typed("application/json", body))
 }

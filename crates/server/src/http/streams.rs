@@ -138,7 +138,7 @@ pub async fn tail(
     let result =
         adhoc::query(&node.engine, Arc::new(Fixed::new("rows", relation)), &sql, Vec::new(), QUERY_LIMITS)
             .await?;
-    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let names = result.names();
     // Rows that are not for this reader are passed over, too.
     let next = from + read.min(limit as u64);
     let body = format!("{{\"events\":[{}],\"next\":{next}}}", rows(&result, &names, ","));

@@ -490,7 +490,7 @@ async fn ask(node: &Arc<Node>, sql: String) -> Vec<String> {
         async move { adhoc::query(&asked.engine, relations, &text, Vec::new(), QUERY_LIMITS).await };
     let answer = node.ask(question).await.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
     assert!(!answer.truncated);
-    let names: Vec<String> = answer.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let names = answer.names();
     let mut rows = String::new();
     for batch in &answer.batches {
         highwater_event::json::rows_as_json(batch, &names, rows.is_empty(), "\n", &mut rows);

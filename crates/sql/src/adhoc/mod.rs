@@ -86,6 +86,11 @@ pub struct QueryResult {
 }
 
 impl QueryResult {
+    /// The names of its columns.
+    pub fn names(&self) -> Vec<String> {
+        self.schema.fields().iter().map(|field| field.name().clone()).collect()
+    }
+
     /// Number of rows.
     pub fn row_count(&self) -> usize {
         self.batches.iter().map(RecordBatch::num_rows).sum()

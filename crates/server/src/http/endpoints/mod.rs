@@ -230,7 +230,7 @@ fn nothing_at(path: &str) -> Problem {
 /// The rows as an array, or the first of them.
 async fn plain(question: &Question, path: &str) -> Answer {
     let result = question.rows().await?;
-    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let names = result.names();
     let object = question.endpoint.answers == Answers::Object;
     let body = if object { first_row(&result, &names) } else { format!("[{}]", rows(&result, &names, ",")) };
     if body.is_empty() {

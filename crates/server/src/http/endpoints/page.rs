@@ -72,7 +72,7 @@ async fn make(
         })
         .await?;
     let result = shown(found.rows)?;
-    let names: Vec<String> = result.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let names = result.names();
     let next = match found.next {
         Some(position) => format!("\"{}\"", cursor(position, page.oldest_first, mark)),
         None => "null".to_owned(),

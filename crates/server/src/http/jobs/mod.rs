@@ -122,7 +122,7 @@ pub async fn show(
     let asked = node.clone();
     let question = async move { adhoc::query(&asked.engine, relations, &sql, values, QUERY_LIMITS).await };
     let found = node.ask(question).await?;
-    let names: Vec<String> = found.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let names = found.names();
     let changes = rows(&found, &names, ",");
     let mut body = shown(&job);
     body["changes"] = serde_json::from_str(&format!("[{changes}]")).map_err(Problem::internal)?;
