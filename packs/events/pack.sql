@@ -130,3 +130,54 @@ SELECT
      FROM per_day),
     make_array()
   ) AS per_day;
+
+-- How it goes, told every second: figures of one's own events today, over a WebSocket or as server-sent events.
+CREATE TABLE received_counts AS SELECT CAST(_recorded_at AS DATE) AS day, sender, tenant, COUNT(*) AS events
+FROM events GROUP BY day, sender, tenant;
+
+CREATE ROW FILTER own_received_counts ON received_counts
+USING (sender = session_user() AND tenant = session_tenant());
+
+CREATE ENDPOINT '/api/v1/ws/metrics' (client_id TEXT DEFAULT NULL) REQUIRES view_own RETURNS LIVE EVERY 1 SECOND AS
+WITH times AS (
+  SELECT bucket, SUM(events) AS events, MAX(max_us) AS max_us FROM processing_times
+  WHERE day = CAST(now() AS DATE) AND ($client_id IS NULL OR sender IN ($client_id, concat('client:', $client_id)))
+  GROUP BY bucket
+),
+ranked AS (SELECT *, SUM(events) OVER (ORDER BY bucket) AS upto, SUM(events) OVER () AS of FROM times)
+SELECT
+  (SELECT coalesce(SUM(events), 0) FROM received_counts
+   WHERE day = CAST(now() AS DATE) AND ($client_id IS NULL OR sender IN ($client_id, concat('client:', $client_id)))) AS received,
+  coalesce(SUM(events), 0) AS processed,
+  (SELECT COUNT(*) FROM _dead_letters
+   WHERE stream = 'events' AND _recorded_at >= CAST(CAST(now() AS DATE) AS TIMESTAMP)
+     AND ($client_id IS NULL OR principal IN ($client_id, concat('client:', $client_id)))) AS failed,
+  named_struct(
+    'p50', round(least(power(1.02, MIN(CASE WHEN upto >= of * 0.50 THEN bucket END) - 0.5), CAST(MAX(max_us) AS DOUBLE)) / 1000, 3),
+    'p95', round(least(power(1.02, MIN(CASE WHEN upto >= of * 0.95 THEN bucket END) - 0.5), CAST(MAX(max_us) AS DOUBLE)) / 1000, 3),
+    'p99', round(least(power(1.02, MIN(CASE WHEN upto >= of * 0.99 THEN bucket END) - 0.5), CAST(MAX(max_us) AS DOUBLE)) / 1000, 3),
+    'max', CAST(MAX(max_us) AS DOUBLE) / 1000
+  ) AS latency_ms
+FROM ranked;
+
+CREATE ENDPOINT '/api/v1/live/metrics' (client_id TEXT DEFAULT NULL) REQUIRES view_own RETURNS LIVE EVERY 1 SECOND AS
+WITH times AS (
+  SELECT bucket, SUM(events) AS events, MAX(max_us) AS max_us FROM processing_times
+  WHERE day = CAST(now() AS DATE) AND ($client_id IS NULL OR sender IN ($client_id, concat('client:', $client_id)))
+  GROUP BY bucket
+),
+ranked AS (SELECT *, SUM(events) OVER (ORDER BY bucket) AS upto, SUM(events) OVER () AS of FROM times)
+SELECT
+  (SELECT coalesce(SUM(events), 0) FROM received_counts
+   WHERE day = CAST(now() AS DATE) AND ($client_id IS NULL OR sender IN ($client_id, concat('client:', $client_id)))) AS received,
+  coalesce(SUM(events), 0) AS processed,
+  (SELECT COUNT(*) FROM _dead_letters
+   WHERE stream = 'events' AND _recorded_at >= CAST(CAST(now() AS DATE) AS TIMESTAMP)
+     AND ($client_id IS NULL OR principal IN ($client_id, concat('client:', $client_id)))) AS failed,
+  named_struct(
+    'p50', round(least(power(1.02, MIN(CASE WHEN upto >= of * 0.50 THEN bucket END) - 0.5), CAST(MAX(max_us) AS DOUBLE)) / 1000, 3),
+    'p95', round(least(power(1.02, MIN(CASE WHEN upto >= of * 0.95 THEN bucket END) - 0.5), CAST(MAX(max_us) AS DOUBLE)) / 1000, 3),
+    'p99', round(least(power(1.02, MIN(CASE WHEN upto >= of * 0.99 THEN bucket END) - 0.5), CAST(MAX(max_us) AS DOUBLE)) / 1000, 3),
+    'max', CAST(MAX(max_us) AS DOUBLE) / 1000
+  ) AS latency_ms
+FROM ranked;

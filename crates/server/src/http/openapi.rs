@@ -224,6 +224,9 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
                 .property("took_ms", ObjectBuilder::new().schema_type(SchemaType::new(Type::Number)));
             response.description("a page of rows").content("application/json", json(page.into()))
         }
+        Answers::Live { .. } => response
+            .description("server-sent events, each an object; or WebSocket messages")
+            .content("text/event-stream", plain()),
         Answers::File => response
             .description("a file of rows")
             .content("application/x-ndjson", plain())
@@ -244,7 +247,7 @@ fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Sc
             ("sort", "desc, the newest first, or asc", text()),
         ],
         Answers::File => vec![("format", "ndjson, csv or parquet", text())],
-        Answers::Rows | Answers::Object | Answers::Proof { .. } => Vec::new(),
+        Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => Vec::new(),
     }
 }
 

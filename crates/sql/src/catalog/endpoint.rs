@@ -183,7 +183,7 @@ impl Catalog {
         let time = [(columns::EVENT_TIME, columns::timestamp_type())];
         let place = [(columns::PARTITION, DataType::Int32), (columns::OFFSET, DataType::Int64)];
         let (what, needed) = match answers {
-            Answers::Rows | Answers::Object | Answers::File => return Ok(()),
+            Answers::Rows | Answers::Object | Answers::File | Answers::Live { .. } => return Ok(()),
             Answers::Page { .. } => {
                 if !is_of_one_stream(query) {
                     return Err(SqlError::unsupported(

@@ -18,6 +18,9 @@ pub const PAGE_PARAMETERS: [&str; 3] = ["limit", "cursor", "sort"];
 /// Parameters that every file has.
 pub const FILE_PARAMETERS: [&str; 1] = ["format"];
 
+/// The shortest time between two answers of a live endpoint, microseconds.
+const SHORTEST_TICK: i64 = 250_000;
+
 /// The method of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
@@ -85,7 +88,7 @@ impl Words {
         let own: &[&str] = match &answers {
             Answers::Page { .. } => &PAGE_PARAMETERS,
             Answers::File => &FILE_PARAMETERS,
-            Answers::Rows | Answers::Object | Answers::Proof { .. } => &[],
+            Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => &[],
         };
         if let Some(taken) = parameters.iter().find(|parameter| own.contains(&parameter.name.as_str())) {
             let message = format!("\"{}\" is a parameter that every such endpoint has", taken.name);
@@ -94,7 +97,8 @@ impl Words {
         Ok(Statement::CreateEndpoint { path, parameters, permission, answers, query })
     }
 
-    /// `OBJECT`, `PAGE OF member [CACHED FOR n SECONDS]`, `FILE` or `PROOF OF stream`, after RETURNS.
+    /// `OBJECT`, `PAGE OF member [CACHED FOR n SECONDS]`, `FILE`, `PROOF OF stream` or `LIVE EVERY n SECONDS`, after
+    /// RETURNS.
     fn answers(&mut self) -> Result<Answers, SqlError> {
         if self.take("OBJECT") {
             return Ok(Answers::Object);
@@ -102,12 +106,22 @@ impl Words {
         if self.take("FILE") {
             return Ok(Answers::File);
         }
+        if self.take("LIVE") {
+            self.expect("EVERY")?;
+            let token = self.parser.peek_token();
+            let every = self.some_time()?;
+            if every < SHORTEST_TICK {
+                return Err(SqlError::new("invalid_option", "EVERY is a quarter of a second or longer")
+                    .at(token.span));
+            }
+            return Ok(Answers::Live { every });
+        }
         if self.take("PROOF") {
             self.expect("OF")?;
             return Ok(Answers::Proof { stream: self.name()? });
         }
         if !self.take("PAGE") {
-            return Err(self.expected("OBJECT, PAGE OF …, FILE or PROOF OF …"));
+            return Err(self.expected("OBJECT, PAGE OF …, FILE, PROOF OF … or LIVE EVERY …"));
         }
         self.expect("OF")?;
         let member = self.inner(|parser| parser.parse_identifier())?.value;

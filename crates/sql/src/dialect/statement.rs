@@ -181,6 +181,11 @@ pub enum Answers {
     },
     /// All of them, as a file that is streamed.
     File,
+    /// The first one again and again, over a WebSocket or as server-sent events.
+    Live {
+        /// Time between two of them, microseconds.
+        every: i64,
+    },
     /// The proof of the event that the first one names, and 404 when there is none.
     Proof {
         /// The stream that the event is in.
@@ -219,7 +224,7 @@ impl Answers {
     pub fn stream(&self) -> Option<&StreamName> {
         match self {
             Self::Proof { stream } => Some(stream),
-            Self::Rows | Self::Object | Self::Page { .. } | Self::File => None,
+            Self::Rows | Self::Object | Self::Page { .. } | Self::File | Self::Live { .. } => None,
         }
     }
 }

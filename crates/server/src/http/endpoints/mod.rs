@@ -1,14 +1,16 @@
 //! Declared endpoints: queries published as REST resources, and paths that events come in at.
 //!
-//! Here an endpoint is found and its parameters are read; `page`, `file` and `proof` hold what becomes of the rows
-//! of those that answer more than an array or an object.
+//! Here an endpoint is found and its parameters are read; `page`, `file`, `proof` and `live` hold what becomes of the
+//! rows of those that answer more than an array or an object.
 
 mod file;
+mod live;
 mod page;
 mod proof;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::to_bytes;
@@ -93,6 +95,12 @@ pub async fn declared(
         });
     };
     let in_path = endpoint.in_path(path).unwrap_or_default();
+    if let Answers::Live { every } = &endpoint.answers {
+        let every = Duration::from_micros(every.unsigned_abs());
+        let path = in_path.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let subscription = live::Subscription { node, call, every, path, endpoint: endpoint.clone() };
+        return subscription.answer(once(given)?, request).await;
+    }
     let asked = Asked::read(&endpoint, once(given)?, in_path)?;
     let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
     of_own_tenant(&call, &endpoint, &values)?;
@@ -102,6 +110,7 @@ pub async fn declared(
         Answers::Page { member, cached } => page::answer(&question, &asked, member, *cached).await,
         Answers::File => file::answer(question, &asked, request.method() == Method::HEAD).await,
         Answers::Proof { stream } => proof::answer(&question, stream, path).await,
+        Answers::Live { .. } => Err(Problem::internal("a live endpoint was answered before")),
     }
 }
 
@@ -124,7 +133,7 @@ impl Asked {
         let of_kind: &[&'static str] = match &endpoint.answers {
             Answers::Page { .. } => &PAGE_PARAMETERS,
             Answers::File => &FILE_PARAMETERS,
-            Answers::Rows | Answers::Object | Answers::Proof { .. } => &[],
+            Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => &[],
         };
         let own = endpoint.parameters.iter().map(|parameter| parameter.name.as_str());
         let own: Vec<&str> = own.filter(|name| in_path.iter().all(|(known, _)| known != name)).collect();
