@@ -13,6 +13,17 @@ CREATE STREAM audit_events (
   details   JSON
 ) WITH (event_id = 'id', event_time = 'timestamp', tenant = 'tenant_id', proof = true);
 
+-- Whoever has the permission sees the events of their tenant: users who were given it, keys with it among their scopes,
+-- and these roles.
+CREATE POLICY audit_event_readers AS $$
+@id("auditors, engineers and analysts see the audit events of their tenant")
+permit (principal, action == Action::"use", resource)
+when {
+  context.permission == "view_audit_events" &&
+  (principal in Role::"SecurityAuditor" || principal in Role::"DataEngineer" || principal in Role::"DataAnalyst")
+};
+$$;
+
 CREATE ENDPOINT POST '/events' INTO audit_events;
 CREATE ENDPOINT POST '/events/batch' INTO audit_events AS BATCH;
 
@@ -21,7 +32,7 @@ CREATE ENDPOINT '/events' (
   actor TEXT DEFAULT NULL, action TEXT DEFAULT NULL, resource TEXT DEFAULT NULL, outcome TEXT DEFAULT NULL,
   tenant_id TENANT DEFAULT NULL, time_from TIMESTAMP DEFAULT NULL, time_to TIMESTAMP DEFAULT NULL, q TEXT DEFAULT NULL
 )
-REQUIRES view_own RETURNS PAGE OF events CACHED FOR 1 SECOND AS
+REQUIRES view_audit_events RETURNS PAGE OF events CACHED FOR 1 SECOND AS
 SELECT
   id, tenant_id, actor, action, resource, timestamp, outcome, ip, json(details) AS details,
   _partition AS "partition", _offset AS "offset", _event_time, _partition, _offset
@@ -39,7 +50,7 @@ CREATE ENDPOINT '/events/export' (
   actor TEXT DEFAULT NULL, action TEXT DEFAULT NULL, resource TEXT DEFAULT NULL, outcome TEXT DEFAULT NULL,
   tenant_id TENANT DEFAULT NULL, time_from TIMESTAMP DEFAULT NULL, time_to TIMESTAMP DEFAULT NULL, q TEXT DEFAULT NULL
 )
-REQUIRES view_own RETURNS FILE AS
+REQUIRES view_audit_events RETURNS FILE AS
 SELECT
   id, tenant_id, actor, action, resource, timestamp, outcome, ip, json(details) AS details,
   _recorded_at AS recorded_at, _partition AS "partition", _offset AS "offset"
@@ -55,7 +66,7 @@ WHERE ($actor IS NULL OR actor = $actor OR (right($actor, 1) = '*' AND starts_wi
 
 -- Two senders may use the same id: the first event of that id is meant, or the one at a place, as pages say it.
 CREATE ENDPOINT '/events/{id}' (id TEXT, "partition" INT DEFAULT NULL, "offset" BIGINT DEFAULT NULL)
-REQUIRES view_own RETURNS OBJECT AS
+REQUIRES view_audit_events RETURNS OBJECT AS
 SELECT
   id, tenant_id, actor, action, resource, timestamp, outcome, ip, json(details) AS details,
   _recorded_at AS recorded_at, _partition AS "partition", _offset AS "offset"
@@ -64,7 +75,7 @@ WHERE id = $id AND ($partition IS NULL OR _partition = $partition) AND ($offset 
 ORDER BY _recorded_at, _partition, _offset LIMIT 1;
 
 CREATE ENDPOINT '/events/{id}/proof' (id TEXT, "partition" INT DEFAULT NULL, "offset" BIGINT DEFAULT NULL)
-REQUIRES view_own RETURNS PROOF OF audit_events AS
+REQUIRES view_audit_events RETURNS PROOF OF audit_events AS
 SELECT _partition, _offset FROM audit_events
 WHERE id = $id AND ($partition IS NULL OR _partition = $partition) AND ($offset IS NULL OR _offset = $offset)
 ORDER BY _recorded_at, _partition, _offset LIMIT 1;

@@ -218,7 +218,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let tokens = (0..arguments.tenants)
         .map(|tenant| {
             let name = format!("reader{tenant}");
-            let user = json!({"username": name, "password": "purple-mountain-42", "tenant": format!("t{tenant}"), "roles": ["Client"]});
+            let user = json!({"username": name, "password": "purple-mountain-42", "tenant": format!("t{tenant}"), "roles": ["DataAnalyst"]});
             node.call("POST", "/api/v1/users", &user.to_string())?;
             let known = json!({"username": name, "password": "purple-mountain-42"});
             let answer = node.call("POST", "/api-token-auth/", &known.to_string())?;

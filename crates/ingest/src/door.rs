@@ -263,6 +263,23 @@ impl Door {
         }
     }
 
+    /// What the first event of a body would be refused for, if it would be: nothing is taken, and nothing is written
+    /// down. Whether its id was used before is not asked.
+    pub fn refusal(
+        &self,
+        stream: &StreamName,
+        body: &[u8],
+        format: Format,
+        principal: &Principal,
+    ) -> Result<Option<RowError>, DoorError> {
+        let entrances = self.entrances.read().unwrap_or_else(PoisonError::into_inner);
+        let entrance = entrances.get(stream).cloned();
+        drop(entrances);
+        let entrance = entrance.ok_or_else(|| DoorError::UnknownStream(stream.clone()))?;
+        let decoded = decode_large(&entrance.decoder, body, format, principal, 1, self.clock.now_micros())?;
+        Ok(decoded.items.into_iter().find_map(|item| item.err().map(|(error, _)| error)))
+    }
+
     /// Takes a request; answers when every accepted event of it is durable.
     pub async fn submit(&self, submission: Submission) -> Result<Vec<Verdict>, DoorError> {
         let room = self.room(Some(submission.body.len())).await?;

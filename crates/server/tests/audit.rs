@@ -236,3 +236,71 @@ fn secrets_are_written_down_nowhere() {
         assert_eq!(found.count(), 0, "a secret that begins with {beginning} is on the disk");
     }
 }
+
+/// A log that has lost what was acked is not gone on with: the trail speaks of more than it holds.
+#[test]
+fn a_log_that_has_lost_rows_is_not_gone_on_with() {
+    let (_folder, data) = empty_data();
+    let mut node = Node::start(&data);
+    stream(&node);
+    for number in 0..200 {
+        assert_eq!(
+            node.client.post("/api/v1/streams/readings/events", &json!({"id": number.to_string()})).0,
+            202
+        );
+    }
+    node.client.settle();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    node.kill();
+    let segments = || {
+        let files = std::fs::read_dir(data.join("log")).unwrap().map(|file| file.unwrap().path());
+        let mut files: Vec<_> =
+            files.filter(|path| path.extension().is_some_and(|it| it == "hwlog")).collect();
+        files.sort();
+        files
+    };
+    let last = segments().pop().unwrap();
+    let whole = std::fs::read(&last).unwrap();
+    let kept = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
+    kept.set_len(whole.len() as u64 / 2).unwrap();
+    drop(kept);
+    assert!(Node::start_with(&data, &[]).is_none(), "it must not give acks");
+    let log = std::fs::read_to_string(data.with_extension("log")).unwrap();
+    assert!(
+        log.contains("the log has lost rows") && log.contains("restore the data folder from a backup"),
+        "{log}"
+    );
+    // What was cut is there again.
+    std::fs::write(&last, whole).unwrap();
+    let node = Node::start(&data);
+    assert_eq!(node.client.number("SELECT count(*) FROM readings"), 200);
+}
+
+/// Nobody who reads the trail can try out passwords, or values that are SENSITIVE.
+#[test]
+fn hashes_of_bodies_tell_no_secrets() {
+    let (_folder, data) = empty_data();
+    let node = Node::start(&data);
+    let sql = "CREATE STREAM people (id TEXT, card TEXT SENSITIVE) WITH (event_id = 'id'); CREATE STREAM plain (id TEXT) WITH (event_id = 'id')";
+    assert_eq!(node.client.post("/api/v1/statements", &json!({"sql": sql})).0, 200);
+    let user = json!({"username": "frank", "password": "purple-mountain-42"});
+    assert_eq!(node.client.post("/api/v1/users", &user).0, 201);
+    node.client.post("/login", &json!({"email": "frank", "password": "purple-mountain-42"}));
+    node.client.post("/api-token-auth/", &user);
+    node.client.post("/api/v1/streams/people/events", &json!({"id": "p", "card": "4111"}));
+    node.client.post("/api/v1/streams/plain/events", &json!({"id": "p"}));
+    node.client.post("/api/v1/sql", &json!({"query": "SELECT $x AS x", "params": {"x": "4111"}}));
+    node.client.post("/api/v1/sql", &json!({"query": "SELECT 1 AS x"}));
+    let hashed =
+        node.client.sql("SELECT path, body FROM _audit WHERE body_hash IS NOT NULL ORDER BY _offset");
+    let paths: Vec<&str> = hashed.iter().map(|row| row["path"].as_str().unwrap()).collect();
+    assert!(paths.contains(&"/api/v1/streams/plain/events") && paths.contains(&"/api/v1/sql"), "{paths:?}");
+    for row in &hashed {
+        assert!(!row.to_string().contains("[redacted]"), "{row}");
+        let path = row["path"].as_str().unwrap();
+        assert!(
+            !["/login", "/api-token-auth", "/api/v1/users", "/api/v1/streams/people/events"].contains(&path),
+            "{path}"
+        );
+    }
+}

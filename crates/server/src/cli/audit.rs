@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use highwater_audit::export::{self, Trust};
-use highwater_audit::{AuditError, Checkpoint, EventProof, SignedNote, Verifier};
+use highwater_audit::{AuditError, Checkpoint, EventProof, SignedNote, Statement, Verifier, statement};
 use serde_json::json;
 
 use super::client::Client;
@@ -50,6 +50,10 @@ pub enum AuditCommand {
         /// A verifier key that is known from elsewhere; without it those of the copy or of the node count. May be given several times.
         #[arg(long)]
         key: Vec<String>,
+        /// For an event: what the keys have signed about their successors, as /audit/statements answers it, or as a copy has
+        /// it; for a key from before a change. Without it the node is asked, if there is one.
+        #[arg(long, requires = "event")]
+        statements: Option<PathBuf>,
         /// A checkpoint that was kept elsewhere, which the trail must continue. May be given several times.
         #[arg(long)]
         checkpoint: Vec<PathBuf>,
@@ -103,9 +107,11 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
             eprintln!("{size} entries are in {}", folder.display());
             Ok(ExitCode::SUCCESS)
         }
-        AuditCommand::Verify { event: Some(file), key, target, .. } => verify_event(&file, &key, &target),
-        AuditCommand::Verify { export, event: None, key, checkpoint, target } => {
-            let keys = key
+        AuditCommand::Verify { event: Some(file), key, statements, target, .. } => {
+            verify_event(&file, &lines(&key), statements.as_deref(), &target)
+        }
+        AuditCommand::Verify { export, event: None, key, checkpoint, target, .. } => {
+            let keys = lines(&key)
                 .iter()
                 .map(|key| Verifier::parse(key))
                 .collect::<Result<_, _>>()
@@ -119,7 +125,12 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
                 Some(folder) => export::verify_folder(&folder, &trust),
                 None => {
                     let folder = std::env::temp_dir().join(format!("highwater-audit-{}", std::process::id()));
-                    let copied = copy(&Client::new(&target)?, &folder);
+                    let client = Client::new(&target)?;
+                    // A trail that can't be read to its end is not what was signed.
+                    let copied = copy(&client, &folder).map_err(|failure| match failure.code.as_str() {
+                        "io" => Failure::new("integrity", "the node can't hand out the whole trail; its log and `highwater job submit verify --follow` say why").exit(8),
+                        _ => failure,
+                    });
                     let verified = copied.map(|_| export::verify_folder(&folder, &trust));
                     std::fs::remove_dir_all(&folder).ok();
                     verified?
@@ -148,12 +159,22 @@ pub fn audit(command: AuditCommand) -> Result<ExitCode, Failure> {
     }
 }
 
+/// Keys, one a line: files of them have several after a change.
+fn lines(given: &[String]) -> Vec<&str> {
+    given.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty()).collect()
+}
+
 fn not_a_key(error: &AuditError) -> Failure {
     Failure::new("invalid_key", format!("--key: {error}")).exit(2)
 }
 
 /// Verifies the proof of an event, by keys that are given or those of the node.
-fn verify_event(file: &Path, keys: &[String], target: &Target) -> Result<ExitCode, Failure> {
+fn verify_event(
+    file: &Path,
+    keys: &[&str],
+    statements: Option<&Path>,
+    target: &Target,
+) -> Result<ExitCode, Failure> {
     let text = std::fs::read(file)
         .map_err(|error| Failure::new("unreadable", format!("{}: {error}", file.display())).exit(2))?;
     let text = String::from_utf8(text).map_err(|_| {
@@ -166,10 +187,26 @@ fn verify_event(file: &Path, keys: &[String], target: &Target) -> Result<ExitCod
         eprintln!("verified with the keys of the node itself; --key takes one that you know from elsewhere");
         asked.lines().collect()
     } else {
-        keys.iter().map(String::as_str).collect()
+        keys.to_vec()
     };
     let keys = keys.into_iter().map(Verifier::parse).collect::<Result<Vec<_>, _>>();
-    let proven = proof.verify(&keys.map_err(|error| not_a_key(&error))?).map_err(integrity)?;
+    let keys = keys.map_err(|error| not_a_key(&error))?;
+    let said = match statements {
+        Some(file) => std::fs::read_to_string(file)?,
+        None => Client::new(target).and_then(|client| client.get("/audit/statements")).unwrap_or_default(),
+    };
+    let statements = statement::read(&said).map_err(integrity)?;
+    let statements =
+        statements.iter().map(Statement::open).collect::<Result<Vec<_>, _>>().map_err(integrity)?;
+    // An old key vouches for the new one. What an old one has signed is not believed for the new one's sake: it may
+    // have been changed for having been stolen.
+    let keys = statement::successors(&keys, &statements);
+    let proven = proof.verify(&keys).map_err(|error| match error {
+        AuditError::Changed(detail) if detail.contains("no known key") => Failure::new("unknown_key", detail)
+            .exit(8)
+            .hint("a proof from before a change of keys is verified with the key of then (--key), or asked for anew; --statements says what leads from an old key to the new one"),
+        other => integrity(other),
+    })?;
     let Checkpoint { origin, size, root } = proven.checkpoint;
     let event = serde_json::from_str::<serde_json::Value>(&proven.event).unwrap_or(json!(proven.event));
     let root = highwater_event::hexadecimal::show(&root);

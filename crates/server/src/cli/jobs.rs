@@ -52,7 +52,8 @@ pub enum JobCommand {
         #[command(flatten)]
         target: Target,
     },
-    /// Wait until a job has ended, and show how far it is. Exit code 3 when it failed or was cancelled.
+    /// Wait until a job has ended, and show how far it is. Exit code 3 when it failed or was cancelled, 8 when `verify` has
+    /// found something that is not as it was written.
     Follow {
         /// Its id.
         id: String,
@@ -150,6 +151,8 @@ fn watch(client: &Client, id: &str) -> Result<ExitCode, Failure> {
         bar.finish();
         let said = if job["state"] == "failed" { &job["error"] } else { &job["said"] };
         println!("{}", json!({"id": id, "state": job["state"], "said": said}));
-        return Ok(ended);
+        // What `verify` has found wrong is not a job that failed.
+        let damaged = job["kind"] == "verify" && said["whole"] == false;
+        return Ok(if damaged { ExitCode::from(8) } else { ended });
     }
 }

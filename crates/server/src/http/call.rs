@@ -8,7 +8,7 @@ use axum::http::{HeaderValue, Method, Response, StatusCode, header};
 use highwater_audit::tree::sha256;
 use highwater_auth::limit::Verdict;
 use highwater_auth::{Identity, Window};
-use highwater_event::{Principal, hexadecimal};
+use highwater_event::{Principal, StreamSchema, hexadecimal};
 use highwater_log::audit::{Entry, Outcome};
 use serde_json::{Map, Value, json};
 
@@ -158,14 +158,20 @@ impl Call {
         if body.is_empty() {
             return;
         }
-        let kept = serde_json::from_slice::<Value>(body).ok().map(|body| redacted(&body).to_string());
+        let value = serde_json::from_slice::<Value>(body).ok();
+        let kept = value.as_ref().map(redacted);
+        // The hash of a body that holds what may not be kept would let readers of the trail try out what it was.
+        let whole = kept.is_some() && kept == value;
         let mut said = self.said();
-        said.body = kept.filter(|kept| kept.len() <= KEPT_BYTES);
-        said.body_hash = Some(hexadecimal::show(&sha256([body])));
+        said.body = kept.map(|kept| kept.to_string()).filter(|kept| kept.len() <= KEPT_BYTES);
+        said.body_hash = whole.then(|| hexadecimal::show(&sha256([body])));
     }
 
-    /// Notes the hash of a body of events.
-    pub fn brought_events(&self, body: &[u8]) {
+    /// Notes the hash of a body of events, unless what is SENSITIVE is in them, or may be.
+    pub fn brought_events(&self, stream: &StreamSchema, body: &[u8]) {
+        if stream.has_sensitive() {
+            return;
+        }
         self.said().body_hash = Some(hexadecimal::show(&sha256([body])));
     }
 

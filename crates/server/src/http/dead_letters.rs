@@ -346,6 +346,11 @@ async fn send_again(
         leaf: Some(Box::new(call.entry(node))),
         beside: vec![row],
     };
+    // What is refused again is the same letter still, and no other one.
+    let Submission { stream, body, format, principal, .. } = &submission;
+    if let Some(error) = node.door.refusal(stream, body, *format, principal)? {
+        return Ok(Verdict { event_id: None, outcome: Outcome::Rejected(error) });
+    }
     let verdict = bulk::submit(node, submission).await?.pop();
     call.settle();
     verdict.ok_or_else(|| Problem::internal("the event got no verdict"))

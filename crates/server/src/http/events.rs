@@ -109,7 +109,9 @@ pub fn submission(
     if call.identity.key.is_some() {
         call.charge(node, count(format, &body))?;
     }
-    call.brought_events(&body);
+    if let Some(entry) = node.catalog().streams.get(&stream.at_version(1)) {
+        call.brought_events(&entry.schema, &body);
+    }
     let leaf = Some(Box::new(call.entry(node)));
     Ok(Submission { stream, body, format, principal: call.principal().clone(), leaf, beside: Vec::new() })
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use highwater_audit::witness::Answer;
 use highwater_audit::{AuditError, Checkpoint, SignedNote, Tree, Witness};
 
@@ -85,6 +85,15 @@ impl Node {
             let taken = last.map(|text| SignedNote::parse(&text).and_then(take));
             taken.transpose().with_context(|| format!("{} is not a checkpoint of this log", path.display()))
         };
+        if let Some(last) = self.last_checkpoint()? {
+            let size = SignedNote::parse(&last).and_then(|note| Checkpoint::parse(&note.text))?.size;
+            let end = self.log.end(&highwater_log::audit::partition());
+            ensure!(
+                size <= end,
+                "the log has lost rows that were acked: {} speaks of {size} entries of the audit trail, and the log has {end}; restore the data folder from a backup. To go on without what was lost, move that file away: whoever has kept a checkpoint will see the break",
+                self.options.data.join(CHECKPOINT).display()
+            );
+        }
         go_on(CHECKPOINT, &|note| self.tree.continue_from(note))?;
         go_on(WITNESSED, &|note| self.tree.witnessed_is(note))?;
         let spawn = |task| self.machine.scheduler.spawn(task);

@@ -169,6 +169,10 @@ impl Node {
                 Statement::CreateSchedule { .. } | Statement::Drop { kind: Kind::Schedule, .. }
             ) {
                 self.authorize(identity, Asked::node("operate"))?;
+                if !identity.principal.everywhere {
+                    let detail = "what a schedule begins is done by the engine, which sees every tenant; administrators of the node declare schedules";
+                    return Err(SqlError::new(FORBIDDEN, detail));
+                }
             }
             let governs = match statement {
                 Statement::CreateRule { rule: Rule::Policy { .. }, .. }

@@ -4,11 +4,11 @@ use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use highwater_event::{StreamName, StreamPartition, StreamSchema};
 use highwater_ingest::DedupeIndex;
 use highwater_ingest::decode::Decoder;
-use highwater_lake::{Folder, LakeStream, LakeView};
+use highwater_lake::{Folder, LakeStream, LakeView, Moment};
 use highwater_log::fold::{Program, StateReader};
 use highwater_log::idle::Waiting;
 use highwater_log::keyed::Dirty;
@@ -157,6 +157,15 @@ impl Node {
         let lake = LakeStream::open(&self.lake_root(), schema.clone(), folder, derivable, self.vault.clone())
             .await
             .with_context(|| format!("the lake of {} can't be opened", schema.name))?;
+        let snapshot = lake.snapshot(Moment::Now).await?;
+        for (partition, mark) in snapshot.marks {
+            let end = self.log.end(&StreamPartition::new(schema.name.clone(), partition));
+            ensure!(
+                mark <= end,
+                "the log has lost rows: partition {partition} of {} ends at {end} in the log, and the lake has rows up to {mark}; restore the data folder from a backup. Without one, move the folder `lake` away: streams go on from what the log still has",
+                schema.name
+            );
+        }
         let lake = Arc::new(lake);
         let mut lakes = self.lakes.write().unwrap_or_else(PoisonError::into_inner);
         lakes.insert(schema.name.clone(), lake.clone());
