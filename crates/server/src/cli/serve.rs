@@ -76,7 +76,7 @@ pub fn serve(arguments: ServeArgs) -> Result<ExitCode, Failure> {
             "  {} streams, {} tables, {} endpoints",
             catalog.streams.len(),
             catalog.tables.len(),
-            catalog.endpoints.len()
+            catalog.endpoints.len() + catalog.intakes.len()
         );
         let claim = node.offer_claim().context("no claim can be made")?;
         match &claim {

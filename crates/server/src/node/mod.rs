@@ -231,7 +231,13 @@ impl Node {
             .with_context(|| format!("the data folder {} can't be made", options.data.display()))?;
         let machine = Machine::real();
         let for_views = Machine { scheduler: Arc::new(Threads::new(Some(views))), ..machine.clone() };
-        let store = Arc::new(FjallStore::open(&options.data.join("warehouse"), 256 << 20)?);
+        let store = FjallStore::open(&options.data.join("warehouse"), 256 << 20).map_err(|error| {
+            if error.to_string().contains("Locked") {
+                return anyhow::anyhow!("another node runs on {}", options.data.display());
+            }
+            anyhow::Error::from(error)
+        })?;
+        let store = Arc::new(store);
         let node = Self::open_on(machine, for_views, store, queries, options).await?;
         node.publish_checkpoints()?;
         Ok(node)

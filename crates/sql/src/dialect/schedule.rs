@@ -29,7 +29,7 @@ impl Timetable {
     pub fn parse(pattern: &str, zone: &str) -> Result<Self, SqlError> {
         let cron = CronParser::new().parse(pattern).map_err(|error| {
             SqlError::new("invalid_schedule", format!("'{pattern}' is not a time of cron: {error}")).hint(
-                "write minute, hour, day, month and weekday, such as '0 2 * * *' for two in the morning",
+                "write minute, hour, day, month and weekday, such as '0 2 * * *' for two in the morning; six fields begin with the second",
             )
         })?;
         let zone = Tz::from_str(zone).map_err(|_| {

@@ -58,7 +58,7 @@ impl ScalarUDFImpl for Matches {
         let mut words = Words::default();
         let mut found = Vec::with_capacity(rows);
         for row in 0..rows {
-            if texts.is_null(row) || searches.is_null(row) {
+            if searches.is_null(row) {
                 found.push(None);
                 continue;
             }
@@ -67,9 +67,11 @@ impl ScalarUDFImpl for Matches {
                 Some((text, search)) if text == asked => search,
                 other => &mut other.insert((asked.to_owned(), Search::read(asked)?)).1,
             };
+            // What says nothing has no words.
+            let text = if texts.is_valid(row) { texts.value(row) } else { "" };
             match of_json {
-                true => words.read_json(texts.value(row)),
-                false => words.read(texts.value(row)),
+                true => words.read_json(text),
+                false => words.read(text),
             }
             found.push(Some(search.finds(&words)));
         }

@@ -31,6 +31,9 @@ use super::sql::{rows, typed};
 use super::{events, replay};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
+/// Characters of a parameter that the audit trail keeps.
+const LONGEST_SAID: usize = 256;
+
 /// Parameters that are given once each; a repeated one would be read as one of its values at random.
 pub fn once(given: Vec<(String, String)>) -> Result<BTreeMap<String, String>, Problem> {
     let mut parameters = BTreeMap::new();
@@ -102,6 +105,7 @@ pub async fn declared(
         return subscription.answer(once(given)?, request).await;
     }
     let asked = Asked::read(&endpoint, once(given)?, in_path)?;
+    call.saw("parameters", asked.said());
     let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
     of_own_tenant(&call, &endpoint, &values)?;
     let question = Question { node: node.clone(), call, endpoint, values };
@@ -125,6 +129,16 @@ struct Asked {
 }
 
 impl Asked {
+    /// What was asked for, for the audit trail; long texts are cut.
+    fn said(&self) -> serde_json::Value {
+        let own = self.given.iter().map(|(name, value)| (name.as_str(), value));
+        let all = own.chain(self.beside.iter().map(|(name, value)| (*name, value)));
+        let cut = |value: &String| value.chars().take(LONGEST_SAID).collect::<String>();
+        all.map(|(name, value)| (name.to_owned(), serde_json::Value::from(cut(value))))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
     fn read(
         endpoint: &Endpoint,
         given: BTreeMap<String, String>,

@@ -69,7 +69,11 @@ impl Offered for ReplayJob {
 }
 
 /// A replay as work.
-pub(super) fn work(node: &Arc<Node>, replay: Replay, rate: Option<u64>, dry_run: bool) -> Box<dyn Work> {
+pub(super) fn work(node: &Arc<Node>, mut replay: Replay, rate: Option<u64>, dry_run: bool) -> Box<dyn Work> {
+    if let Some(rate) = rate {
+        // No more in one part than a second may bring.
+        (replay.span, replay.widest) = (replay.span.min(rate), rate);
+    }
     Box::new(Replaying { replay, rate, owed: Duration::ZERO, dry_run, node: node.clone() })
 }
 

@@ -196,6 +196,8 @@ struct Replay {
     parameters: Vec<(String, ScalarValue)>,
     parts: VecDeque<Part>,
     span: u64,
+    /// Offsets that are read at a time at most.
+    widest: u64,
     /// Events in all.
     of: u64,
     totals: Totals,
@@ -293,6 +295,7 @@ impl Replay {
             parameters,
             parts: VecDeque::new(),
             span: SPAN,
+            widest: WIDEST_SPAN,
             of: 0,
             totals: Totals::default(),
         }
@@ -358,7 +361,7 @@ impl Replay {
                 part.next = upto;
             }
             if (wanted.len() as u64) < SPAN / 4 {
-                self.span = (self.span * 2).min(WIDEST_SPAN);
+                self.span = (self.span * 2).min(self.widest);
             }
             if totals.events > 0 {
                 return Ok(true);
