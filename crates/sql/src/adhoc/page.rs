@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::AsArray;
-use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
@@ -55,20 +55,55 @@ pub struct PageResult {
 }
 
 impl Page {
-    /// What is asked around an endpoint's query: one row more than is shown, to know whether there are more.
-    fn around(&self) -> String {
-        let (order, beyond) = if self.oldest_first { ("ASC", '>') } else { ("DESC", '<') };
-        let rest = self.after.map(|Position { time, partition, offset }| {
-            let time = format!("to_timestamp_micros({time})");
-            format!(
-                " WHERE {EVENT_TIME} {beyond}= {time} AND ({EVENT_TIME} {beyond} {time} OR {PARTITION} {beyond} {partition} OR ({PARTITION} = {partition} AND {OFFSET} {beyond} {offset}))"
-            )
-        });
+    /// The order of its rows.
+    fn order(&self) -> String {
+        let order = if self.oldest_first { "ASC" } else { "DESC" };
+        format!("ORDER BY {EVENT_TIME} {order}, {PARTITION} {order}, {OFFSET} {order}")
+    }
+
+    /// Places of rows: one more than is shown, to know whether there are more.
+    fn places(&self) -> String {
+        let rest = self.after.map(|_| format!(" WHERE {}", self.behind(AFTER, false)));
         format!(
-            "SELECT * FROM (SELECT 1) AS page{} ORDER BY {EVENT_TIME} {order}, {PARTITION} {order}, {OFFSET} {order} LIMIT {}",
+            "SELECT {EVENT_TIME}, {PARTITION}, {OFFSET} FROM (SELECT 1) AS page{} {} LIMIT {}",
             rest.unwrap_or_default(),
+            self.order(),
             self.limit + 1
         )
+    }
+
+    /// The rows from one place to another: whatever it takes to make them is done for these alone.
+    fn between(&self) -> String {
+        let turned = Self { oldest_first: !self.oldest_first, ..*self };
+        let (from, to) = (self.behind(FIRST, true), turned.behind(LAST, true));
+        format!("SELECT * FROM (SELECT 1) AS page WHERE {from} AND {to} {}", self.order())
+    }
+
+    /// The condition that a row stands behind a place, or at it. Its time is said by itself, too, for files and row groups
+    /// to be left out.
+    fn behind(&self, place: [&str; 3], included: bool) -> String {
+        let [time, partition, offset] = place;
+        let beyond = if self.oldest_first { '>' } else { '<' };
+        let last = if included { "=" } else { "" };
+        format!(
+            "{EVENT_TIME} {beyond}= ${time} AND ({EVENT_TIME} {beyond} ${time} OR {PARTITION} {beyond} ${partition} OR ({PARTITION} = ${partition} AND {OFFSET} {beyond}{last} ${offset}))"
+        )
+    }
+}
+
+/// Parameters that say places; no parameter that a statement declares begins with a number.
+const AFTER: [&str; 3] = ["0after_time", "0after_partition", "0after_offset"];
+const FIRST: [&str; 3] = ["0first_time", "0first_partition", "0first_offset"];
+const LAST: [&str; 3] = ["0last_time", "0last_partition", "0last_offset"];
+
+impl Position {
+    fn values(&self, [time, partition, offset]: [&str; 3]) -> [(String, ScalarValue); 3] {
+        let at = ScalarValue::TimestampMicrosecond(Some(self.time), Some("UTC".into()));
+        [
+            (time.to_owned(), at),
+            (partition.to_owned(), ScalarValue::Int32(Some(self.partition))),
+            (offset.to_owned(), ScalarValue::Int64(Some(self.offset))),
+        ]
     }
 }
 
@@ -98,18 +133,30 @@ pub async fn run_page(
     let relations: Arc<dyn Relations> = Arc::new(Held { relations, found: Mutex::default() });
     let mut query = endpoint.query.clone();
     asker.put(&mut *query);
-    let asked = as_statement(over(&query, &page.around())?);
-    let mut rows = run(&context(engine, relations.clone())?, asked, values.clone(), limits).await?;
-    let found = rows.row_count();
-    if rows.truncated {
+    let ask = async |outer: &str, more: Vec<(String, ScalarValue)>| {
+        let asked = as_statement(over(&query, outer)?);
+        let values = values.iter().cloned().chain(more).collect();
+        run(&context(engine, relations.clone())?, asked, values, limits).await
+    };
+    let after = page.after.map(|after| after.values(AFTER).to_vec()).unwrap_or_default();
+    let found = ask(&page.places(), after).await?;
+    if found.truncated {
         return Err(SqlError::new("result_too_large", "a page holds more rows than one answer may"));
     }
-    let next = if found > page.limit { cut(&mut rows, page.limit)? } else { None };
+    let places = positions(&found)?;
+    let shown = &places[..places.len().min(page.limit)];
+    let next = shown.last().copied().filter(|_| places.len() > page.limit);
+    let rows = match (shown.first(), shown.last()) {
+        (Some(first), Some(last)) => {
+            let ends = [first.values(FIRST), last.values(LAST)].concat();
+            ask(&page.between(), ends).await?
+        }
+        _ => QueryResult { schema: found.schema.clone(), batches: Vec::new(), truncated: false },
+    };
     let total = if page.after.is_none() && next.is_none() {
-        found as u64
+        places.len() as u64
     } else {
-        let asked = as_statement(over(&query, "SELECT count(*) AS total FROM (SELECT 1) AS page")?);
-        count(&run(&context(engine, relations)?, asked, values, limits).await?)
+        count(&ask("SELECT count(*) AS total FROM (SELECT 1) AS page", Vec::new()).await?)
     };
     Ok(PageResult { rows, total, next })
 }
@@ -120,41 +167,21 @@ fn count(result: &QueryResult) -> u64 {
     count.map_or(0, i64::unsigned_abs)
 }
 
-/// Keeps the first rows; answers where the last of them stands.
-fn cut(rows: &mut QueryResult, keep: usize) -> Result<Option<Position>, SqlError> {
-    let mut left = keep;
-    let mut last = None;
-    for batch in &mut rows.batches {
-        let taken = left.min(batch.num_rows());
-        *batch = batch.slice(0, taken);
-        left -= taken;
-        if taken > 0 {
-            last = Some((batch.clone(), taken - 1));
+/// Where rows stand that are nothing but places.
+fn positions(found: &QueryResult) -> Result<Vec<Position>, SqlError> {
+    let missing = || SqlError::new("internal", "a row of a page has no place");
+    let mut positions = Vec::with_capacity(found.row_count());
+    for batch in &found.batches {
+        let times = batch.column(0).as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(missing)?;
+        let partitions = batch.column(1).as_primitive_opt::<Int32Type>().ok_or_else(missing)?;
+        let offsets = batch.column(2).as_primitive_opt::<Int64Type>().ok_or_else(missing)?;
+        for ((time, partition), offset) in times.iter().zip(partitions).zip(offsets) {
+            let place = time.zip(partition).zip(offset).ok_or_else(missing)?;
+            let ((time, partition), offset) = place;
+            positions.push(Position { time, partition, offset });
         }
     }
-    rows.batches.retain(|batch| batch.num_rows() > 0);
-    let Some((batch, row)) = last else { return Ok(None) };
-    let missing = |name: &str| SqlError::new("internal", format!("a page has no column {name}"));
-    let number = |name: &str| {
-        let column = batch.column_by_name(name)?;
-        if column.is_null(row) {
-            return None;
-        }
-        match column.data_type() {
-            DataType::Timestamp(..) => {
-                Some(column.as_primitive_opt::<TimestampMicrosecondType>()?.value(row))
-            }
-            DataType::Int32 => Some(column.as_primitive::<Int32Type>().value(row).into()),
-            DataType::Int64 => Some(column.as_primitive::<Int64Type>().value(row)),
-            _ => None,
-        }
-    };
-    let partition = number(PARTITION).and_then(|partition| i32::try_from(partition).ok());
-    Ok(Some(Position {
-        time: number(EVENT_TIME).ok_or_else(|| missing(EVENT_TIME))?,
-        partition: partition.ok_or_else(|| missing(PARTITION))?,
-        offset: number(OFFSET).ok_or_else(|| missing(OFFSET))?,
-    }))
+    Ok(positions)
 }
 
 /// Relations as they were when they were first named.
