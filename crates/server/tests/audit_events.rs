@@ -235,6 +235,13 @@ fn one_policy_at_every_door() {
     }
     let (status, _) = Client::new(&node.client.url, "").get("/events");
     assert_eq!(status, 401);
+    // The trail says what was asked for, and what stood before it.
+    let seen = node.client.sql(
+        "SELECT seen FROM _audit WHERE actor = 'n' AND path = '/events' AND seen LIKE '%\"q\":\"secret\"%'",
+    );
+    let seen: Value = serde_json::from_str(seen[0]["seen"].as_str().unwrap()).unwrap();
+    assert_eq!(seen["parameters"], json!({"q": "secret"}));
+    assert!(seen["lens"]["audit_events"].as_str().unwrap().contains("\"tenant_id\" = 'north'"), "{seen}");
     // Another sender's id is not taken by one's own.
     assert_eq!(north.post("/events", &event("s1")).0, 202);
     assert_eq!(get(&node.client, "/events?actor=canary-s1")["total"], 2);

@@ -180,6 +180,11 @@ impl Call {
         self.said().seen.insert(what.to_owned(), value.into());
     }
 
+    /// Something that was noted.
+    pub fn noted(&self, what: &str) -> Option<Value> {
+        self.said().seen.get(what).cloned()
+    }
+
     /// Notes an answer to a question: as of which mark, how many rows, and the hash of what was shown.
     pub fn saw_rows(&self, node: &Node, rows: usize, shown: &[u8]) {
         self.saw("mark", node.log().recorded_until());

@@ -51,6 +51,7 @@ pub async fn query(
         .map(|(name, value)| Ok((name.clone(), scalar(&name, value)?)))
         .collect::<Result<Vec<_>, Problem>>()?;
     let relations = Arc::new(NodeRelations::new(node.clone(), call.reader()));
+    let seen = relations.clone();
     let (asked, given, sql) = (node.clone(), request.query.clone(), as_question(&request.query));
     let identity = call.identity.clone();
     let question = async move {
@@ -60,6 +61,9 @@ pub async fn query(
         }
     };
     let answer = node.ask(question).await;
+    if let Some(applied) = seen.applied() {
+        call.saw("lens", applied);
+    }
     let result = answer.map_err(|error| {
         let rendered = error.render(&request.query);
         Problem::from(error).with("rendered", rendered.into())

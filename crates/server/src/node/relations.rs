@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -18,6 +18,8 @@ use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, ta
 use highwater_sql::dialect::{Asker, Kind, Rule, Statement, of_tenant, parse_script};
 use highwater_sql::stream::table::Extent;
 use highwater_sql::{Catalog, Engine, SqlError};
+
+use serde_json::Value;
 
 use super::{FORBIDDEN, Node, needs};
 
@@ -36,6 +38,8 @@ pub enum Reader {
 pub struct NodeRelations {
     node: Arc<Node>,
     reader: Reader,
+    /// Filters and masks of what was read, in words, by relation.
+    applied: Mutex<BTreeMap<String, String>>,
 }
 
 impl fmt::Debug for NodeRelations {
@@ -47,7 +51,13 @@ impl fmt::Debug for NodeRelations {
 impl NodeRelations {
     /// Relations for a reader.
     pub fn new(node: Arc<Node>, reader: Reader) -> Self {
-        Self { node, reader }
+        Self { node, reader, applied: Mutex::default() }
+    }
+
+    /// Filters and masks that stood before what was read, for the audit trail; nothing when there were none.
+    pub fn applied(&self) -> Option<Value> {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        (!applied.is_empty()).then(|| applied.clone().into_iter().collect())
     }
 
     /// Relations for the engine's own questions.
@@ -77,6 +87,10 @@ impl NodeRelations {
         if through && [DEAD_LETTERS, LATE_EVENTS].contains(&name.as_str()) {
             let own = identity.principal.name.replace('\'', "''");
             lens.filters.push(format!("principal = '{own}'"));
+        }
+        if let Some(said) = lens.describe() {
+            let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+            applied.insert(name.to_string(), said);
         }
         Ok(lens)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use serde_json::Value;
 
 /// Bytes of remembered answers.
 const BYTES: u64 = 64 << 20;
@@ -18,6 +19,8 @@ pub struct Remembered {
     pub mark: i64,
     /// How many rows there are.
     pub rows: usize,
+    /// Filters and masks that stood before them.
+    pub lens: Option<Value>,
     /// What was answered.
     pub body: String,
 }

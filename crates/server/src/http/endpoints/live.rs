@@ -221,7 +221,7 @@ async fn shared(question: &Question, every: Duration) -> Result<Arc<Remembered>,
         let result = question.rows().await?;
         let body = first_row(&result, &result.names());
         let body = if body.is_empty() { "{}".to_owned() } else { body };
-        Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows: result.row_count(), body }))
+        Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows: result.row_count(), lens: None, body }))
     });
     asked.await
 }

@@ -208,15 +208,20 @@ impl Question {
     where
         F: Future<Output = Result<T, SqlError>> + Send + 'static,
     {
+        let relations = self.relations();
         let asking = Asking {
             node: self.node.clone(),
-            relations: self.relations(),
+            relations: relations.clone(),
             endpoint: self.endpoint.clone(),
             user: self.call.principal().name.clone(),
             tenant: self.call.principal().tenant.clone(),
             values: self.values.clone(),
         };
-        Ok(self.node.ask(ask(asking)).await?)
+        let answered = self.node.ask(ask(asking)).await;
+        if let Some(applied) = relations.applied() {
+            self.call.saw("lens", applied);
+        }
+        Ok(answered?)
     }
 
     /// All rows.

@@ -39,6 +39,9 @@ pub async fn answer(question: &Question, asked: &Asked, member: &str, cached: Op
     let made = match known {
         Some(known) => {
             call.saw("remembered", true);
+            if let Some(lens) = &known.lens {
+                call.saw("lens", lens.clone());
+            }
             known
         }
         None => {
@@ -80,7 +83,8 @@ async fn make(
     let member = serde_json::Value::from(member);
     let rows_text = rows(&result, &names, ",");
     let body = format!("{{{member}:[{rows_text}],\"total\":{},\"next_cursor\":{next}", found.total);
-    Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), body })
+    let lens = question.call.noted("lens");
+    Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), lens, body })
 }
 
 /// Which page a call means.

@@ -42,7 +42,7 @@ use self::rows::Rows;
 use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::{bulk, events, streams};
-use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader, is_shared};
 
 pub use self::again::{AgainJob, answer as answer_declared};
 pub use self::job::ReplayJob;
@@ -249,7 +249,9 @@ impl Replay {
             return Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail)
                 .hint("replay it into itself, or ask for the permission that the mask names"));
         }
-        node.authorize(&call.identity, Asked::on("ingest", "stream", target.name.public()))?;
+        let shared = is_shared(&node.catalog(), &target.name.at_version(1));
+        let asked = Asked::on("ingest", "stream", target.name.public()).shared(shared);
+        node.authorize(&call.identity, asked)?;
         stays_hidden(&source, &target)?;
         let name = id_suffix(&node, &source, &target, request.name)?;
         let (mut condition, parameters) = condition(

@@ -146,7 +146,7 @@ impl Node {
 async fn run(node: Weak<Node>) {
     let mut running: FuturesUnordered<BoxFuture<'static, Arc<str>>> = FuturesUnordered::new();
     let mut going: BTreeSet<Arc<str>> = BTreeSet::new();
-    let mut seen: BTreeMap<StreamName, i64> = BTreeMap::new();
+    let mut seen = Seen::default();
     while let Some(node) = node.upgrade() {
         begin_scheduled(&node, &mut seen).await;
         let now = node.machine.clock.now_micros();
@@ -183,14 +183,38 @@ fn until_next(node: &Node, going: &BTreeSet<Arc<str>>) -> Duration {
     Duration::from_micros(next.max(1_000).unsigned_abs()).min(LOOK)
 }
 
+/// Schedules as they were seen last, and when they began to be what they are.
+#[derive(Default)]
+struct Seen {
+    /// What was there at the start has been looked at: what comes from now on is new.
+    started: bool,
+    known: BTreeMap<StreamName, (String, i64)>,
+}
+
+impl Seen {
+    /// After when a schedule is due. What a schedule was due for before it was declared, or declared anew, is not its
+    /// business; what was missed while the node stood still is.
+    fn since(&mut self, entry: &ScheduleEntry, last: Option<i64>, now: i64) -> i64 {
+        let began = match self.known.get(&entry.name) {
+            Some((text, began)) if *text == entry.text => *began,
+            _ => {
+                let began = if self.started { now } else { last.unwrap_or(now) };
+                self.known.insert(entry.name.clone(), (entry.text.clone(), began));
+                began
+            }
+        };
+        last.map_or(began, |last| last.max(began))
+    }
+}
+
 /// Puts what schedules want done on the log, once for each time that it was due.
-async fn begin_scheduled(node: &Arc<Node>, seen: &mut BTreeMap<StreamName, i64>) {
+async fn begin_scheduled(node: &Arc<Node>, seen: &mut Seen) {
     let catalog = node.catalog();
     let now = node.machine.clock.now_micros();
-    seen.retain(|name, _| catalog.schedules.contains_key(name));
+    seen.known.retain(|name, _| catalog.schedules.contains_key(name));
     for entry in catalog.schedules.values() {
-        let first = *seen.entry(entry.name.clone()).or_insert(now);
-        let after = node.jobs.last_due(entry.name.as_str()).unwrap_or(first);
+        let last = node.jobs.last_due(entry.name.as_str());
+        let after = seen.since(entry, last, now);
         let Some(due) = entry.schedule.timetable.last(now).filter(|due| *due > after) else { continue };
         if now - due > MISSED && !entry.schedule.catch_up {
             continue;
@@ -205,6 +229,7 @@ async fn begin_scheduled(node: &Arc<Node>, seen: &mut BTreeMap<StreamName, i64>)
             tracing::warn!(schedule = entry.name.as_str(), %error, "a job of a schedule could not be begun; it is tried again");
         }
     }
+    seen.started = true;
 }
 
 async fn submit_scheduled(
@@ -296,5 +321,34 @@ async fn work(node: &Arc<Node>, job: &Job) -> Result<Option<Progress>, Setback> 
             let noted = node.note_progress(job, said).await;
             noted.map_err(|error| Setback::passing("log_unavailable", error.to_string()))?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_sql::dialect::{Statement, parse_script};
+
+    fn entry(text: &str) -> ScheduleEntry {
+        let declared = parse_script(text).unwrap().remove(0);
+        let Statement::CreateSchedule { name, schedule } = declared.statement else { panic!("{text}") };
+        ScheduleEntry { name, schedule: *schedule, text: text.into() }
+    }
+
+    #[test]
+    fn a_schedule_is_due_for_what_came_after_it_was_declared() {
+        let hourly = entry("CREATE SCHEDULE s CRON '0 * * * *' RUN maintenance");
+        let daily = entry("CREATE SCHEDULE s CRON '0 2 * * *' RUN maintenance");
+        let mut seen = Seen::default();
+        // There when the node started, and missed since its last job.
+        assert_eq!(seen.since(&hourly, Some(100), 500), 100);
+        // There when the node started, and never run: it may have been declared a moment before.
+        assert_eq!(Seen::default().since(&hourly, None, 500), 500);
+        seen.started = true;
+        assert_eq!(seen.since(&hourly, Some(300), 600), 300);
+        // Another one under its name.
+        assert_eq!(seen.since(&daily, Some(300), 700), 700);
+        assert_eq!(seen.since(&daily, Some(800), 900), 800);
+        assert_eq!(seen.since(&daily, Some(300), 900), 700);
     }
 }
