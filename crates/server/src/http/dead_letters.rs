@@ -69,7 +69,7 @@ pub struct Which {
     group_by: Option<String>,
     /// For sending again: only count.
     dry_run: bool,
-    /// Letters from this id on.
+    /// Letters behind this id.
     #[serde(skip)]
     after: Option<Offset>,
 }
@@ -462,7 +462,7 @@ struct Sending {
     node: Arc<Node>,
     call: Arc<Call>,
     which: Which,
-    /// What fails again is a letter of its own, which is not looked at.
+    /// Letters that come while these are sent again, such as those of views, are not looked at.
     end: Offset,
     counts: [(&'static str, u64); 5],
 }

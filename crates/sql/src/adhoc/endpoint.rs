@@ -31,9 +31,7 @@ pub async fn check_endpoint(
         .iter()
         .map(|parameter| Ok((parameter.name.clone(), sample(parameter)?)))
         .collect::<Result<Vec<_>, SqlError>>()?;
-    let mut query = Box::new(query.clone());
-    Asker { user: "", tenant: "" }.put(&mut *query);
-    let statement = as_statement(query);
+    let statement = as_statement(asked_by(Asker { user: "", tenant: "" }, query));
     let unbound = context.state().statement_to_plan(statement.clone()).await?;
     for name in unbound.get_parameter_names()? {
         let name = name.trim_start_matches('$');
@@ -120,6 +118,13 @@ fn type_name(data_type: &DataType) -> &'static str {
     }
 }
 
+/// A query with who asks in it.
+pub(super) fn asked_by(asker: Asker<'_>, query: &Query) -> Box<Query> {
+    let mut query = Box::new(query.clone());
+    asker.put(&mut *query);
+    query
+}
+
 /// Asks an endpoint on somebody's behalf.
 pub async fn run_endpoint(
     engine: &Engine,
@@ -130,9 +135,7 @@ pub async fn run_endpoint(
     limits: Limits,
 ) -> Result<QueryResult, SqlError> {
     let context = context(engine, relations)?;
-    let mut query = endpoint.query.clone();
-    asker.put(&mut *query);
-    run(&context, as_statement(query), values, limits).await
+    run(&context, as_statement(asked_by(asker, &endpoint.query)), values, limits).await
 }
 
 /// Asks an endpoint on somebody's behalf; its rows are read as they come, however many they are.
@@ -144,9 +147,7 @@ pub async fn open_endpoint(
     values: Vec<(String, ScalarValue)>,
 ) -> Result<Rows, SqlError> {
     let context = context(engine, relations)?;
-    let mut query = endpoint.query.clone();
-    asker.put(&mut *query);
-    open(&context, as_statement(query), values).await
+    open(&context, as_statement(asked_by(asker, &endpoint.query)), values).await
 }
 
 /// The relations of a catalog without their rows.

@@ -15,6 +15,7 @@ use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::{Query, SetExpr, TableFactor};
 use highwater_event::columns::{EVENT_TIME, OFFSET, PARTITION};
 
+use super::endpoint::asked_by;
 use super::{Limits, QueryResult, Relations, context, run};
 use crate::catalog::Endpoint;
 use crate::dialect::{Asker, SqlError, parse_query};
@@ -131,8 +132,7 @@ pub async fn run_page(
     limits: Limits,
 ) -> Result<PageResult, SqlError> {
     let relations: Arc<dyn Relations> = Arc::new(Held { relations, found: Mutex::default() });
-    let mut query = endpoint.query.clone();
-    asker.put(&mut *query);
+    let query = asked_by(asker, &endpoint.query);
     let ask = async |outer: &str, more: Vec<(String, ScalarValue)>| {
         let asked = as_statement(over(&query, outer)?);
         let values = values.iter().cloned().chain(more).collect();

@@ -219,7 +219,7 @@ async fn shared(question: &Question, every: Duration) -> Result<Arc<Remembered>,
     let asked = node.remembered.get_or_insert_async(&key, async {
         let mark = node.log().recorded_until();
         let result = question.rows().await?;
-        let body = first_row(&result, &result.names());
+        let body = first_row(&result);
         let body = if body.is_empty() { "{}".to_owned() } else { body };
         Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows: result.row_count(), lens: None, body }))
     });

@@ -258,9 +258,8 @@ fn nothing_at(path: &str) -> Problem {
 /// The rows as an array, or the first of them.
 async fn plain(question: &Question, path: &str) -> Answer {
     let result = question.rows().await?;
-    let names = result.names();
     let object = question.endpoint.answers == Answers::Object;
-    let body = if object { first_row(&result, &names) } else { format!("[{}]", rows(&result, &names, ",")) };
+    let body = if object { first_row(&result) } else { format!("[{}]", rows(&result, &result.names(), ",")) };
     if body.is_empty() {
         return Err(nothing_at(path));
     }
@@ -269,10 +268,10 @@ async fn plain(question: &Question, path: &str) -> Answer {
 }
 
 /// The first row as a JSON object; nothing when there is none.
-fn first_row(result: &QueryResult, names: &[String]) -> String {
+pub fn first_row(result: &QueryResult) -> String {
     let mut out = String::new();
     if let Some(batch) = result.batches.iter().find(|batch| batch.num_rows() > 0) {
-        rows_as_json(&batch.slice(0, 1), names, true, "", &mut out);
+        rows_as_json(&batch.slice(0, 1), &result.names(), true, "", &mut out);
     }
     out
 }

@@ -36,19 +36,12 @@ pub trait Offered: Kind {
 }
 
 /// All kinds.
-pub const KINDS: [&dyn Offered; 6] =
+pub const KINDS: [&'static dyn Offered; 6] =
     [&ReplayJob, &AgainJob, &RetryLetters, &Maintenance, &Retention, &Verify];
 
 /// All kinds, for the node.
-pub fn kinds() -> Vec<Arc<dyn Kind>> {
-    vec![
-        Arc::new(ReplayJob),
-        Arc::new(AgainJob),
-        Arc::new(RetryLetters),
-        Arc::new(Maintenance),
-        Arc::new(Retention),
-        Arc::new(Verify),
-    ]
+pub fn kinds() -> Vec<&'static dyn Kind> {
+    KINDS.into_iter().map(|kind| kind as &dyn Kind).collect()
 }
 
 impl From<Problem> for Setback {

@@ -17,7 +17,6 @@ use axum::response::IntoResponse;
 use datafusion::common::ScalarValue;
 use highwater_auth::Asked;
 use highwater_event::Principal;
-use highwater_event::json::rows_as_json;
 use highwater_sql::adhoc::endpoint_values;
 use highwater_sql::catalog::{Intake, Replays, Taking};
 use highwater_sql::dialect::quoted;
@@ -25,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ORIGINAL, Replay, Times};
 use crate::http::call::Call;
+use crate::http::endpoints::first_row;
 use crate::http::jobs::{self, Offered, members};
 use crate::http::problem::{Answer, Problem};
 use crate::http::streams;
@@ -132,13 +132,9 @@ pub async fn answer(node: &Arc<Node>, call: &Arc<Call>, intake: &Arc<Intake>, bo
         quoted(intake.stream.as_str())
     );
     replay.parameters.clear();
-    let mut event = Map::new();
-    for batch in replay.ask(shown).await?.batches.iter().filter(|batch| batch.num_rows() > 0) {
-        let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let mut text = String::new();
-        rows_as_json(&batch.slice(0, 1), &names, true, "", &mut text);
-        event = serde_json::from_str(&text).map_err(Problem::internal)?;
-    }
+    let row = first_row(&replay.ask(shown).await?);
+    let mut event: Map<String, Value> =
+        if row.is_empty() { Map::new() } else { serde_json::from_str(&row).map_err(Problem::internal)? };
     event.retain(|name, value| !name.starts_with('_') && !value.is_null());
     event.extend(replays.set.clone());
     let stream = intake.stream.public();

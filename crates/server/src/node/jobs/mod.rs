@@ -234,7 +234,7 @@ pub struct Jobs {
     changing: tokio::sync::Mutex<()>,
     /// Something is to be done.
     wake: Notify,
-    kinds: OnceLock<Vec<Arc<dyn Kind>>>,
+    kinds: OnceLock<Vec<&'static dyn Kind>>,
 }
 
 impl Jobs {
@@ -264,8 +264,8 @@ impl Jobs {
         self.kinds.get().map_or_else(Vec::new, |kinds| kinds.iter().map(|kind| kind.name()).collect())
     }
 
-    fn kind(&self, name: &str) -> Option<Arc<dyn Kind>> {
-        self.kinds.get()?.iter().find(|kind| kind.name() == name).cloned()
+    fn kind(&self, name: &str) -> Option<&'static dyn Kind> {
+        self.kinds.get()?.iter().copied().find(|kind| kind.name() == name)
     }
 
     /// When a schedule has begun a job last, by when that was due.

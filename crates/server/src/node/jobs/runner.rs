@@ -101,7 +101,7 @@ impl Setback {
 
 impl Node {
     /// Starts to do jobs of some kinds.
-    pub fn start_jobs(self: &Arc<Self>, kinds: Vec<Arc<dyn Kind>>) {
+    pub fn start_jobs(self: &Arc<Self>, kinds: Vec<&'static dyn Kind>) {
         if self.jobs.kinds.set(kinds).is_err() {
             return;
         }
