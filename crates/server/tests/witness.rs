@@ -207,6 +207,8 @@ fn a_witness_signs_and_copies_are_kept_elsewhere() {
     let changed = highwater(&["audit", "rotate-key", "--data", data.to_str().unwrap()]);
     assert!(changed.status.success(), "{}", said(&changed));
     let before = size(&text(&node, "/audit/checkpoint"));
+    // Reading checkpoints leaves no entry: without another act the tree stays as it is.
+    assert_eq!(node.client.get("/api/v1/streams").0, 200);
     wait_for("both keys sign", || {
         let note = text(&node, "/audit/witnessed");
         (size(&note) > before && note.matches(&format!("\u{2014} {origin} ")).count() == 2).then_some(())
@@ -216,6 +218,7 @@ fn a_witness_signs_and_copies_are_kept_elsewhere() {
     node.kill();
     let node = Node::start_with(&data, &environment).unwrap();
     let before = size(&text(&node, "/audit/checkpoint"));
+    assert_eq!(node.client.get("/api/v1/streams").0, 200);
     wait_for("the witness signs again", || (size(&text(&node, "/audit/witnessed")) > before).then_some(()));
 
     // Every checkpoint that was kept is continued by the trail, for whoever knows the first key alone.
@@ -311,9 +314,10 @@ fn old_entries_go_and_their_hashes_stay() {
     let keys = text(&node, "/audit/keys");
     std::thread::sleep(Duration::from_secs(4));
     let (status, done) = node.client.post("/api/v1/maintenance", &json!({}));
-    let gone = done["entries_retired"].as_u64().unwrap();
-    assert!(status == 200 && gone >= 512 && gone.is_multiple_of(256), "{done}");
-    assert_eq!(node.client.number("SELECT min(_offset) FROM _audit") as u64, gone);
+    assert_eq!(status, 200, "{done}");
+    // A round that the node began by itself may have let some go before.
+    let gone = node.client.number("SELECT min(_offset) FROM _audit") as u64;
+    assert!(gone >= 512 && gone.is_multiple_of(256), "{gone}: {done}");
     let all = node.client.get("/api/audit-logs/").1["count"].as_u64().unwrap();
     assert!(all < 200, "{all} calls are counted, of which {gone} are gone");
 
@@ -344,7 +348,7 @@ fn old_entries_go_and_their_hashes_stay() {
     assert!(text(&node, "/audit/statements").contains(&format!("pruned {gone} ")));
     node.client.settle();
     let entries = "SELECT count(*) FROM _audit WHERE action = 'prune_audit'";
-    assert_eq!(node.client.number(entries), 1);
+    assert!((1..=2).contains(&node.client.number(entries)), "{}", node.log());
 
     // The tree can be derived again from what is left, by a node that keeps entries for ever.
     drop(node);
