@@ -11,7 +11,8 @@ CREATE STREAM audit_events (
   outcome   TEXT,
   ip        TEXT,
   details   JSON
-) WITH (event_id = 'id', event_time = 'timestamp', tenant = 'tenant_id', proof = true);
+) WITH (event_id = 'id', event_time = 'timestamp', tenant = 'tenant_id', proof = true,
+  search = 'actor, action, resource, outcome, details');
 
 -- Whoever has the permission sees the events of their tenant: users who were given it, keys with it among their scopes,
 -- and these roles.

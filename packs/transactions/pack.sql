@@ -53,6 +53,7 @@ FROM transaction_log;
 CREATE STREAM transactions_processed
   WITH (
     hidden = 'user_token',
+    search = 'transaction_id, product_id, currency, transaction_type, status, location_city, location_country, payment_method, product_category, discount_code',
     aliases = 'amount = amount_usd, country = location_country, rating = customer_rating, payement_method = payment_method'
   )
 AS SELECT
@@ -125,3 +126,16 @@ REPLAYS transaction_log WHERE transaction_id = $transaction_id SET ("re-pushed_f
 
 CREATE ENDPOINT POST '/api/data/repush-all/' REQUIRES repush_all_transactions
 REPLAYS transaction_log SET ("re-pushed_from_api" = true) AS JOB;
+
+-- The clean stream by words, from a date on: all words of the term in one column.
+CREATE ENDPOINT POST '/api/search/' (search_term TEXT CHECK (trim(search_term) <> ''), start_date DATE)
+REQUIRES search_datalake RETURNS HITS AS
+SELECT
+  transaction_id, timestamp, user_id, product_id, amount_usd, currency, transaction_type, status, location_city, location_country,
+  payment_method, product_category, quantity, discount_code, _event_time, _partition, _offset
+FROM transactions_processed
+WHERE _event_time >= $start_date
+  AND (matches(transaction_id, $search_term) OR matches(product_id, $search_term) OR matches(currency, $search_term)
+    OR matches(transaction_type, $search_term) OR matches(status, $search_term) OR matches(location_city, $search_term)
+    OR matches(location_country, $search_term) OR matches(payment_method, $search_term)
+    OR matches(product_category, $search_term) OR matches(discount_code, $search_term));

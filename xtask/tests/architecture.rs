@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The rooms and their levels; a room imports only rooms of lower levels. Tooling stands outside.
-const LEVELS: [(&str, u8); 10] = [
+const LEVELS: [(&str, u8); 11] = [
     ("highwater-event", 0),
     ("highwater-privacy", 1),
     ("highwater-log", 2),
     ("highwater-ingest", 3),
     ("highwater-sql", 3),
     ("highwater-lake", 3),
+    ("highwater-search", 3),
     ("highwater-warehouse", 3),
     ("highwater-auth", 3),
     ("highwater-audit", 3),

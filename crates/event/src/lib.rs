@@ -7,6 +7,7 @@
 pub mod canonical;
 pub mod clock;
 pub mod columns;
+pub mod condition;
 pub mod hexadecimal;
 pub mod identity;
 pub mod json;
@@ -15,11 +16,13 @@ pub mod planted;
 pub mod random;
 pub mod reaction;
 pub mod schema;
+pub mod search;
 pub mod sensitive;
 pub mod time;
 
 pub use canonical::{Digest128, comparable_json};
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use condition::Condition;
 pub use identity::Principal;
 pub use name::{NameError, Offset, Partition, StreamName, StreamPartition};
 pub use random::{Randomness, SeededRandomness, SystemRandomness};

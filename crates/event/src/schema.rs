@@ -7,6 +7,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::columns;
 use crate::name::StreamName;
+use crate::search::Kind;
 use crate::sensitive::Sensitive;
 
 /// A declared column.
@@ -63,6 +64,8 @@ pub struct StreamOptions {
     pub idle_timeout: Option<i64>,
     /// Each commit of its events is sealed in the audit trail, so that every event can be proven.
     pub proof: bool,
+    /// Columns that are found through an index, without reading every event.
+    pub search: Vec<String>,
 }
 
 /// [`StreamOptions::idle_timeout`] of streams that do not say one: a minute.
@@ -85,6 +88,7 @@ impl Default for StreamOptions {
             sender: None,
             idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
             proof: false,
+            search: Vec::new(),
         }
     }
 }
@@ -150,6 +154,9 @@ pub enum SchemaError {
         "proof = true proves events as they were written, so none of their columns can be SENSITIVE; declare the SENSITIVE columns in a stream of their own"
     )]
     Proven,
+    /// An index over a stream that the lake does not have.
+    #[error("search finds rows of the lake, so it needs lake = true")]
+    SearchedLake,
     /// Too many or no partitions.
     #[error("partitions must be between 1 and 1024")]
     Partitions,
@@ -234,6 +241,21 @@ impl StreamSchema {
         if schema.options.proof && schema.has_sensitive() {
             return Err(SchemaError::Proven);
         }
+        for column in &schema.options.search {
+            if Kind::of(schema.role("search", column)?).is_none() {
+                return Err(SchemaError::WrongType {
+                    option: "search",
+                    column: column.clone(),
+                    wanted: "a TEXT, JSON, INT, BIGINT, BOOLEAN, DATE, TIMESTAMP or DECIMAL of at most 18 digits",
+                });
+            }
+            if schema.is_sensitive(column) {
+                return Err(SchemaError::Shown { role: "search", column: column.clone() });
+            }
+        }
+        if !schema.options.search.is_empty() && !schema.options.lake {
+            return Err(SchemaError::SearchedLake);
+        }
         for path in &schema.options.sensitive {
             let (column, member) = path.split_once('.').unwrap_or((path, ""));
             let known = match &schema.role("sensitive", column)?.data_type {
@@ -276,6 +298,20 @@ impl StreamSchema {
     pub fn is_sensitive_member(&self, column: &str, member: &str) -> bool {
         self.column(column).is_some_and(|column| column.sensitive)
             || self.options.sensitive.iter().any(|path| path.split_once('.') == Some((column, member)))
+    }
+
+    /// What an index finds rows by: the columns that are declared for it, and those by which events are told apart.
+    pub fn searched(&self) -> Vec<(&Column, Kind)> {
+        let StreamOptions { search, tenant, event_id, .. } = &self.options;
+        if search.is_empty() {
+            return Vec::new();
+        }
+        let named = |column: &&Column| {
+            [search, event_id].iter().any(|names| names.contains(&column.name))
+                || tenant.as_ref() == Some(&column.name)
+        };
+        let open = self.columns.iter().filter(named).filter(|column| !self.is_sensitive(&column.name));
+        open.filter_map(|column| Some((column, Kind::of(column)?))).collect()
     }
 
     /// The declared columns as Arrow fields.

@@ -99,6 +99,28 @@ impl LakeFiles {
         })
     }
 
+    /// The names of files that may hold a row, by what is known about them: its event time in microseconds UTC, its
+    /// partition and its offset lie within their bounds.
+    pub fn holding(&self, time: i64, partition: i32, offset: i64) -> impl Iterator<Item = &str> {
+        let schema = self.table.file_schema();
+        let at =
+            [columns::EVENT_TIME, columns::PARTITION, columns::OFFSET].map(|name| schema.index_of(name).ok());
+        let values = [
+            ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())),
+            ScalarValue::Int32(Some(partition)),
+            ScalarValue::Int64(Some(offset)),
+        ];
+        let holds = move |file: &&PartitionedFile| {
+            let Some(known) = &file.statistics else { return true };
+            at.iter().zip(&values).all(|(at, value)| {
+                let Some(bounds) = at.and_then(|at| known.column_statistics.get(at)) else { return true };
+                bounds.min_value.get_value().is_none_or(|low| low <= value)
+                    && bounds.max_value.get_value().is_none_or(|high| high >= value)
+            })
+        };
+        self.files.iter().filter(holds).filter_map(|file| file.path().filename())
+    }
+
     /// Some of the files.
     pub fn only(&self, wanted: impl Fn(&str) -> bool) -> Self {
         let files = self.files.iter().filter(|file| wanted(file.path().as_ref())).cloned().collect();

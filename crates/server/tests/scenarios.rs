@@ -243,3 +243,8 @@ fn jobs() {
 fn repush() {
     play(include_str!("scenarios/repush.scenario"));
 }
+
+#[test]
+fn events_are_found_by_their_words() {
+    play(include_str!("scenarios/search.scenario"));
+}

@@ -53,6 +53,11 @@ impl Engine {
         &self.references
     }
 
+    /// What sessions are made of.
+    pub(crate) fn template(&self) -> &SessionState {
+        &self.template
+    }
+
     /// A session without relations.
     pub fn state(&self) -> SessionState {
         self.template.clone()

@@ -6,12 +6,12 @@ use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::State;
 use highwater_sql::Endpoint;
-use highwater_sql::catalog::{Intake, Taking};
+use highwater_sql::catalog::{Intake, Parameter, Taking};
 use highwater_sql::dialect::{Answers, path_parameters};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
-use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -124,7 +124,7 @@ pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::Op
     for endpoint in node.catalog().endpoints.values() {
         document.paths.add_path_operation(
             format!("{}/", endpoint.path),
-            vec![HttpMethod::Get],
+            vec![if endpoint.posted { HttpMethod::Post } else { HttpMethod::Get }],
             operation(endpoint),
         );
     }
@@ -145,7 +145,9 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
     let row = endpoint
         .columns
         .iter()
-        .filter(|(name, _)| !matches!(endpoint.answers, Answers::Page { .. }) || !name.starts_with('_'))
+        .filter(|(name, _)| {
+            !matches!(endpoint.answers, Answers::Page { .. } | Answers::Hits) || !name.starts_with('_')
+        })
         .fold(ObjectBuilder::new(), |row, (name, data_type)| row.property(name, schema_of(data_type)));
     let answer = answer(&endpoint.answers, row);
     let mut operation = OperationBuilder::new()
@@ -177,7 +179,10 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
                 .schema(Some(schema)),
         );
     }
-    for parameter in &endpoint.parameters {
+    if endpoint.posted {
+        operation = operation.request_body(Some(body_of(&endpoint.parameters)));
+    }
+    for parameter in endpoint.parameters.iter().filter(|_| !endpoint.posted) {
         let in_path = path_parameters(&endpoint.path).any(|name| name == parameter.name);
         let required = if parameter.default.is_none() { Required::True } else { Required::False };
         operation = operation.parameter(
@@ -190,6 +195,16 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         );
     }
     operation
+}
+
+/// The body of a call that brings its parameters in it.
+fn body_of(parameters: &[Parameter]) -> RequestBody {
+    let object = parameters.iter().fold(ObjectBuilder::new(), |object, parameter| {
+        let object = object.property(&parameter.name, schema_of(&parameter.data_type));
+        if parameter.default.is_none() { object.required(&parameter.name) } else { object }
+    });
+    let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::from(object)))).build();
+    RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build()
 }
 
 fn operation_id(method: &str, path: &str) -> String {
@@ -224,6 +239,16 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
                 .property("took_ms", ObjectBuilder::new().schema_type(SchemaType::new(Type::Number)));
             response.description("a page of rows").content("application/json", json(page.into()))
         }
+        Answers::Hits => {
+            let text = || ObjectBuilder::new().schema_type(SchemaType::new(Type::String));
+            let file = ObjectBuilder::new().property("resource", text()).property("file", text());
+            let hits = ObjectBuilder::new()
+                .property("recommendation", text())
+                .property("results_found", whole_number())
+                .property("files", ArrayBuilder::new().items(file))
+                .property("hits", ArrayBuilder::new().items(row));
+            response.description("what was found").content("application/json", json(hits.into()))
+        }
         Answers::Live { .. } => response
             .description("server-sent events, each an object; or WebSocket messages")
             .content("text/event-stream", plain()),
@@ -247,7 +272,9 @@ fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Sc
             ("sort", "desc, the newest first, or asc", text()),
         ],
         Answers::File => vec![("format", "ndjson, csv or parquet", text())],
-        Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => Vec::new(),
+        Answers::Rows | Answers::Object | Answers::Hits | Answers::Proof { .. } | Answers::Live { .. } => {
+            Vec::new()
+        }
     }
 }
 

@@ -135,6 +135,7 @@ impl Node {
     ) -> Result<HashMap<Option<i32>, u64>, SqlError> {
         let rows = StreamRows {
             lake: files.map(|files| files.relation()),
+            index: None,
             hot: snapshot.hot.clone(),
             day: condition.day,
             beside: Some(FILE_COLUMN),

@@ -124,7 +124,23 @@ impl Node {
             files += lake.retire(Past::Offset(self.tree.pruned())).await?;
         }
         if let Some(retention) = lake.stream().options.retention {
-            files += lake.retire(Past::Recorded(self.machine.clock.now_micros() - retention)).await?;
+            let past = self.machine.clock.now_micros() - retention;
+            files += lake.retire(Past::Recorded(past)).await?;
+            if let Some(index) = self.index(&lake.stream().name) {
+                let retired = self.machine.scheduler.work(move || index.retire(past));
+                match retired.await {
+                    Ok(Ok(0)) => {}
+                    Ok(Ok(rows)) => {
+                        tracing::info!(stream = %lake.stream().name, rows, "rows past their retention left the search index")
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(stream = %lake.stream().name, %error, "old rows stay in the search index")
+                    }
+                    Err(error) => {
+                        tracing::warn!(stream = %lake.stream().name, %error, "old rows stay in the search index")
+                    }
+                }
+            }
         }
         Ok(files)
     }

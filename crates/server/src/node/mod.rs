@@ -4,6 +4,7 @@
 //! <data>/log/            the journal, the truth
 //! <data>/warehouse/      tables, dedupe index and marks (derived)
 //! <data>/lake/           Delta tables (derived)
+//! <data>/search/         search indexes of streams (derived)
 //! <data>/operator.token  the operator's token, mode 0600
 //! <data>/token.key       the secret behind TOKENIZE, mode 0600
 //! <data>/audit.key       signs checkpoints of the audit tree, mode 0600
@@ -30,6 +31,7 @@ mod people;
 mod publish;
 mod relations;
 mod remembered;
+mod search;
 mod secrets;
 #[cfg(test)]
 mod simulation;
@@ -60,6 +62,7 @@ use highwater_log::machine::{Running, Task, Threads};
 use highwater_log::view::Driver;
 use highwater_log::{Journal, JournalOptions, Log, Machine};
 use highwater_privacy::Vault;
+use highwater_search::SearchIndex;
 use highwater_sql::adhoc::Limits;
 use highwater_sql::stream::{TableProgram, TableRows};
 use highwater_sql::{Catalog, Engine, SqlError};
@@ -208,6 +211,8 @@ pub struct Node {
     /// What takes long, and how far it is.
     pub jobs: jobs::Jobs,
     lakes: tiered::Lakes,
+    /// Search indexes by the name that the log knows.
+    indexes: RwLock<BTreeMap<StreamName, Arc<SearchIndex>>>,
     counts: counts::Counts,
     /// Tables and joins by the name of their view.
     keyed: RwLock<BTreeMap<String, Arc<views::Keyed>>>,
@@ -300,6 +305,7 @@ impl Node {
             resolved: tokio::sync::Mutex::default(),
             jobs: jobs::Jobs::default(),
             lakes,
+            indexes: RwLock::default(),
             counts: counts::Counts::default(),
             keyed: RwLock::default(),
             started: machine.clock.now_micros(),

@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use datafusion::catalog::{MemTable, TableProvider};
 use highwater_auth::{Asked, Identity};
 use highwater_event::identity::HOME;
-use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, planted};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, planted, time};
 use highwater_lake::{LakeFiles, Moment};
 use highwater_log::audit::AUDIT;
 use highwater_log::dead_letter::{DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::reader::RowReader;
-use highwater_sql::adhoc::{Day, Lens, Relations, StreamRows, stream_relation, table_relation};
+use highwater_sql::adhoc::{
+    Day, Lens, Relations, RowIndex, Searchable, StreamRows, stream_relation, table_relation,
+};
 use highwater_sql::dialect::{Asker, Kind, Rule, Statement, of_tenant, parse_script};
 use highwater_sql::stream::table::Extent;
 use highwater_sql::{Catalog, Engine, SqlError};
@@ -102,6 +104,8 @@ const NEWEST: &str = "$newest";
 const MAX_HOT_BYTES: usize = 1 << 30;
 /// Rows that are read from the log at a time.
 const READ_ROWS: usize = 64 * 1024;
+/// What is past its retention is told by the minute.
+const MINUTE: i64 = 60_000_000;
 
 #[async_trait]
 impl Relations for NodeRelations {
@@ -156,6 +160,24 @@ impl Relations for NodeRelations {
         let batches = rows.read(extent).await?;
         table_relation(&self.node.engine, program.schema().clone(), batches, program.sensitive(), &lens)
             .map(Some)
+    }
+
+    async fn searchable(&self, name: &str) -> Result<Option<Searchable>, SqlError> {
+        let Ok(name) = StreamName::new(name) else { return Ok(None) };
+        let catalog = self.node.catalog();
+        let Some(entry) = catalog.streams.get(&name) else { return Ok(None) };
+        let schema = &entry.schema;
+        if schema.options.search.is_empty() || schema.has_sensitive() {
+            return Ok(None);
+        }
+        let lens = self.lens("stream", &name)?;
+        if !lens.masks.is_empty() {
+            return Ok(None);
+        }
+        let snapshot = self.node.stream_snapshot(schema, Moment::Now).await?;
+        let filters = snapshot.lens(lens).filters;
+        let Some(index) = snapshot.index.filter(|index| index.missing().is_none()) else { return Ok(None) };
+        Ok(Some(Searchable { schema: schema.reader_schema(), hot: snapshot.hot, index, filters }))
     }
 }
 
@@ -284,9 +306,17 @@ impl Node {
             Moment::Now => self.hot_rows(schema, &marks, None)?,
             Moment::Version(_) | Moment::Time(_) => Vec::new(),
         };
+        let index = match (moment, &files) {
+            (Moment::Now, Some(_)) => self.index_below(&schema.name, &marks),
+            _ => None,
+        };
+        let now = self.machine.clock.now_micros();
+        // Index and files let rows go at different times.
+        let oldest = schema.options.retention.filter(|_| index.is_some());
+        let oldest = oldest.map(|retention| (now - retention).div_euclid(MINUTE) * MINUTE);
         let trail = schema.name.as_str() == AUDIT;
         let start = if trail { self.tree.pruned() } else { 0 };
-        Ok(StreamSnapshot { files, hot, start })
+        Ok(StreamSnapshot { files, index, hot, start, oldest })
     }
 
     /// Rows of the log from the given offsets on, at most about `limit`.
@@ -343,10 +373,14 @@ impl Node {
 pub struct StreamSnapshot {
     /// Files of the lake.
     pub files: Option<Arc<LakeFiles>>,
+    /// An index over their rows.
+    pub index: Option<Arc<dyn RowIndex>>,
     /// Rows of the log that are not in them.
     pub hot: Vec<RecordBatch>,
     /// Rows before it are past their retention, though a file may still hold some of them.
     pub start: Offset,
+    /// Rows that were recorded before it are past their retention, microseconds UTC.
+    pub oldest: Option<i64>,
 }
 
 impl StreamSnapshot {
@@ -354,6 +388,9 @@ impl StreamSnapshot {
     pub fn lens(&self, mut lens: Lens) -> Lens {
         if self.start > 0 {
             lens.filters.push(format!("{} >= {}", columns::OFFSET, self.start));
+        }
+        if let Some(oldest) = self.oldest {
+            lens.filters.push(format!("{} >= '{}'", columns::RECORDED_AT, time::show_micros(oldest)));
         }
         lens
     }
@@ -368,7 +405,11 @@ impl StreamSnapshot {
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
         let lens = self.lens(lens);
         let lake = self.files.map(|files| files.relation());
-        stream_relation(engine, schema, StreamRows { lake, hot: self.hot, day, beside: None, lens })
+        stream_relation(
+            engine,
+            schema,
+            StreamRows { lake, index: self.index, hot: self.hot, day, beside: None, lens },
+        )
     }
 }
 

@@ -19,6 +19,7 @@ use highwater_sql::stream::state::GroupState;
 use highwater_sql::stream::{DerivedStream, TableRows};
 use highwater_warehouse::{Table, TableView};
 
+use super::search::search_view;
 use super::{Node, rest};
 
 /// Changed keys of one table that may wait before it is written back in the middle of a backlog.
@@ -112,6 +113,7 @@ impl Node {
         // First: the log may have to be read back from it.
         if schema.options.lake && self.lake(&schema.name).is_none() {
             self.start_lake(schema, place).await?;
+            self.start_search(schema).await?;
         }
         match &entry.derivation {
             Some(Derivation::Transform(transform)) => {
@@ -182,6 +184,14 @@ impl Node {
         if schema.options.lake {
             self.driver.remove(&lake_view(&schema.name)).await;
             self.start_lake(schema, Place::Current).await?;
+        }
+        match self.index(&schema.name) {
+            // Of other columns it is made anew.
+            Some(_) if schema.options.search.is_empty() => self.end_search(&schema.name).await,
+            _ => {
+                self.driver.remove(&search_view(&schema.name)).await;
+                self.start_search(schema).await?;
+            }
         }
         if schema.raw {
             let decoder = self.decoder(schema)?;
@@ -323,6 +333,7 @@ impl Node {
             let bare = StreamName::new(bare).ok()?;
             match kind {
                 "lake" => catalog.streams.get(&bare).map(|entry| lake_view(&entry.schema.name)),
+                "search" => catalog.streams.get(&bare).map(|entry| search_view(&entry.schema.name)),
                 _ => view_name(&catalog, &bare).filter(|view| view.starts_with(kind)),
             }
         });
@@ -405,6 +416,7 @@ impl Node {
             index.tables().iter().for_each(|table| self.clear(table));
         }
         self.door.dismiss(name);
+        self.end_search(name).await;
         self.driver.remove(&lake_view(name)).await;
         let lake = self.lakes.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         if let Some(lake) = lake

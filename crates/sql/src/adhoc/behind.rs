@@ -4,7 +4,7 @@
 //! order. A condition of a caller that fails on a row, and says its value, must not be asked about rows that a
 //! filter hides from the caller. So a relation with filters is planned by itself, and is a leaf of every question. What
 //! can't fail on any row, such as a comparison of a column that is shown as it is with a value, is let through: it leaves
-//! out files and rows early, and is asked again outside.
+//! out files and rows early.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +23,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+use highwater_event::search::Search;
 
 /// The rows of a plan, as a relation.
 #[derive(Debug)]
@@ -66,9 +67,21 @@ impl Behind {
             Expr::ScalarFunction(function) if function.name() == "starts_with" => {
                 function.args.iter().all(|argument| self.is_plain(argument))
             }
+            Expr::ScalarFunction(function) if function.name() == "matches" => self.is_search(&function.args),
             Expr::Literal(ScalarValue::Boolean(_), _) => true,
             _ => false,
         }
+    }
+
+    /// Whether a column that is shown as it is, or the JSON in it, is searched for what can be searched for.
+    fn is_search(&self, arguments: &[Expr]) -> bool {
+        let [text, Expr::Literal(search, _)] = arguments else { return false };
+        let text = match text {
+            Expr::ScalarFunction(function) if function.name() == "json" => function.args.first(),
+            plain => Some(plain),
+        };
+        let readable = search.try_as_str().flatten().is_some_and(|search| Search::read(search).is_ok());
+        readable && text.is_some_and(|text| self.is_plain(text))
     }
 
     /// A value, or a column that is shown as it is; in another form of the same type at most.
@@ -111,8 +124,8 @@ impl TableProvider for Behind {
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
         let through = |filter: &&Expr| match self.lets_through(filter) {
-            // Asked once more outside, whatever becomes of it inside.
-            true => TableProviderFilterPushDown::Inexact,
+            // It is part of the plan inside.
+            true => TableProviderFilterPushDown::Exact,
             false => TableProviderFilterPushDown::Unsupported,
         };
         Ok(filters.iter().map(through).collect())
@@ -227,6 +240,8 @@ mod tests {
             "actor IN ('a', 'b')",
             "NOT n = 3",
             "at < to_timestamp_micros(5) IS NULL OR true",
+            "matches(actor, 'ada -bob')",
+            "matches(json(actor), 'ada')",
         ] {
             // A function of values alone is a value by the time that a plan is made.
             assert!(through(good) || good.contains("to_timestamp"), "{good}");
@@ -242,6 +257,8 @@ mod tests {
             "actor = 'a' AND CAST(actor AS BIGINT) > 0",
             "actor LIKE secret",
             "starts_with(secret, 'a')",
+            "matches(secret, 'a')",
+            "matches(actor, secret)",
             "CAST(at AS TEXT) = 'x'",
         ] {
             assert!(!through(bad), "{bad}");

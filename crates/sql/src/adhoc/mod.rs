@@ -9,9 +9,12 @@ mod branches;
 mod budget;
 mod decrypt;
 mod endpoint;
+mod index;
+mod indexed;
 mod lens;
 mod live;
 mod page;
+mod quick;
 mod relation;
 mod repeated;
 mod shared;
@@ -45,9 +48,11 @@ use crate::plan::as_statement;
 use crate::session::Engine;
 
 pub use endpoint::{check_endpoint, endpoint_values, open_endpoint, run_endpoint};
+pub use index::{Found, RowIndex};
 pub use lens::Lens;
 pub use live::{LiveQuery, followed};
 pub use page::{Page, PageResult, Position, run_page};
+pub use quick::Searchable;
 pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};
 
 /// What can be read by name.
@@ -61,6 +66,10 @@ pub trait Relations: Send + Sync + fmt::Debug {
     }
     /// A relation as of now; `None` when there is none of that name.
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError>;
+    /// A stream that an index knows, as of now; `None` when there is none, or it is not all that is needed.
+    async fn searchable(&self, _name: &str) -> Result<Option<Searchable>, SqlError> {
+        Ok(None)
+    }
 }
 
 /// What a query may cost.

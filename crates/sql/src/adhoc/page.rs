@@ -3,12 +3,14 @@
 //! Where a page ends is the time and the place of its last row, not a number of rows: rows that come in meanwhile
 //! move no page.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::AsArray;
-use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
@@ -16,6 +18,7 @@ use datafusion::sql::sqlparser::ast::{Query, SetExpr, TableFactor};
 use highwater_event::columns::{EVENT_TIME, OFFSET, PARTITION};
 
 use super::endpoint::asked_by;
+use super::quick::{Searchable, Simple};
 use super::{Limits, QueryResult, Relations, context, run};
 use crate::catalog::Endpoint;
 use crate::dialect::{Asker, SqlError, parse_query};
@@ -56,6 +59,18 @@ pub struct PageResult {
 }
 
 impl Page {
+    /// Compares where rows stand in its order.
+    pub(super) fn compare(&self, one: &Position, other: &Position) -> Ordering {
+        let key = |it: &Position| (it.time, it.partition, it.offset);
+        let order = key(one).cmp(&key(other));
+        if self.oldest_first { order } else { order.reverse() }
+    }
+
+    /// Whether a row stands behind another.
+    pub(super) fn is_behind(&self, position: &Position, other: &Position) -> bool {
+        self.compare(position, other).is_gt()
+    }
+
     /// The order of its rows.
     fn order(&self) -> String {
         let order = if self.oldest_first { "ASC" } else { "DESC" };
@@ -108,6 +123,17 @@ impl Position {
     }
 }
 
+impl QueryResult {
+    /// Where its rows stand, when it shows that.
+    pub fn positions(&self) -> Result<Vec<Position>, SqlError> {
+        let mut places = Vec::with_capacity(self.row_count());
+        for batch in self.batches.iter().filter(|batch| batch.num_rows() > 0) {
+            places.extend(super::quick::positions(batch)?);
+        }
+        Ok(places)
+    }
+}
+
 /// A query with another one in the place of its first relation.
 fn over(query: &Query, outer: &str) -> Result<Box<Query>, SqlError> {
     let mut whole = parse_query(outer)?;
@@ -133,6 +159,12 @@ pub async fn run_page(
 ) -> Result<PageResult, SqlError> {
     let relations: Arc<dyn Relations> = Arc::new(Held { relations, found: Mutex::default() });
     let query = asked_by(asker, &endpoint.query);
+    if let Some(simple) = Simple::of(&query)
+        && let Some(rows) = relations.searchable(&simple.relation).await?
+        && let Some(page) = simple.page(engine, &values, page, &rows)?
+    {
+        return Ok(page);
+    }
     let ask = async |outer: &str, more: Vec<(String, ScalarValue)>| {
         let asked = as_statement(over(&query, outer)?);
         let values = values.iter().cloned().chain(more).collect();
@@ -165,6 +197,21 @@ fn count(result: &QueryResult) -> u64 {
     let batch = result.batches.iter().find(|batch| batch.num_rows() > 0);
     let count = batch.and_then(|batch| batch.column(0).as_primitive_opt::<Int64Type>().map(|it| it.value(0)));
     count.map_or(0, i64::unsigned_abs)
+}
+
+/// Places as columns: their times, partitions and offsets, as far as `wanted` has them.
+pub(super) fn places(positions: &[Position], wanted: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let columns = wanted.fields().iter().map(|field| -> ArrayRef {
+        match field.name().as_str() {
+            EVENT_TIME => Arc::new(
+                TimestampMicrosecondArray::from_iter_values(positions.iter().map(|it| it.time))
+                    .with_data_type(field.data_type().clone()),
+            ),
+            PARTITION => Arc::new(Int32Array::from_iter_values(positions.iter().map(|it| it.partition))),
+            _ => Arc::new(Int64Array::from_iter_values(positions.iter().map(|it| it.offset))),
+        }
+    });
+    RecordBatch::try_new(wanted.clone(), columns.collect())
 }
 
 /// Where rows stand that are nothing but places.
@@ -204,6 +251,10 @@ impl Relations for Held {
 
     fn may_look_up(&self) -> bool {
         self.relations.may_look_up()
+    }
+
+    async fn searchable(&self, name: &str) -> Result<Option<Searchable>, SqlError> {
+        self.relations.searchable(name).await
     }
 
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {

@@ -12,6 +12,8 @@ use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema, columns};
 
 use super::decrypt::Decrypt;
+use super::index::RowIndex;
+use super::indexed::Indexed;
 use super::lens::Lens;
 use crate::catalog::Catalog;
 use crate::dialect::{Asker, Rule, SqlError};
@@ -31,6 +33,8 @@ pub struct Day {
 pub struct StreamRows<'a> {
     /// Rows of the lake below its marks. Texts are [`DataType::Utf8View`] there.
     pub lake: Option<Arc<dyn TableProvider>>,
+    /// An index over them, if there is one.
+    pub index: Option<Arc<dyn RowIndex>>,
     /// Rows of the log from the marks of that very lake on.
     pub hot: Vec<RecordBatch>,
     /// The UTC day whose rows are meant; all without it.
@@ -47,7 +51,11 @@ pub fn stream_relation(
     stream: &StreamSchema,
     rows: StreamRows<'_>,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
-    let StreamRows { lake, hot, day, beside, lens } = rows;
+    let StreamRows { lake, index, hot, day, beside, lens } = rows;
+    let lake = match (lake, index) {
+        (Some(lake), Some(index)) => Some(Arc::new(Indexed::new(lake, index)) as Arc<dyn TableProvider>),
+        (lake, _) => lake,
+    };
     let mut schema = stream.reader_schema();
     let hot = MemTable::try_new(schema.clone(), vec![hot])?;
     let views = lake.is_some();

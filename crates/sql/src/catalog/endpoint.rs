@@ -23,6 +23,8 @@ pub struct Endpoint {
     pub permission: String,
     /// What it makes of the query's rows.
     pub answers: Answers,
+    /// It is asked with POST, with its parameters in the body.
+    pub posted: bool,
     /// The query.
     pub query: Box<Query>,
     /// Columns of its rows: name and type.
@@ -184,14 +186,15 @@ impl Catalog {
         let place = [(columns::PARTITION, DataType::Int32), (columns::OFFSET, DataType::Int64)];
         let (what, needed) = match answers {
             Answers::Rows | Answers::Object | Answers::File | Answers::Live { .. } => return Ok(()),
-            Answers::Page { .. } => {
+            Answers::Page { .. } | Answers::Hits => {
                 if !is_of_one_stream(query) {
                     return Err(SqlError::unsupported(
                         "a page is of the rows of one stream, each once: it has no JOIN, UNION, GROUP BY, DISTINCT or WITH",
                     )
                     .hint("derive a stream with what it needs, and read that; lookup(…) reads reference tables"));
                 }
-                ("PAGE", [&time[..], &place[..]].concat())
+                let what = if *answers == Answers::Hits { "search" } else { "PAGE" };
+                (what, [&time[..], &place[..]].concat())
             }
             Answers::Proof { stream } => {
                 let entry = self.streams.get(stream).ok_or_else(|| self.no_stream(stream))?;

@@ -337,7 +337,7 @@ impl Catalog {
                 let table = ReferenceTable::from_csv(name, &columns, key, valid_from, &csv)?;
                 Planned::Reference(Arc::new(ReferenceEntry { table: Arc::new(table), text, csv }))
             }
-            Statement::CreateEndpoint { path, parameters, permission, answers, query } => {
+            Statement::CreateEndpoint { path, parameters, permission, answers, posted, query } => {
                 let like = self.endpoints.keys().find(|known| **known != path && same_places(known, &path));
                 if let Some(like) = like {
                     return Err(SqlError::new(
@@ -352,7 +352,7 @@ impl Catalog {
                 let mut reads = names_read(&query);
                 reads.extend(answers.stream().cloned());
                 let endpoint =
-                    Endpoint { path, parameters, permission, answers, query, columns, reads, text };
+                    Endpoint { path, parameters, permission, answers, posted, query, columns, reads, text };
                 Planned::Endpoint(Arc::new(endpoint))
             }
             Statement::CreateIntake { path, stream, takes } => {

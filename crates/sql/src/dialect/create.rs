@@ -313,9 +313,10 @@ impl Words {
                 "tenant",
                 "sender",
                 "proof",
+                "search",
             ]
         } else {
-            &["lake", "aliases", "hidden", "retention", "idle_timeout", "tenant"]
+            &["lake", "aliases", "hidden", "retention", "idle_timeout", "tenant", "search"]
         };
         let given = self.options(known)?;
         let mut options = StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() };
@@ -367,6 +368,7 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
             "partitions" => options.partitions = number_value(&name, &value)?,
             "lake" => options.lake = bool_value(&name, &value)?,
             "proof" => options.proof = bool_value(&name, &value)?,
+            "search" => options.search = list(&text_value(&name, &value)?),
             "retention" => options.retention = duration_or(&name, &value, "forever")?,
             "idle_timeout" => options.idle_timeout = duration_or(&name, &value, "never")?,
             _ => {

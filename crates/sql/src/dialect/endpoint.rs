@@ -48,13 +48,21 @@ impl Words {
     }
 
     pub(super) fn create_endpoint(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
-        if self.method()? == Method::Post {
-            return self.create_intake();
-        }
+        let posted = self.method()? == Method::Post;
         let token = self.parser.peek_token();
         let path = self.path()?;
+        let next = self.parser.peek_token();
+        if posted && Self::is(&next.token, "INTO") {
+            return self.create_intake(path, &token);
+        }
+        if posted && !matches!(next.token, Token::LParen) && !Self::is(&next.token, "REQUIRES") {
+            return Err(self.expected("INTO stream, or REQUIRES … REPLAYS stream, or REQUIRES … AS SELECT …"));
+        }
         let parameters = self.endpoint_parameters()?;
         let permission = self.permission()?;
+        if posted && self.take("REPLAYS") {
+            return self.create_replay(path, &token, parameters, permission);
+        }
         let answers = if self.take("RETURNS") { self.answers()? } else { Answers::Rows };
         self.expect("AS")?;
         let clauses = self.query(tokens)?;
@@ -70,7 +78,13 @@ impl Words {
             ));
         }
         let query = clauses.query;
-        if matches!(answers, Answers::Page { .. })
+        if posted && !matches!(answers, Answers::Rows | Answers::Object | Answers::Hits) {
+            return Err(SqlError::unsupported(
+                "what is asked with POST answers rows, RETURNS OBJECT or RETURNS HITS",
+            )
+            .at(token.span));
+        }
+        if matches!(answers, Answers::Page { .. } | Answers::Hits)
             && (query.order_by.is_some() || query.limit_clause.is_some() || query.fetch.is_some())
         {
             return Err(SqlError::unsupported("a page is put in order and cut by the engine")
@@ -88,20 +102,27 @@ impl Words {
         let own: &[&str] = match &answers {
             Answers::Page { .. } => &PAGE_PARAMETERS,
             Answers::File => &FILE_PARAMETERS,
-            Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => &[],
+            Answers::Rows
+            | Answers::Object
+            | Answers::Hits
+            | Answers::Proof { .. }
+            | Answers::Live { .. } => &[],
         };
         if let Some(taken) = parameters.iter().find(|parameter| own.contains(&parameter.name.as_str())) {
             let message = format!("\"{}\" is a parameter that every such endpoint has", taken.name);
             return Err(SqlError::new("reserved_name", message).at(token.span).hint("choose another name"));
         }
-        Ok(Statement::CreateEndpoint { path, parameters, permission, answers, query })
+        Ok(Statement::CreateEndpoint { path, parameters, permission, answers, posted, query })
     }
 
-    /// `OBJECT`, `PAGE OF member [CACHED FOR n SECONDS]`, `FILE`, `PROOF OF stream` or `LIVE EVERY n SECONDS`, after
+    /// `OBJECT`, `HITS`, `PAGE OF member [CACHED FOR n SECONDS]`, `FILE`, `PROOF OF stream` or `LIVE EVERY n SECONDS`, after
     /// RETURNS.
     fn answers(&mut self) -> Result<Answers, SqlError> {
         if self.take("OBJECT") {
             return Ok(Answers::Object);
+        }
+        if self.take("HITS") {
+            return Ok(Answers::Hits);
         }
         if self.take("FILE") {
             return Ok(Answers::File);
@@ -121,7 +142,7 @@ impl Words {
             return Ok(Answers::Proof { stream: self.name()? });
         }
         if !self.take("PAGE") {
-            return Err(self.expected("OBJECT, PAGE OF …, FILE, PROOF OF … or LIVE EVERY …"));
+            return Err(self.expected("OBJECT, HITS, PAGE OF …, FILE, PROOF OF … or LIVE EVERY …"));
         }
         self.expect("OF")?;
         let member = self.inner(|parser| parser.parse_identifier())?.value;
@@ -156,32 +177,29 @@ impl Words {
         Ok(self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase())
     }
 
-    /// `'path' INTO stream [AS BATCH]` or `'path' (parameters) REQUIRES permission REPLAYS stream …`, after POST.
-    fn create_intake(&mut self) -> Result<Statement, SqlError> {
-        let token = self.parser.peek_token();
-        let path = self.path()?;
-        if path_parameters(&path).next().is_some() {
-            return Err(SqlError::new("invalid_path", "a path that events come in at has no parameters")
-                .at(token.span));
+    /// `INTO stream [AS BATCH]`, behind the path.
+    fn create_intake(&mut self, path: String, at: &TokenWithSpan) -> Result<Statement, SqlError> {
+        without_parameters(&path, at)?;
+        self.expect("INTO")?;
+        let stream = self.name()?;
+        let batch = self.take("AS");
+        if batch {
+            self.expect("BATCH")?;
         }
-        if self.take("INTO") {
-            let stream = self.name()?;
-            let batch = self.take("AS");
-            if batch {
-                self.expect("BATCH")?;
-            }
-            self.end()?;
-            let takes = if batch { Takes::Several } else { Takes::One };
-            return Ok(Statement::CreateIntake { path, stream, takes });
-        }
-        if !matches!(self.parser.peek_token().token, Token::LParen)
-            && !Self::is(&self.parser.peek_token().token, "REQUIRES")
-        {
-            return Err(self.expected("INTO stream, or REQUIRES … REPLAYS stream"));
-        }
-        let parameters = self.endpoint_parameters()?;
-        let permission = self.permission()?;
-        self.expect("REPLAYS")?;
+        self.end()?;
+        let takes = if batch { Takes::Several } else { Takes::One };
+        Ok(Statement::CreateIntake { path, stream, takes })
+    }
+
+    /// `stream [WHERE …] [SET (…)] [AS JOB]`, behind REPLAYS.
+    fn create_replay(
+        &mut self,
+        path: String,
+        at: &TokenWithSpan,
+        parameters: Vec<EndpointParameter>,
+        permission: String,
+    ) -> Result<Statement, SqlError> {
+        without_parameters(&path, at)?;
         let stream = self.name()?;
         let condition = if self.take("WHERE") { Some(self.inner(Parser::parse_expr)?) } else { None };
         let set = self.members_set()?;
@@ -243,6 +261,16 @@ impl Words {
             return Err(SqlError::unsupported("a parameter holds one plain value").at(token.span));
         }
         Ok(data_type)
+    }
+}
+
+fn without_parameters(path: &str, at: &TokenWithSpan) -> Result<(), SqlError> {
+    match path_parameters(path).next() {
+        None => Ok(()),
+        Some(_) => {
+            let message = "a path that events come in at has no parameters";
+            Err(SqlError::new("invalid_path", message).at(at.span))
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub enum Statement {
         /// Column from whose date on a row holds.
         valid_from: Option<String>,
     },
-    /// CREATE ENDPOINT 'path' (parameters) REQUIRES permission [RETURNS …] AS SELECT ….
+    /// CREATE ENDPOINT [POST] 'path' (parameters) REQUIRES permission [RETURNS …] AS SELECT ….
     CreateEndpoint {
         /// Its path, starting with a slash and without one at the end.
         path: String,
@@ -75,6 +75,8 @@ pub enum Statement {
         permission: String,
         /// What it makes of the query's rows.
         answers: Answers,
+        /// It is asked with POST, with its parameters in the body.
+        posted: bool,
         /// The query.
         query: Box<Query>,
     },
@@ -179,6 +181,8 @@ pub enum Answers {
         /// How long an answer may be given again, microseconds.
         cached: Option<i64>,
     },
+    /// The newest ones of a search, how many there are, and where in the lake they lie.
+    Hits,
     /// All of them, as a file that is streamed.
     File,
     /// The first one again and again, over a WebSocket or as server-sent events.
@@ -224,7 +228,9 @@ impl Answers {
     pub fn stream(&self) -> Option<&StreamName> {
         match self {
             Self::Proof { stream } => Some(stream),
-            Self::Rows | Self::Object | Self::Page { .. } | Self::File | Self::Live { .. } => None,
+            Self::Rows | Self::Object | Self::Hits | Self::Page { .. } | Self::File | Self::Live { .. } => {
+                None
+            }
         }
     }
 }

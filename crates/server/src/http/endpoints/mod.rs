@@ -4,6 +4,7 @@
 //! rows of those that answer more than an array or an object.
 
 mod file;
+mod hits;
 mod live;
 mod page;
 mod proof;
@@ -26,6 +27,7 @@ use highwater_sql::dialect::{Answers, Asker, FILE_PARAMETERS, PAGE_PARAMETERS};
 use percent_encoding::percent_decode_str;
 
 use super::call::Call;
+use super::jobs::plain_members;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::{events, replay};
@@ -85,6 +87,12 @@ pub async fn declared(
     }
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
     let endpoint = if let Found::Endpoint(endpoint) = found { Some(endpoint) } else { None };
+    if let Some(endpoint) = endpoint.as_ref().filter(|endpoint| endpoint.posted) {
+        if request.method() != Method::POST {
+            return Err(wrong_method("this endpoint is asked with POST, its parameters in the body", "POST"));
+        }
+        return posted(node, call, endpoint.clone(), request).await;
+    }
     let is_read = endpoint.is_some();
     let Some(endpoint) = endpoint.filter(|_| reads) else {
         return Err(match (is_read, node.catalog().intakes.contains_key(path)) {
@@ -111,10 +119,34 @@ pub async fn declared(
     let question = Question { node: node.clone(), call, endpoint, values };
     match &question.endpoint.answers {
         Answers::Rows | Answers::Object => plain(&question, path).await,
+        Answers::Hits => hits::answer(&question, &asked).await,
         Answers::Page { member, cached } => page::answer(&question, &asked, member, *cached).await,
         Answers::File => file::answer(question, &asked, request.method() == Method::HEAD).await,
         Answers::Proof { stream } => proof::answer(&question, stream, path).await,
         Answers::Live { .. } => Err(Problem::internal("a live endpoint was answered before")),
+    }
+}
+
+/// Answers an endpoint whose parameters are members of a body.
+async fn posted(node: Arc<Node>, call: Arc<Call>, endpoint: Arc<Endpoint>, request: Request) -> Answer {
+    let path = request.uri().path().to_owned();
+    // Read and bounded before the call came here.
+    let body = to_bytes(request.into_body(), usize::MAX).await;
+    let body = body.map_err(|error| Problem::bad_request("body_unreadable", error.to_string()))?;
+    let in_path = endpoint.in_path(&path).unwrap_or_default();
+    let members: serde_json::Value = serde_json::from_slice(&body)
+        .map_err(|error| Problem::bad_request("malformed_json", format!("the body is not JSON: {error}")))?;
+    let members = members.as_object().ok_or_else(|| {
+        Problem::bad_request("malformed_json", "the body is a JSON object whose members are the parameters")
+    })?;
+    let asked = Asked::read(&endpoint, plain_members(members)?, in_path)?;
+    call.saw("parameters", asked.said());
+    let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
+    of_own_tenant(&call, &endpoint, &values)?;
+    let question = Question { node, call, endpoint, values };
+    match &question.endpoint.answers {
+        Answers::Hits => hits::answer(&question, &asked).await,
+        _ => plain(&question, &path).await,
     }
 }
 
@@ -147,7 +179,11 @@ impl Asked {
         let of_kind: &[&'static str] = match &endpoint.answers {
             Answers::Page { .. } => &PAGE_PARAMETERS,
             Answers::File => &FILE_PARAMETERS,
-            Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => &[],
+            Answers::Rows
+            | Answers::Object
+            | Answers::Hits
+            | Answers::Proof { .. }
+            | Answers::Live { .. } => &[],
         };
         let own = endpoint.parameters.iter().map(|parameter| parameter.name.as_str());
         let own: Vec<&str> = own.filter(|name| in_path.iter().all(|(known, _)| known != name)).collect();

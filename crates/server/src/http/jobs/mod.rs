@@ -23,7 +23,7 @@ use super::sql::rows;
 use crate::node::jobs::{JOBS, Job, NewJob};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS};
 
-pub use work::{Offered, kinds, members};
+pub use work::{Offered, kinds, members, plain_members};
 
 /// Changes of a job that are shown with it.
 const SHOWN: usize = 100;

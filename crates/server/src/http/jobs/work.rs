@@ -1,6 +1,6 @@
 //! The kinds of work: what each needs, how it is checked when it is asked for, and how it is done.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use highwater_auth::Asked;
 use highwater_event::{Offset, StreamName, StreamPartition};
 use highwater_log::audit::AUDIT;
 use highwater_log::{LogBatch, ReadError};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::http::call::Call;
 use crate::http::dead_letters::RetryLetters;
@@ -50,8 +50,23 @@ impl From<Problem> for Setback {
     }
 }
 
+/// Members that are plain values, as texts; those that are null are left out.
+pub fn plain_members(members: &Map<String, Value>) -> Result<BTreeMap<String, String>, Problem> {
+    let mut plain = BTreeMap::new();
+    for (name, value) in members {
+        let text = match value {
+            Value::Null => continue,
+            Value::String(text) => text.clone(),
+            Value::Number(_) | Value::Bool(_) => value.to_string(),
+            _ => return Err(Problem::parameter(name, "a plain value is expected")),
+        };
+        plain.insert(name.clone(), text);
+    }
+    Ok(plain)
+}
+
 /// The members of an input, of which only some are known.
-pub fn members<'a>(input: &'a Value, known: &[&str]) -> Result<&'a serde_json::Map<String, Value>, Problem> {
+pub fn members<'a>(input: &'a Value, known: &[&str]) -> Result<&'a Map<String, Value>, Problem> {
     let members = input.as_object();
     let members = members.ok_or_else(|| Problem::parameter("input", "a JSON object is expected"))?;
     match members.keys().find(|name| !known.contains(&name.as_str())) {

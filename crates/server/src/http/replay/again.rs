@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use super::{ORIGINAL, Replay, Times};
 use crate::http::call::Call;
 use crate::http::endpoints::first_row;
-use crate::http::jobs::{self, Offered, members};
+use crate::http::jobs::{self, Offered, members, plain_members};
 use crate::http::problem::{Answer, Problem};
 use crate::http::streams;
 use crate::node::jobs::{Kind, Order, Setback, Work};
@@ -40,16 +40,9 @@ type Values = Vec<(String, ScalarValue)>;
 async fn values(node: &Node, replays: &Replays, body: &Value, beside: &[&str]) -> Result<Values, Problem> {
     let own: Vec<&str> = replays.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
     let known: Vec<&str> = own.iter().chain(beside).copied().collect();
-    let mut given = HashMap::new();
-    for (name, value) in members(body, &known)?.iter().filter(|(name, _)| own.contains(&name.as_str())) {
-        let text = match value {
-            Value::Null => continue,
-            Value::String(text) => text.clone(),
-            Value::Number(_) | Value::Bool(_) => value.to_string(),
-            _ => return Err(Problem::parameter(name, "a plain value is expected")),
-        };
-        given.insert(name.clone(), text);
-    }
+    let given =
+        plain_members(members(body, &known)?)?.into_iter().filter(|(name, _)| own.contains(&name.as_str()));
+    let given: HashMap<String, String> = given.collect();
     Ok(endpoint_values(&node.engine, &replays.parameters, &given).await?)
 }
 

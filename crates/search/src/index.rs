@@ -1,0 +1,320 @@
+//! The index of a stream: opened, written, asked.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use arrow::array::ArrayRef;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use highwater_event::{Condition, Offset, Partition, StreamSchema, columns};
+use highwater_log::LogBatch;
+use highwater_log::reader::RowReader;
+use highwater_privacy::{Positions, Vault};
+use serde::{Deserialize, Serialize};
+use tantivy::directory::MmapDirectory;
+use tantivy::query::Query;
+use tantivy::schema::Value;
+use tantivy::tokenizer::{RawTokenizer, TextAnalyzer, TokenizerManager};
+use tantivy::{
+    DocAddress, Index, IndexReader, IndexSettings, IndexWriter, ReloadPolicy, Searcher, TantivyDocument,
+};
+
+use crate::SearchError;
+use crate::fields::{Fields, JSON_WORDS, WORDS};
+use crate::found::{self, Found, Until, Wanted};
+use crate::question::query;
+use crate::tokens::Cutter;
+
+/// Bytes of documents that are gathered before they are written.
+const WRITER_BYTES: usize = 48 << 20;
+
+/// What is written with each commit.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+struct Payload {
+    /// Tells an index of other columns from this one.
+    shape: String,
+    /// Offsets up to which it has read.
+    marks: BTreeMap<Partition, Offset>,
+}
+
+/// A stream's index, shared by the view that writes it and those who ask.
+pub struct SearchIndex {
+    stream: Arc<StreamSchema>,
+    folder: PathBuf,
+    fields: Fields,
+    reader: IndexReader,
+    /// None after a failed commit: then it is opened anew.
+    writer: Mutex<Option<IndexWriter>>,
+    index: Index,
+    current: RwLock<Arc<Committed>>,
+    vault: Arc<Vault>,
+}
+
+/// The index as of one commit.
+struct Committed {
+    searcher: Searcher,
+    marks: Arc<BTreeMap<Partition, Offset>>,
+}
+
+impl SearchIndex {
+    /// Opens a stream's index under a root folder. One that can't be read, or is of other columns, is removed: it is
+    /// derived, and reads the log from its beginning.
+    pub fn open(root: &Path, stream: Arc<StreamSchema>, vault: Arc<Vault>) -> Result<Self, SearchError> {
+        let folder = root.join(stream.name.as_str());
+        let fields = Fields::of(&stream)?;
+        let found = open_folder(&folder, &fields);
+        let (index, payload) = match found {
+            Ok(Some(opened)) => opened,
+            Ok(None) => create(&folder, &fields)?,
+            Err(error) => {
+                tracing::error!(stream = %stream.name, %error, "the search index of a stream can't be opened; it is made anew");
+                create(&folder, &fields)?
+            }
+        };
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let committed = Committed { searcher: reader.searcher(), marks: Arc::new(payload.marks) };
+        Ok(Self {
+            stream,
+            folder,
+            fields,
+            reader,
+            writer: Mutex::new(None),
+            index,
+            current: RwLock::new(Arc::new(committed)),
+            vault,
+        })
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<StreamSchema> {
+        &self.stream
+    }
+
+    /// The offsets up to which it has read.
+    pub fn marks(&self) -> Arc<BTreeMap<Partition, Offset>> {
+        self.current().marks.clone()
+    }
+
+    /// Bytes on disk and rows.
+    pub fn size(&self) -> (u64, u64) {
+        let searcher = &self.current().searcher;
+        let bytes = searcher.space_usage().map_or(0, |usage| usage.total().get_bytes());
+        (bytes, searcher.num_docs())
+    }
+
+    fn current(&self) -> Arc<Committed> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The index as it is now, of rows before some offsets.
+    pub fn snapshot(self: &Arc<Self>, until: &BTreeMap<Partition, Offset>) -> Snapshot {
+        let committed = self.current();
+        let beyond =
+            committed.marks.iter().any(|(partition, mark)| until.get(partition).is_none_or(|end| mark > end));
+        Snapshot { index: self.clone(), until: beyond.then(|| Arc::new(until.clone())), committed }
+    }
+
+    /// Takes in rows of a partition; they and the mark behind them are one commit.
+    pub(crate) fn append(&self, partition: Partition, batches: &[LogBatch]) -> Result<u64, SearchError> {
+        let Some(end) = batches.last().map(LogBatch::end) else { return Ok(0) };
+        let rows = RowReader::new(&self.stream).read_all(partition, batches)?;
+        let kept = match self.stream.sensitive() {
+            Some(sensitive) => {
+                let name = self.stream.name.as_str();
+                self.vault.encrypt(name, positions(&rows)?, &sensitive, &rows)?
+            }
+            None => rows.clone(),
+        };
+        let documents = self.fields.documents(&rows, &kept)?;
+        let mut marks = self.marks().as_ref().clone();
+        marks.insert(partition, end);
+        self.commit(marks, |writer| {
+            documents.into_iter().try_for_each(|document| writer.add_document(document).map(drop))
+        })?;
+        Ok(rows.num_rows() as u64)
+    }
+
+    /// Moves the mark of a partition over rows that are nowhere any more.
+    pub(crate) fn skip(&self, partition: Partition, to: Offset) -> Result<(), SearchError> {
+        let mut marks = self.marks().as_ref().clone();
+        marks.insert(partition, to);
+        self.commit(marks, |_| Ok(()))
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) -> Result<(), SearchError> {
+        self.commit(BTreeMap::new(), |writer| writer.delete_all_documents().map(drop))
+    }
+
+    /// Lets rows go that fit; answers how many.
+    pub fn remove(&self, condition: &Condition) -> Result<u64, SearchError> {
+        let Some(fitting) = query(&self.fields, condition) else {
+            return Err(tantivy::TantivyError::InvalidArgument(format!("{condition:?}")).into());
+        };
+        let before = self.current().searcher.num_docs();
+        let marks = self.marks().as_ref().clone();
+        self.commit(marks, |writer| writer.delete_query(fitting).map(drop))?;
+        Ok(before.saturating_sub(self.current().searcher.num_docs()))
+    }
+
+    /// Lets rows go that were recorded before a time, microseconds UTC.
+    pub fn retire(&self, before: i64) -> Result<u64, SearchError> {
+        let old = Condition::Number {
+            column: columns::RECORDED_AT.to_owned(),
+            from: Bound::Unbounded,
+            to: Bound::Excluded(before),
+        };
+        let committed = self.current();
+        let Some(fitting) = query(&self.fields, &old) else { return Ok(0) };
+        if found::count(&committed.searcher, fitting.as_ref(), None)? == 0 {
+            return Ok(0);
+        }
+        self.remove(&old)
+    }
+
+    /// One commit: what `change` says, and the marks.
+    fn commit(
+        &self,
+        marks: BTreeMap<Partition, Offset>,
+        change: impl FnOnce(&IndexWriter) -> tantivy::Result<()>,
+    ) -> Result<(), SearchError> {
+        let mut held = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        // It is put back when all went well: after a failure what it holds is not known.
+        let mut writer = match held.take() {
+            Some(writer) => writer,
+            None => self.index.writer_with_num_threads(1, WRITER_BYTES)?,
+        };
+        change(&writer)?;
+        let payload = Payload { shape: self.fields.shape.clone(), marks };
+        let text = serde_json::to_string(&payload).map_err(std::io::Error::from)?;
+        let mut prepared = writer.prepare_commit()?;
+        prepared.set_payload(&text);
+        prepared.commit()?;
+        self.reader.reload()?;
+        let committed = Committed { searcher: self.reader.searcher(), marks: Arc::new(payload.marks) };
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(committed);
+        *held = Some(writer);
+        Ok(())
+    }
+
+    /// Lets its folder go, for another to be opened on it.
+    pub fn close(&self) {
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Removes the index with all its files.
+    pub fn delete(&self) -> Result<(), SearchError> {
+        self.close();
+        Ok(std::fs::remove_dir_all(&self.folder)?)
+    }
+}
+
+/// Where the rows of a batch stand, told by their own columns.
+fn positions(rows: &RecordBatch) -> Result<Positions<'_>, ArrowError> {
+    let column = |name: &str| Ok::<_, ArrowError>(rows.column(rows.schema_ref().index_of(name)?));
+    Ok(Positions::Rows {
+        partitions: column(columns::PARTITION)?.as_primitive(),
+        offsets: column(columns::OFFSET)?.as_primitive(),
+    })
+}
+
+fn tokenizers() -> TokenizerManager {
+    let tokenizers = TokenizerManager::new();
+    // Looked up for fields that have none, too.
+    tokenizers.register("default", TextAnalyzer::from(RawTokenizer::default()));
+    tokenizers.register("raw", TextAnalyzer::from(RawTokenizer::default()));
+    tokenizers.register(WORDS, TextAnalyzer::from(Cutter { json: false }));
+    tokenizers.register(JSON_WORDS, TextAnalyzer::from(Cutter { json: true }));
+    tokenizers
+}
+
+/// The index in a folder, with what its last commit says; `None` when there is none of these fields.
+fn open_folder(folder: &Path, fields: &Fields) -> Result<Option<(Index, Payload)>, SearchError> {
+    if !folder.join("meta.json").exists() {
+        return Ok(None);
+    }
+    let mut index = Index::open_in_dir(folder)?;
+    index.set_tokenizers(tokenizers());
+    let payload: Payload = match index.load_metas()?.payload {
+        Some(text) => serde_json::from_str(&text).map_err(std::io::Error::from)?,
+        None => Payload::default(),
+    };
+    Ok((payload.shape == fields.shape).then_some((index, payload)))
+}
+
+fn create(folder: &Path, fields: &Fields) -> Result<(Index, Payload), SearchError> {
+    if folder.exists() {
+        std::fs::remove_dir_all(folder)?;
+    }
+    std::fs::create_dir_all(folder)?;
+    let directory = MmapDirectory::open(folder).map_err(tantivy::TantivyError::from)?;
+    let mut index = Index::create(directory, fields.schema.clone(), IndexSettings::default())?;
+    index.set_tokenizers(tokenizers());
+    Ok((index, Payload::default()))
+}
+
+/// An index as of one commit, of rows before some offsets: what is found in it does not change.
+pub struct Snapshot {
+    index: Arc<SearchIndex>,
+    committed: Arc<Committed>,
+    /// None when it holds no row behind them.
+    until: Option<Until>,
+}
+
+impl Snapshot {
+    /// The offsets up to which it has read.
+    pub fn marks(&self) -> &BTreeMap<Partition, Offset> {
+        &self.committed.marks
+    }
+
+    /// Whether the index can tell which rows fit.
+    pub fn knows(&self, condition: &Condition) -> bool {
+        query(&self.index.fields, condition).is_some()
+    }
+
+    fn query(&self, condition: &Condition) -> Result<Box<dyn Query>, SearchError> {
+        query(&self.index.fields, condition)
+            .ok_or_else(|| tantivy::TantivyError::InvalidArgument(format!("{condition:?}")).into())
+    }
+
+    /// How many rows fit.
+    pub fn count(&self, condition: &Condition) -> Result<u64, SearchError> {
+        found::count(&self.committed.searcher, self.query(condition)?.as_ref(), self.until.as_ref())
+    }
+
+    /// Where the rows that fit stand.
+    pub fn places(&self, condition: &Condition, wanted: Wanted) -> Result<Found, SearchError> {
+        found::places(&self.committed.searcher, self.query(condition)?.as_ref(), self.until.as_ref(), wanted)
+    }
+
+    /// The columns of [`rows`](Self::rows): those of the lake, texts as views.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.index.fields.stored
+    }
+
+    /// Rows as they are kept, in the order in which the index keeps them.
+    pub fn rows(&self, documents: &[u64]) -> Result<Vec<ArrayRef>, SearchError> {
+        let mut documents = documents.to_vec();
+        // Neighbours are unpacked together.
+        documents.sort_unstable();
+        let field = self.index.fields.row;
+        let missing = || std::io::Error::other("a document without its row");
+        let kept = documents.into_iter().map(|document| {
+            let address = DocAddress::new((document >> 32) as u32, document as u32);
+            let document: TantivyDocument = self.committed.searcher.doc(address)?;
+            let bytes = document.get_first(field).and_then(|value| value.as_bytes().map(<[u8]>::to_vec));
+            Ok(bytes.ok_or_else(missing)?)
+        });
+        let kept = kept.collect::<Result<Vec<Vec<u8>>, SearchError>>()?;
+        Ok(self.index.fields.rows(kept.iter().map(Vec::as_slice))?)
+    }
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot").field("stream", &self.index.stream.name).finish_non_exhaustive()
+    }
+}
