@@ -22,6 +22,8 @@ use crate::tokens::exact;
 
 /// Changes whenever an index of an older program can't be read by this one.
 const FORMAT: u32 = 1;
+/// Microseconds of an hour.
+const HOUR: i64 = 3_600_000_000;
 /// Names of tokenizers.
 pub(crate) const WORDS: &str = "words";
 pub(crate) const JSON_WORDS: &str = "json_words";
@@ -41,6 +43,8 @@ pub(crate) enum By {
 pub(crate) struct Fields {
     pub schema: Schema,
     pub row: Field,
+    /// The hour of event time, to find some hours without looking at every time.
+    pub hour: Field,
     /// Columns by name, those of the engine among them.
     by: Vec<(String, By)>,
     /// The columns that rows are kept with: as the lake has them, texts as views.
@@ -91,6 +95,7 @@ impl Fields {
             };
             by.push((name.clone(), found));
         }
+        let hour = schema.add_i64_field("hour", NumericOptions::default().set_indexed());
         let row = schema.add_bytes_field("row", BytesOptions::default().set_stored());
         let mut stored = stream.reader_schema().as_ref().clone();
         if let Some(sensitive) = stream.sensitive() {
@@ -105,7 +110,7 @@ impl Fields {
         let columns = stored.fields().iter().map(|field| format!("{}:{}", field.name(), field.data_type()));
         let shape = format!("{FORMAT}|{}|{by:?}", columns.collect::<Vec<_>>().join(","));
         let shape = blake3::hash(shape.as_bytes()).to_hex().to_string();
-        Ok(Self { schema: schema.build(), row, by, stored, converter, shape })
+        Ok(Self { schema: schema.build(), row, hour, by, stored, converter, shape })
     }
 
     /// What a column is found by; `None` when it is not indexed.
@@ -140,6 +145,12 @@ impl Fields {
                 }),
             }
         }
+        if let Some(times) = readable.column_by_name(columns::EVENT_TIME) {
+            let times = Numbers::of(times);
+            for (row, document) in documents.iter_mut().enumerate() {
+                document.add_i64(self.hour, hour_of(times.get(row).unwrap_or_default()));
+            }
+        }
         let columns = self.stored.fields().iter().map(|field| {
             let at = kept.schema_ref().index_of(field.name())?;
             cast(kept.column(at), field.data_type())
@@ -158,6 +169,11 @@ impl Fields {
         let rows: Vec<_> = kept.map(|bytes| parser.parse(bytes)).collect();
         self.converter.convert_rows(rows)
     }
+}
+
+/// The hour that a time lies in.
+pub(crate) fn hour_of(time: i64) -> i64 {
+    time.div_euclid(HOUR)
 }
 
 /// Turns rows into bytes and back.

@@ -2,8 +2,8 @@
 
 use std::ops::Bound;
 
-use highwater_event::Condition;
 use highwater_event::search::{Search, Term as Wanted};
+use highwater_event::{Condition, columns};
 use tantivy::Term;
 use tantivy::query::{
     AllQuery, BooleanQuery, EmptyQuery, InvertedIndexRangeQuery, Occur, PhraseQuery, Query, RangeQuery,
@@ -11,8 +11,11 @@ use tantivy::query::{
 };
 use tantivy::schema::{Field, IndexRecordOption};
 
-use crate::fields::{By, Fields};
+use crate::fields::{By, Fields, hour_of};
 use crate::tokens::{LONGEST_TEXT, LONGEST_WORD, exact};
+
+/// Hours that are looked up one by one; with more of them the times of all rows are looked at.
+const MOST_HOURS: i64 = 24 * 31;
 
 /// The query of a condition; `None` when the index can't tell which rows fit.
 pub(crate) fn query(fields: &Fields, condition: &Condition) -> Option<Box<dyn Query>> {
@@ -23,7 +26,11 @@ pub(crate) fn query(fields: &Fields, condition: &Condition) -> Option<Box<dyn Qu
     Some(match condition {
         Condition::All(parts) if parts.is_empty() => Box::new(AllQuery),
         Condition::Any(parts) if parts.is_empty() => Box::new(EmptyQuery),
-        Condition::All(parts) => both(several(parts, Occur::Must)?),
+        Condition::All(parts) => {
+            let mut all = several(parts, Occur::Must)?;
+            all.extend(hours(fields, condition).map(|hours| (Occur::Must, hours)));
+            both(all)
+        }
         Condition::Any(parts) => both(several(parts, Occur::Should)?),
         Condition::Text { column, text } => {
             let By::Text { exact: field, .. } = fields.by(column)? else { return None };
@@ -53,6 +60,34 @@ pub(crate) fn query(fields: &Fields, condition: &Condition) -> Option<Box<dyn Qu
             return words(field, search);
         }
     })
+}
+
+/// The hours that a condition is about, when they are few; every row that fits lies in one of them.
+fn hours(fields: &Fields, condition: &Condition) -> Option<Box<dyn Query>> {
+    let (mut first, mut last) = (None::<i64>, None::<i64>);
+    within(condition, &mut |from, to| {
+        if let Bound::Included(time) | Bound::Excluded(time) = from {
+            first = Some(first.map_or(hour_of(*time), |first| first.max(hour_of(*time))));
+        }
+        if let Bound::Included(time) | Bound::Excluded(time) = to {
+            last = Some(last.map_or(hour_of(*time), |last| last.min(hour_of(*time))));
+        }
+    });
+    let (first, last) = (first?, last?);
+    if last.saturating_sub(first) >= MOST_HOURS {
+        return None;
+    }
+    let hours = (first..=last).map(|hour| (Occur::Should, term(Term::from_field_i64(fields.hour, hour))));
+    Some(both(hours.collect()))
+}
+
+/// Visits the bounds of event time that must hold.
+fn within(condition: &Condition, visit: &mut impl FnMut(&Bound<i64>, &Bound<i64>)) {
+    match condition {
+        Condition::All(parts) => parts.iter().for_each(|part| within(part, visit)),
+        Condition::Number { column, from, to } if column == columns::EVENT_TIME => visit(from, to),
+        _ => {}
+    }
 }
 
 fn both(mut parts: Vec<(Occur, Box<dyn Query>)>) -> Box<dyn Query> {

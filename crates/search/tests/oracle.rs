@@ -30,6 +30,7 @@ impl Chance {
     }
 }
 
+const HOUR: i64 = 3_600_000_000;
 const NAMES: [&str; 9] = ["ada", "ad", "Ada", "bob", "b*b", "", "straße", "a\u{10ffff}b", "a\u{10ffff}"];
 const WORDS: [&str; 8] = ["Card", "declined", "over", "limit", "42nd", "Über", "façade", "decline"];
 
@@ -64,7 +65,7 @@ fn row(chance: &mut Chance) -> Row {
         details: some(chance, details),
         note: some(chance, note),
         amount: (chance.below(8) > 0).then(|| chance.below(20) as i64 - 10),
-        time: chance.below(1000) as i64,
+        time: chance.below(1000) as i64 * HOUR / 7 - 50 * HOUR,
     }
 }
 
@@ -118,7 +119,15 @@ fn question(chance: &mut Chance, depth: u32) -> Condition {
         2 => {
             let from = bound(chance);
             let to = if from == Bound::Unbounded { Bound::Excluded(3) } else { bound(chance) };
-            Condition::Number { column: "amount".into(), from, to }
+            if chance.below(2) == 0 {
+                return Condition::Number { column: "amount".into(), from, to };
+            }
+            let hours = |bound: Bound<i64>| bound.map(|number| number * HOUR / 2);
+            let column = || columns::EVENT_TIME.to_owned();
+            Condition::All(vec![
+                Condition::Number { column: column(), from: hours(from), to: hours(to) },
+                Condition::Number { column: column(), from: Bound::Unbounded, to: Bound::Included(3 * HOUR) },
+            ])
         }
         3 | 4 => {
             let (first, second) = (chance.pick(&WORDS), chance.pick(&WORDS));
@@ -157,6 +166,9 @@ fn fits(condition: &Condition, row: &Row) -> bool {
         Condition::Text { column, text: wanted } => text(column).as_ref() == Some(wanted),
         Condition::Begins { column, text: wanted } => {
             text(column).as_ref().is_some_and(|text| text.starts_with(wanted))
+        }
+        Condition::Number { column, from, to } if column == columns::EVENT_TIME => {
+            std::ops::RangeBounds::contains(&(*from, *to), &row.time)
         }
         Condition::Number { from, to, .. } => {
             row.amount.is_some_and(|amount| std::ops::RangeBounds::contains(&(*from, *to), &amount))
@@ -199,8 +211,9 @@ fn compare(index: &Arc<SearchIndex>, rows: &Rows, condition: &Condition, chance:
 
     let oldest_first = chance.below(2) == 0;
     let limit = [usize::MAX, 1 + chance.below(20) as usize][chance.below(2) as usize];
-    let behind = (chance.below(2) == 0)
-        .then(|| (chance.below(1000) as i64, chance.below(2) as i32, chance.below(400) as i64));
+    let behind = (chance.below(2) == 0).then(|| {
+        (chance.below(1000) as i64 * HOUR / 7 - 50 * HOUR, chance.below(2) as i32, chance.below(400) as i64)
+    });
     let found = snapshot.places(condition, Wanted { oldest_first, behind, limit }).unwrap();
     let mut page: Vec<_> = expected
         .iter()

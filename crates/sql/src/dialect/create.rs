@@ -17,7 +17,7 @@ use super::statement::{Alteration, Kind, Statement};
 use super::types::{arrow_type, map_type};
 
 /// Options of a stream that say how it is kept and shown, and may be changed later.
-const CHANGEABLE: [&str; 4] = ["retention", "aliases", "hidden", "idle_timeout"];
+const CHANGEABLE: [&str; 5] = ["retention", "aliases", "hidden", "idle_timeout", "search"];
 
 /// Columns that an inferred stream must have from the start: those with a role.
 fn inferred_columns(options: &StreamOptions) -> Vec<Column> {
