@@ -4,6 +4,8 @@
 //! `"several words"` must follow each other, `pre*` begins a word, and `-word` must not be there. Of JSON the
 //! words are those of its names and values, whatever is escaped in it.
 
+use std::ops::Range;
+
 use arrow::datatypes::DataType;
 use serde_json::Value;
 
@@ -85,6 +87,17 @@ impl Words {
     }
 }
 
+/// Runs of letters and digits.
+fn runs(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let start = from + text[from..].find(char::is_alphanumeric)?;
+        let end = text[start..].find(|it: char| !it.is_alphanumeric()).map_or(text.len(), |at| start + at);
+        from = end;
+        Some(start..end)
+    })
+}
+
 /// Names and values of JSON, apart from each other.
 fn gather(value: &Value, out: &mut String) {
     match value {
@@ -148,6 +161,35 @@ impl Search {
         }
     }
 
+    /// Where a text has what is searched for: from the first byte of the first word of a term to the last byte of its last.
+    pub fn found_in(&self, text: &str) -> Vec<Range<usize>> {
+        let words: Vec<(Range<usize>, String)> =
+            runs(text).map(|at| (at.clone(), text[at].to_lowercase())).collect();
+        let mut found = Vec::new();
+        for term in self.0.iter().filter(|term| !term.without) {
+            let last = term.words.len() - 1;
+            for start in 0..words.len().saturating_sub(last) {
+                let here = &words[start..=start + last];
+                let fits = |(at, (wanted, (_, word))): (usize, (&String, &(Range<usize>, String)))| {
+                    if term.prefix && at == last { word.starts_with(wanted.as_str()) } else { word == wanted }
+                };
+                if term.words.iter().zip(here).enumerate().all(fits) {
+                    found.push(here[0].0.start..here[last].0.end);
+                }
+            }
+        }
+        found.sort_unstable_by_key(|range| (range.start, range.end));
+        // Those that overlap are one.
+        found.dedup_by(|next, before| {
+            let overlap = next.start < before.end;
+            if overlap {
+                before.end = before.end.max(next.end);
+            }
+            overlap
+        });
+        found
+    }
+
     /// Its terms.
     pub fn terms(&self) -> &[Term] {
         &self.0
@@ -191,6 +233,19 @@ mod tests {
             assert!(Search::read(found).unwrap().finds(&words), "{found}");
         }
         assert!(!Search::read("nrefund").unwrap().finds(&words));
+    }
+
+    #[test]
+    fn what_is_found_is_told() {
+        let found = |search: &str, text: &str| -> Vec<String> {
+            let ranges = Search::read(search).unwrap().found_in(text);
+            ranges.into_iter().map(|range| text[range].to_owned()).collect()
+        };
+        let text = "Über the Limit, over the limit: card declined";
+        assert_eq!(found("limit über", text), ["Über", "Limit", "limit"]);
+        assert_eq!(found("\"the lim\"*", text), ["the Limit", "the limit"]);
+        assert_eq!(found("\"over the\" \"the limit\"", text), ["the Limit", "over the limit"]);
+        assert!(found("-card gone", text).is_empty() && found("a", "").is_empty());
     }
 
     #[test]

@@ -180,6 +180,15 @@ impl First {
         Self { wanted, total: 0, places: BinaryHeap::new() }
     }
 
+    /// Whether a row of this time stands behind all places that are wanted.
+    fn is_behind(&self, time: i64) -> bool {
+        self.places.len() >= self.wanted.limit
+            && self.places.peek().is_none_or(|last| match self.wanted.oldest_first {
+                true => time > last.place.time,
+                false => time < last.place.time,
+            })
+    }
+
     fn take(&mut self, place: Place) {
         let Wanted { oldest_first, behind, limit } = self.wanted;
         if behind.is_some_and(|behind| match oldest_first {
@@ -202,6 +211,8 @@ impl First {
 struct PlacesSegment {
     segment: SegmentOrdinal,
     time: Column<i64>,
+    /// Times of a block of documents.
+    times: Vec<Option<i64>>,
     standing: Standing,
     until: Option<Until>,
     first: First,
@@ -215,6 +226,7 @@ impl Collector for Places {
         Ok(PlacesSegment {
             segment: number,
             time: segment.fast_fields().i64(TIME)?,
+            times: Vec::new(),
             standing: Standing::of(segment)?,
             until: self.until.clone(),
             first: First::of(self.wanted),
@@ -236,21 +248,40 @@ impl Collector for Places {
     }
 }
 
-impl SegmentCollector for PlacesSegment {
-    type Fruit = First;
-
-    fn collect(&mut self, document: DocId, _: Score) {
+impl PlacesSegment {
+    fn take(&mut self, document: DocId, time: i64) {
+        // Most rows stand behind those that are wanted, which their time tells.
+        if self.until.is_none() && self.first.is_behind(time) {
+            self.first.total += 1;
+            return;
+        }
         let (partition, offset) = self.standing.get(document);
         if self.until.as_ref().is_some_and(|until| !is_before(until, (partition, offset))) {
             return;
         }
         self.first.total += 1;
-        self.first.take(Place {
-            time: self.time.first(document).unwrap_or_default(),
-            partition: partition as i32,
-            offset,
-            document: u64::from(self.segment) << 32 | u64::from(document),
-        });
+        let document = u64::from(self.segment) << 32 | u64::from(document);
+        self.first.take(Place { time, partition: partition as i32, offset, document });
+    }
+}
+
+impl SegmentCollector for PlacesSegment {
+    type Fruit = First;
+
+    fn collect(&mut self, document: DocId, _: Score) {
+        let time = self.time.first(document);
+        self.take(document, time.unwrap_or_default());
+    }
+
+    fn collect_block(&mut self, documents: &[DocId]) {
+        let mut times = std::mem::take(&mut self.times);
+        times.clear();
+        times.resize(documents.len(), None);
+        self.time.first_vals(documents, &mut times);
+        for (document, time) in documents.iter().zip(&times) {
+            self.take(*document, time.unwrap_or_default());
+        }
+        self.times = times;
     }
 
     fn harvest(self) -> First {

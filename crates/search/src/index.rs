@@ -31,6 +31,9 @@ use crate::tokens::Cutter;
 /// Bytes of documents that are gathered before they are written.
 const WRITER_BYTES: usize = 48 << 20;
 
+/// Bytes of rows that are packed together.
+const BLOCK_BYTES: usize = 4 << 10;
+
 /// What is written with each commit.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 struct Payload {
@@ -251,7 +254,9 @@ fn create(folder: &Path, fields: &Fields) -> Result<(Index, Payload), SearchErro
     }
     std::fs::create_dir_all(folder)?;
     let directory = MmapDirectory::open(folder).map_err(tantivy::TantivyError::from)?;
-    let mut index = Index::create(directory, fields.schema.clone(), IndexSettings::default())?;
+    // Found rows lie far apart, and a block is unpacked for each.
+    let settings = IndexSettings { docstore_blocksize: BLOCK_BYTES, ..IndexSettings::default() };
+    let mut index = Index::create(directory, fields.schema.clone(), settings)?;
     index.set_tokenizers(tokenizers());
     Ok((index, Payload::default()))
 }

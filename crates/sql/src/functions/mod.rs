@@ -3,6 +3,7 @@
 mod aggregate;
 mod arithmetic;
 mod bounded;
+mod highlight;
 mod json;
 mod lookup;
 mod mask;
@@ -39,6 +40,7 @@ pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Ve
     let mut functions: Vec<Arc<ScalarUDF>> = mask::functions();
     functions.push(Arc::new(ScalarUDF::from(lookup::Lookup::new(references.clone()))));
     functions.push(Arc::new(ScalarUDF::from(lookup::InReference::new(references.clone()))));
+    functions.push(Arc::new(ScalarUDF::from(highlight::Highlight::new())));
     functions.push(Arc::new(ScalarUDF::from(json::Json::new())));
     functions.push(Arc::new(ScalarUDF::from(matches::Matches::new())));
     functions.push(Arc::new(ScalarUDF::from(money::Money::new())));
