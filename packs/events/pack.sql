@@ -73,7 +73,7 @@ WITH counted AS (
   GROUP BY 1, 2, 3
 )
 SELECT
-  $from AS "from", coalesce($to, now()) AS "to",
+  $from AS "from", coalesce($to, arrow_cast(now(), 'Timestamp(Microsecond, Some("UTC"))')) AS "to",
   coalesce(
     array_agg(named_struct('event_type', event_type, 'client_id', client_id, 'hour', hour, 'count', count)
       ORDER BY count DESC, event_type, client_id, hour),

@@ -128,7 +128,7 @@ CREATE ENDPOINT POST '/api/data/repush-all/' REQUIRES repush_all_transactions
 REPLAYS transaction_log SET ("re-pushed_from_api" = true) AS JOB;
 
 -- The clean stream by words, from a date on: all words of the term in one column.
-CREATE ENDPOINT POST '/api/search/' (search_term TEXT CHECK (trim(search_term) <> ''), start_date DATE)
+CREATE ENDPOINT POST '/api/search/' (search_term TEXT CHECK (trim(search_term) <> ''), start_date TIMESTAMP)
 REQUIRES search_datalake RETURNS HITS AS
 SELECT
   transaction_id, timestamp, user_id, product_id, amount_usd, currency, transaction_type, status, location_city, location_country,

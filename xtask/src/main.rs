@@ -4,6 +4,7 @@ mod bare;
 mod bench_http;
 mod bench_pages;
 mod bench_start;
+mod bench_subscribers;
 mod bench_visible;
 mod node;
 mod sender;
@@ -27,6 +28,8 @@ enum Command {
     BenchPages(bench_pages::Arguments),
     /// Measure how long a node takes to start on data that is there, and what it takes while idle.
     BenchStart(bench_start::Arguments),
+    /// Measure what many subscribers at a time are told, how late, and what it takes.
+    BenchSubscribers(bench_subscribers::Arguments),
     /// Measure the time from an ack until the event is in a table and in the lake, at half load with ten views.
     BenchVisible(bench_visible::Arguments),
     /// Be the bare server that a node's figures are compared with.
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
         Command::BenchHttp(arguments) => bench_http::run(&arguments),
         Command::BenchPages(arguments) => bench_pages::run(&arguments),
         Command::BenchStart(arguments) => bench_start::run(&arguments),
+        Command::BenchSubscribers(arguments) => bench_subscribers::run(&arguments),
         Command::BenchVisible(arguments) => bench_visible::run(&arguments),
         Command::Serve(arguments) => bare::run(&arguments),
         Command::Soak(arguments) => soak::run(arguments),

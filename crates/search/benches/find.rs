@@ -117,7 +117,7 @@ fn main() {
         let wanted = Wanted { oldest_first: false, behind: None, limit: PAGE };
         let found = snapshot.places(&condition, wanted).unwrap();
         let documents: Vec<u64> = found.places.iter().map(|place| place.document).collect();
-        snapshot.rows(&documents).unwrap()[0].len()
+        snapshot.rows(&documents, usize::MAX).unwrap().unwrap()[0].len()
     };
     let searcher = bare.reader().unwrap().searcher();
     let theirs = |terms: Vec<Term>| {
@@ -127,7 +127,8 @@ fn main() {
         let query = BooleanQuery::new(terms.into_iter().map(term).collect());
         let newest = TopDocs::with_limit(PAGE).order_by_fast_field::<i64>("time", Order::Desc);
         let (top, _total) = searcher.search(&query, &(newest, Count)).unwrap();
-        top.iter().map(|(_, address)| searcher.doc::<TantivyDocument>(*address).unwrap()).count()
+        let documents = top.iter().map(|(_, address)| searcher.doc::<TantivyDocument>(*address).unwrap());
+        documents.collect::<Vec<_>>().len()
     };
     let text = |column: &str, text: String| Condition::Text { column: column.into(), text };
     println!("{:<44} {:>8} {:>8} {:>10}", "a page, microseconds", "p50", "p99", "rows");

@@ -15,7 +15,7 @@ use highwater_log::reader::RowReader;
 use highwater_privacy::{Positions, Vault};
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
-use tantivy::query::Query;
+use tantivy::query::{EmptyQuery, Query};
 use tantivy::schema::Value;
 use tantivy::tokenizer::{RawTokenizer, TextAnalyzer, TokenizerManager};
 use tantivy::{
@@ -120,9 +120,9 @@ impl SearchIndex {
         Snapshot { index: self.clone(), until: beyond.then(|| Arc::new(until.clone())), committed }
     }
 
-    /// Takes in rows of a partition; they and the mark behind them are one commit.
+    /// Takes in rows of a partition, the first of which is at the mark; they and the mark behind them are one commit.
     pub(crate) fn append(&self, partition: Partition, batches: &[LogBatch]) -> Result<u64, SearchError> {
-        let Some(end) = batches.last().map(LogBatch::end) else { return Ok(0) };
+        let (Some(first), Some(last)) = (batches.first(), batches.last()) else { return Ok(0) };
         let rows = RowReader::new(&self.stream).read_all(partition, batches)?;
         let kept = match self.stream.sensitive() {
             Some(sensitive) => {
@@ -132,74 +132,85 @@ impl SearchIndex {
             None => rows.clone(),
         };
         let documents = self.fields.documents(&rows, &kept)?;
-        let mut marks = self.marks().as_ref().clone();
-        marks.insert(partition, end);
-        self.commit(marks, |writer| {
-            documents.into_iter().try_for_each(|document| writer.add_document(document).map(drop))
+        self.commit(|writer, marks| {
+            let mark = marks.insert(partition, last.end()).unwrap_or(0);
+            if mark != first.base {
+                return Err(SearchError::Moved { expected: first.base, mark });
+            }
+            Ok(documents.into_iter().try_for_each(|document| writer.add_document(document).map(drop))?)
         })?;
         Ok(rows.num_rows() as u64)
     }
 
     /// Moves the mark of a partition over rows that are nowhere any more.
     pub(crate) fn skip(&self, partition: Partition, to: Offset) -> Result<(), SearchError> {
-        let mut marks = self.marks().as_ref().clone();
-        marks.insert(partition, to);
-        self.commit(marks, |_| Ok(()))
+        self.commit(|_, marks| {
+            marks.insert(partition, to);
+            Ok(())
+        })
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&self) -> Result<(), SearchError> {
-        self.commit(BTreeMap::new(), |writer| writer.delete_all_documents().map(drop))
+        self.commit(|writer, marks| {
+            marks.clear();
+            Ok(writer.delete_all_documents().map(drop)?)
+        })
     }
 
-    /// Lets rows go that fit; answers how many.
-    pub fn remove(&self, condition: &Condition) -> Result<u64, SearchError> {
-        let Some(fitting) = query(&self.fields, condition) else {
-            return Err(tantivy::TantivyError::InvalidArgument(format!("{condition:?}")).into());
-        };
-        let before = self.current().searcher.num_docs();
-        let marks = self.marks().as_ref().clone();
-        self.commit(marks, |writer| writer.delete_query(fitting).map(drop))?;
-        Ok(before.saturating_sub(self.current().searcher.num_docs()))
-    }
-
-    /// Lets rows go that were recorded before a time, microseconds UTC.
+    /// Lets rows go that were recorded before a time, microseconds UTC; answers how many.
     pub fn retire(&self, before: i64) -> Result<u64, SearchError> {
-        let old = Condition::Number {
-            column: columns::RECORDED_AT.to_owned(),
-            from: Bound::Unbounded,
-            to: Bound::Excluded(before),
+        let old = || {
+            let bound = Condition::Number {
+                column: columns::RECORDED_AT.to_owned(),
+                from: Bound::Unbounded,
+                to: Bound::Excluded(before),
+            };
+            query(&self.fields, &bound).unwrap_or_else(|| Box::new(EmptyQuery))
         };
-        let committed = self.current();
-        let Some(fitting) = query(&self.fields, &old) else { return Ok(0) };
-        if found::count(&committed.searcher, fitting.as_ref(), None)? == 0 {
-            return Ok(0);
+        let count = found::count(&self.current().searcher, old().as_ref(), None)?;
+        if count > 0 {
+            self.commit(|writer, _| Ok(writer.delete_query(old()).map(drop)?))?;
         }
-        self.remove(&old)
+        Ok(count)
     }
 
-    /// One commit: what `change` says, and the marks.
+    /// One commit: what `change` does, and the marks as it leaves them. One at a time; each begins with the marks of the last.
     fn commit(
         &self,
-        marks: BTreeMap<Partition, Offset>,
-        change: impl FnOnce(&IndexWriter) -> tantivy::Result<()>,
+        change: impl FnOnce(&IndexWriter, &mut BTreeMap<Partition, Offset>) -> Result<(), SearchError>,
     ) -> Result<(), SearchError> {
         let mut held = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        // It is put back when all went well: after a failure what it holds is not known.
+        // It is put back when all went well: after a failure nobody knows what it holds, nor whether the commit is there.
         let mut writer = match held.take() {
             Some(writer) => writer,
-            None => self.index.writer_with_num_threads(1, WRITER_BYTES)?,
+            None => {
+                let writer = self.index.writer_with_num_threads(1, WRITER_BYTES)?;
+                self.show(payload_of(&self.index)?.marks)?;
+                writer
+            }
         };
-        change(&writer)?;
+        let mut marks = self.marks().as_ref().clone();
+        if let Err(error) = change(&writer, &mut marks) {
+            writer.rollback()?;
+            *held = Some(writer);
+            return Err(error);
+        }
         let payload = Payload { shape: self.fields.shape.clone(), marks };
         let text = serde_json::to_string(&payload).map_err(std::io::Error::from)?;
         let mut prepared = writer.prepare_commit()?;
         prepared.set_payload(&text);
         prepared.commit()?;
-        self.reader.reload()?;
-        let committed = Committed { searcher: self.reader.searcher(), marks: Arc::new(payload.marks) };
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(committed);
+        self.show(payload.marks)?;
         *held = Some(writer);
+        Ok(())
+    }
+
+    /// Lets readers see what is committed.
+    fn show(&self, marks: BTreeMap<Partition, Offset>) -> Result<(), SearchError> {
+        self.reader.reload()?;
+        let committed = Committed { searcher: self.reader.searcher(), marks: Arc::new(marks) };
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(committed);
         Ok(())
     }
 
@@ -241,11 +252,16 @@ fn open_folder(folder: &Path, fields: &Fields) -> Result<Option<(Index, Payload)
     }
     let mut index = Index::open_in_dir(folder)?;
     index.set_tokenizers(tokenizers());
-    let payload: Payload = match index.load_metas()?.payload {
+    let payload = payload_of(&index)?;
+    Ok((payload.shape == fields.shape).then_some((index, payload)))
+}
+
+/// What the last commit says.
+fn payload_of(index: &Index) -> Result<Payload, SearchError> {
+    Ok(match index.load_metas()?.payload {
         Some(text) => serde_json::from_str(&text).map_err(std::io::Error::from)?,
         None => Payload::default(),
-    };
-    Ok((payload.shape == fields.shape).then_some((index, payload)))
+    })
 }
 
 fn create(folder: &Path, fields: &Fields) -> Result<(Index, Payload), SearchError> {
@@ -300,21 +316,27 @@ impl Snapshot {
         &self.index.fields.stored
     }
 
-    /// Rows as they are kept, in the order in which the index keeps them.
-    pub fn rows(&self, documents: &[u64]) -> Result<Vec<ArrayRef>, SearchError> {
+    /// Rows as they are kept, in the order in which the index keeps them; `None` when they are larger than so many bytes.
+    pub fn rows(&self, documents: &[u64], most: usize) -> Result<Option<Vec<ArrayRef>>, SearchError> {
         let mut documents = documents.to_vec();
         // Neighbours are unpacked together.
         documents.sort_unstable();
         let field = self.index.fields.row;
         let missing = || std::io::Error::other("a document without its row");
-        let kept = documents.into_iter().map(|document| {
+        let mut kept = Vec::with_capacity(documents.len());
+        let mut bytes = 0;
+        for document in documents {
             let address = DocAddress::new((document >> 32) as u32, document as u32);
             let document: TantivyDocument = self.committed.searcher.doc(address)?;
-            let bytes = document.get_first(field).and_then(|value| value.as_bytes().map(<[u8]>::to_vec));
-            Ok(bytes.ok_or_else(missing)?)
-        });
-        let kept = kept.collect::<Result<Vec<Vec<u8>>, SearchError>>()?;
-        Ok(self.index.fields.rows(kept.iter().map(Vec::as_slice))?)
+            let row = document.get_first(field).and_then(|value| value.as_bytes().map(<[u8]>::to_vec));
+            let row = row.ok_or_else(missing)?;
+            bytes += row.len();
+            if bytes > most {
+                return Ok(None);
+            }
+            kept.push(row);
+        }
+        Ok(Some(self.index.fields.rows(kept.iter().map(Vec::as_slice))?))
     }
 }
 

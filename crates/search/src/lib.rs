@@ -27,6 +27,14 @@ pub enum SearchError {
         /// Why not.
         why: String,
     },
+    /// Rows that are not the next ones.
+    #[error("rows from offset {expected} on came where those from {mark} on are next")]
+    Moved {
+        /// Where the rows begin.
+        expected: u64,
+        /// Where the index stands.
+        mark: u64,
+    },
     /// The index itself.
     #[error("the search index failed: {0}")]
     Index(#[from] tantivy::TantivyError),

@@ -12,7 +12,7 @@ use tantivy::query::{
 use tantivy::schema::{Field, IndexRecordOption};
 
 use crate::fields::{By, Fields, hour_of};
-use crate::tokens::{LONGEST_TEXT, LONGEST_WORD, exact};
+use crate::tokens::{CUT, LONGEST_TEXT, LONGEST_WORD, exact};
 
 /// Hours that are looked up one by one; with more of them the times of all rows are looked at.
 const MOST_HOURS: i64 = 24 * 31;
@@ -38,7 +38,7 @@ pub(crate) fn query(fields: &Fields, condition: &Condition) -> Option<Box<dyn Qu
         }
         Condition::Begins { column, text } => {
             let By::Text { exact: field, .. } = fields.by(column)? else { return None };
-            if text.len() > LONGEST_TEXT {
+            if text.len() > LONGEST_TEXT || text.contains(CUT) {
                 return None;
             }
             begins(field, text)

@@ -8,7 +8,7 @@ pub(crate) const LONGEST_WORD: usize = 255;
 /// Bytes of a text that are indexed as they are.
 pub(crate) const LONGEST_TEXT: usize = 1024;
 /// Stands behind the beginning of a longer word. No word holds it.
-const CUT: char = '\u{1}';
+pub(crate) const CUT: char = '\u{1}';
 
 /// A text as it is compared: a longer one by its beginning and its hash.
 pub(crate) fn exact(text: &str) -> std::borrow::Cow<'_, str> {

@@ -231,7 +231,7 @@ fn compare(index: &Arc<SearchIndex>, rows: &Rows, condition: &Condition, chance:
     assert_eq!((found.total, places), (expected.len() as u64, page), "{condition:?}");
 
     let documents: Vec<u64> = found.places.iter().map(|place| place.document).collect();
-    let kept = snapshot.rows(&documents).unwrap();
+    let kept = snapshot.rows(&documents, usize::MAX).unwrap().unwrap();
     let kept = RecordBatch::try_new(snapshot.schema().clone(), kept).unwrap();
     let of = |name: &str| kept.column_by_name(name).unwrap().clone();
     let (offsets, partitions) = (of(columns::OFFSET), of(columns::PARTITION));
@@ -325,4 +325,34 @@ async fn a_damaged_index_and_one_of_other_columns_are_made_anew() {
     let other = Arc::new(other);
     let index = SearchIndex::open(folder.path(), other, vault()).unwrap();
     assert!(index.marks().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_go_and_come_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = open(folder.path());
+    let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let going = {
+        let (index, ended) = (index.clone(), ended.clone());
+        std::thread::spawn(move || {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                index.retire(50).unwrap();
+            }
+        })
+    };
+    let at = StreamPartition::new(schema().name.clone(), 0);
+    for base in (0..200).step_by(10) {
+        let rows: Vec<Row> = (0..10).map(|seed| row(&mut Chance(seed))).collect();
+        view(&index).apply(&at, vec![batch(&rows, base)]).await.unwrap();
+    }
+    ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    going.join().unwrap();
+    index.retire(50).unwrap();
+    assert_eq!(index.marks().get(&0), Some(&200));
+    assert_eq!(index.size().1, 150);
+    // Rows that do not follow are refused, and leave nothing behind.
+    let rows: Vec<Row> = (0..10).map(|seed| row(&mut Chance(seed))).collect();
+    assert!(view(&index).apply(&at, vec![batch(&rows, 190)]).await.is_err());
+    view(&index).apply(&at, vec![batch(&rows, 200)]).await.unwrap();
+    assert_eq!((index.marks().get(&0), index.size().1), (Some(&210), 160));
 }

@@ -89,3 +89,30 @@ fn each_call_is_a_line_and_a_file_that_was_moved_is_begun_anew() {
     node.client.get("/api/v1/tables");
     wait("/api/v1/tables");
 }
+
+#[test]
+fn what_is_streamed_ends_well_when_it_is_packed() {
+    let (_folder, data) = empty_data();
+    let node = Node::start(&data);
+    let statement = "CREATE STREAM notes (id TEXT) WITH (event_id = 'id');
+        CREATE ENDPOINT '/notes/all' REQUIRES view_own RETURNS FILE AS SELECT id FROM notes ORDER BY id;";
+    let (status, answer) = node.client.post("/api/v1/statements", &serde_json::json!({"sql": statement}));
+    assert_eq!(status, 200, "{answer}");
+    let (status, answer) =
+        node.client.post("/api/v1/streams/notes/events", &serde_json::json!([{"id": "1"}, {"id": "2"}]));
+    assert_eq!(status, 202, "{answer}");
+    let credential = format!("Bearer {}", node.client.token);
+    let given = [("authorization", credential.as_str()), ("accept-encoding", "gzip")];
+    for (path, lines) in [("/notes/all", 2), ("/notes/all?format=csv", 3), ("/api/v1/audit/export?size=1", 1)]
+    {
+        let mut answer = headers(&node, "GET", path, &given);
+        assert_eq!(answer.status(), 200, "{path}");
+        assert_eq!(answer.headers()["content-encoding"], "gzip", "{path}");
+        let packed = answer.body_mut().read_to_vec().unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(packed.as_slice()), &mut text)
+            .unwrap();
+        assert!(text.lines().count() >= lines, "{path}: {text}");
+    }
+    assert!(!node.log().contains("panicked"), "{}", node.log());
+}

@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use datafusion::common::ScalarValue;
+use futures::StreamExt;
 use highwater_audit::tree::TILE;
 use highwater_audit::{AuditError, Checkpoint, SignedNote, export, leaf};
 use highwater_auth::Asked;
@@ -445,7 +446,7 @@ pub async fn export(
             })
         }
     });
-    let mut response = Body::from_stream(pieces).into_response();
+    let mut response = Body::from_stream(pieces.fuse()).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
 }

@@ -86,7 +86,6 @@ pub async fn stream(
     }
     let snapshot = node.stream_snapshot(schema, moment).await?;
     let relation = snapshot.clone().relation(&node.engine, schema, day.as_ref(), lens.clone())?;
-    let lens = snapshot.lens(lens);
     let fixed = Arc::new(Fixed::new("rows", relation));
     let ask = |sql: String, values: Vec<(String, ScalarValue)>| {
         let (node, fixed) = (node.clone(), fixed.clone());

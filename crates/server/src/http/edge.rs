@@ -99,6 +99,7 @@ pub async fn answer(State(around): State<Around>, request: Request, next: Next) 
         },
     };
     left.discard(&mut response).await;
+    response = as_problem(response).await;
     if flood {
         // Said to whoever asks, and not written down: strangers must not be able to fill the disk.
         tracing::debug!(address = call.address, "a stranger calls too often");
@@ -273,6 +274,8 @@ async fn bring(call: &Call, need: Need, request: Request) -> Result<Request, Pro
         return Ok(request);
     }
     let (head, body) = request.into_parts();
+    let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let is_json = kind.is_none_or(|kind| kind.contains("json"));
     let declared =
         head.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let too_large = || {
@@ -291,6 +294,14 @@ async fn bring(call: &Call, need: Need, request: Request) -> Result<Request, Pro
             std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("limit"));
         if limit { too_large() } else { Problem::bad_request("body_unreadable", error.to_string()) }
     })?;
+    // A list could be read as an object whose members come in their order, which nobody means.
+    let listed = bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    if listed && is_json {
+        return Err(Problem::bad_request(
+            "malformed_json",
+            "the body of this call is a JSON object, not a list",
+        ));
+    }
     call.brought(&bytes);
     Ok(Request::from_parts(head, Body::from(bytes)))
 }
@@ -318,6 +329,27 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         let number = NEXT.fetch_add(STEP, Ordering::Relaxed);
         HeaderValue::from_str(&format!("{number:016x}")).unwrap_or(HeaderValue::from_static("unknown"))
     })
+}
+
+/// Bytes of a refusal in plain words.
+const MAX_WORDS: usize = 4 << 10;
+
+/// What the framework refuses by itself, such as a part of a path that is not what the route takes, is told as every other
+/// error.
+async fn as_problem(response: Response) -> Response {
+    let plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.to_str().is_ok_and(|kind| kind.starts_with("text/plain")));
+    if !plain || !response.status().is_client_error() || response.extensions().get::<ProblemBody>().is_some()
+    {
+        return response;
+    }
+    let status = response.status();
+    let words = to_bytes(response.into_body(), MAX_WORDS).await.unwrap_or_default();
+    let detail = String::from_utf8_lossy(&words).into_owned();
+    let code = if status == StatusCode::BAD_REQUEST { "invalid_path" } else { "refused" };
+    Problem::new(status, code, detail).into_response()
 }
 
 fn panicked() -> Problem {

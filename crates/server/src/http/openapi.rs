@@ -15,7 +15,7 @@ use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{RefOr, Required, Schema};
+use utoipa::openapi::{PathItem, Ref, RefOr, Required, Schema};
 
 use super::{
     audit, claim, datalake, dead_letters, encryption, events, health, jobs, keys, live, metrics, oidc,
@@ -135,20 +135,82 @@ pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::Op
             taking(intake),
         );
     }
+    complete(&mut document);
     let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     document.components.get_or_insert_with(Default::default).add_security_scheme("credential", scheme);
     document.security = Some(vec![SecurityRequirement::new::<&str, [&str; 0], &str>("credential", [])]);
     Json(document)
 }
 
+/// Calls that need no credential, whoever asks.
+const OPEN: [&str; 2] = ["/healthz", "/api/v1/health"];
+
+/// What any call may answer that needs a credential.
+const ANY: [(&str, &str); 5] = [
+    ("400", "what is wrong with the call; the detail names it"),
+    ("401", "a credential is missing or not valid"),
+    ("403", "the caller may not do this; the member permission says what it takes"),
+    ("429", "over a limit; Retry-After says when to come again"),
+    ("503", "the node can't answer now; Retry-After says when to come again"),
+];
+
+/// Says of every operation what is the same for all: how it is called, what it may answer beside what it says itself, and
+/// what an error is.
+fn complete(document: &mut utoipa::openapi::OpenApi) {
+    let problem = ["type", "title", "code", "detail", "hint", "instance", "request_id"].iter().fold(
+        ObjectBuilder::new().property("status", whole_number()).required("code").required("detail"),
+        |problem, member| problem.property(*member, text()),
+    );
+    let components = document.components.get_or_insert_with(Default::default);
+    components.schemas.insert("Problem".into(), RefOr::T(problem.into()));
+    let as_problem = || {
+        let schema = RefOr::Ref(Ref::from_schema_name("Problem"));
+        ContentBuilder::new().schema(Some(schema)).build()
+    };
+    for (path, item) in &mut document.paths.paths {
+        let PathItem { get, put, post, delete, patch, .. } = item;
+        let operations = [("get", get), ("put", put), ("post", post), ("delete", delete), ("patch", patch)];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            operation.operation_id = Some(operation_id(method, path.trim_end_matches('/')));
+            let answers = &mut operation.responses.responses;
+            if OPEN.contains(&path.as_str()) {
+                operation.security = Some(vec![SecurityRequirement::default()]);
+            } else {
+                for (status, description) in ANY {
+                    let answer = || ResponseBuilder::new().description(description).build();
+                    answers.entry(status.into()).or_insert_with(|| RefOr::T(answer()));
+                }
+            }
+            if operation.request_body.is_some() {
+                let other = || ResponseBuilder::new().description("another media type is needed").build();
+                answers.entry("415".into()).or_insert_with(|| RefOr::T(other()));
+            }
+            for (status, answer) in answers {
+                if let RefOr::T(answer) = answer
+                    && status.starts_with(['4', '5'])
+                    && answer.content.is_empty()
+                    && !OPEN.contains(&path.as_str())
+                {
+                    answer.content.insert("application/problem+json".into(), RefOr::T(as_problem()));
+                }
+            }
+        }
+    }
+}
+
 fn operation(endpoint: &Endpoint) -> OperationBuilder {
     let row = endpoint
         .columns
         .iter()
-        .filter(|(name, _)| {
-            !matches!(endpoint.answers, Answers::Page { .. } | Answers::Hits) || !name.starts_with('_')
+        .filter(|column| {
+            !matches!(endpoint.answers, Answers::Page { .. } | Answers::Hits) || !column.name.starts_with('_')
         })
-        .fold(ObjectBuilder::new(), |row, (name, data_type)| row.property(name, schema_of(data_type)));
+        .fold(ObjectBuilder::new(), |row, column| match column.json {
+            // Whatever the JSON says.
+            true => row.property(&column.name, ObjectBuilder::new().schema_type(SchemaType::AnyValue)),
+            false => row.property(&column.name, schema_of(&column.data_type)),
+        });
     let answer = answer(&endpoint.answers, row);
     let mut operation = OperationBuilder::new()
         .operation_id(Some(operation_id("", &endpoint.path)))

@@ -62,11 +62,11 @@ pub struct Condition<'a> {
 }
 
 impl Condition<'_> {
-    fn question(&self, schema: &StreamSchema) -> Question {
+    fn question(&self, schema: &StreamSchema, oldest: Option<i64>) -> Question {
         let mut hasher = blake3::Hasher::new();
         // Columns and their masks are part of it: a masked column is compared as readers see it.
-        let of_stream =
-            format!("{:?}", (&schema.name, &schema.columns, &schema.options.sensitive, self.day, self.lens));
+        let seen = (self.day, self.lens, oldest);
+        let of_stream = format!("{:?}", (&schema.name, &schema.columns, &schema.options.sensitive, seen));
         let mut say = |text: &str| {
             // With its length, so that no two texts can run into each other.
             hasher.update(&(text.len() as u64).to_le_bytes());
@@ -93,7 +93,10 @@ impl Node {
     ) -> Result<u64, SqlError> {
         let lens = snapshot.lens(condition.lens.clone());
         let condition = &Condition { lens: &lens, ..*condition };
-        let all = condition.sql.is_empty() && condition.day.is_none() && condition.lens.filters.is_empty();
+        let all = condition.sql.is_empty()
+            && condition.day.is_none()
+            && condition.lens.filters.is_empty()
+            && snapshot.oldest.is_none();
         let Some(files) = &snapshot.files else {
             let counted = self.count_files(schema, None, snapshot, condition).await?;
             return Ok(counted.values().sum());
@@ -101,7 +104,7 @@ impl Node {
         if all && let Some(rows) = files.rows() {
             return Ok(rows + snapshot.hot.iter().map(|batch| batch.num_rows() as u64).sum::<u64>());
         }
-        let question = condition.question(schema);
+        let question = condition.question(schema, snapshot.oldest);
         let known = self.counts.remembered.get(&question).unwrap_or_default();
         let key = |name: &str| std::hash::BuildHasher::hash_one(&self.counts.names, name);
         let unknown = Arc::new(files.only(|name| !known.contains_key(&key(name))));
@@ -136,6 +139,7 @@ impl Node {
         let rows = StreamRows {
             lake: files.map(|files| files.relation()),
             index: None,
+            oldest: snapshot.oldest,
             hot: snapshot.hot.clone(),
             day: condition.day,
             beside: Some(FILE_COLUMN),

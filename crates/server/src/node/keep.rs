@@ -13,6 +13,7 @@ use highwater_log::disk::RealDisk;
 use highwater_log::{Extent, Retired};
 use serde::Serialize;
 
+use super::relations::MINUTE;
 use super::{Node, keys, publish, rest, secrets};
 
 /// Earlier versions of the lake can be read for this long.
@@ -124,7 +125,8 @@ impl Node {
             files += lake.retire(Past::Offset(self.tree.pruned())).await?;
         }
         if let Some(retention) = lake.stream().options.retention {
-            let past = self.machine.clock.now_micros() - retention;
+            // By the minute, as readers are told.
+            let past = (self.machine.clock.now_micros() - retention).div_euclid(MINUTE) * MINUTE;
             files += lake.retire(Past::Recorded(past)).await?;
             if let Some(index) = self.index(&lake.stream().name) {
                 let retired = self.machine.scheduler.work(move || index.retire(past));

@@ -105,7 +105,7 @@ const MAX_HOT_BYTES: usize = 1 << 30;
 /// Rows that are read from the log at a time.
 const READ_ROWS: usize = 64 * 1024;
 /// What is past its retention is told by the minute.
-const MINUTE: i64 = 60_000_000;
+pub(super) const MINUTE: i64 = 60_000_000;
 
 #[async_trait]
 impl Relations for NodeRelations {
@@ -175,9 +175,18 @@ impl Relations for NodeRelations {
             return Ok(None);
         }
         let snapshot = self.node.stream_snapshot(schema, Moment::Now).await?;
-        let filters = snapshot.lens(lens).filters;
+        let mut filters = snapshot.lens(lens).filters;
+        if let Some(oldest) = snapshot.oldest {
+            filters.push(format!("{} >= '{}'", columns::RECORDED_AT, time::show_micros(oldest)));
+        }
         let Some(index) = snapshot.index.filter(|index| index.missing().is_none()) else { return Ok(None) };
-        Ok(Some(Searchable { schema: schema.reader_schema(), hot: snapshot.hot, index, filters }))
+        let readable = schema.reader_schema();
+        // A column that was just added is not in the index yet.
+        let kept = index.schema();
+        if !readable.fields().iter().all(|field| kept.field_with_name(field.name()).is_ok()) {
+            return Ok(None);
+        }
+        Ok(Some(Searchable { schema: readable, hot: snapshot.hot, index, filters }))
     }
 }
 
@@ -389,9 +398,6 @@ impl StreamSnapshot {
         if self.start > 0 {
             lens.filters.push(format!("{} >= {}", columns::OFFSET, self.start));
         }
-        if let Some(oldest) = self.oldest {
-            lens.filters.push(format!("{} >= '{}'", columns::RECORDED_AT, time::show_micros(oldest)));
-        }
         lens
     }
 
@@ -408,7 +414,15 @@ impl StreamSnapshot {
         stream_relation(
             engine,
             schema,
-            StreamRows { lake, index: self.index, hot: self.hot, day, beside: None, lens },
+            StreamRows {
+                lake,
+                index: self.index,
+                hot: self.hot,
+                oldest: self.oldest,
+                day,
+                beside: None,
+                lens,
+            },
         )
     }
 }

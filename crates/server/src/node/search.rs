@@ -64,10 +64,10 @@ impl RowIndex for Indexed {
         Ok((found.total, found.places.iter().map(place).collect()))
     }
 
-    fn rows(&self, documents: &[u64]) -> Result<RecordBatch, SqlError> {
-        let columns = self.snapshot.rows(documents).map_err(failed)?;
+    fn rows(&self, documents: &[u64], most: usize) -> Result<Option<RecordBatch>, SqlError> {
+        let Some(columns) = self.snapshot.rows(documents, most).map_err(failed)? else { return Ok(None) };
         let rows = RecordBatch::try_new(self.schema(), columns);
-        Ok(rows.map_err(DataFusionError::from)?)
+        Ok(Some(rows.map_err(DataFusionError::from)?))
     }
 }
 
@@ -117,9 +117,14 @@ impl Node {
     pub(super) async fn end_search(&self, name: &StreamName) {
         self.driver.remove(&search_view(name)).await;
         let index = self.indexes.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        if let Some(index) = index
-            && let Err(error) = index.delete()
-        {
+        // One that a node without a lake has not opened goes, too.
+        let left = self.search_root().join(name.as_str());
+        let removed = match index {
+            Some(index) => index.delete(),
+            None if left.exists() => std::fs::remove_dir_all(left).map_err(SearchError::from),
+            None => Ok(()),
+        };
+        if let Err(error) = removed {
             tracing::warn!(stream = %name, %error, "the search index of a dropped stream could not be removed");
         }
     }

@@ -113,6 +113,8 @@ impl Node {
         // First: the log may have to be read back from it.
         if schema.options.lake && self.lake(&schema.name).is_none() {
             self.start_lake(schema, place).await?;
+        }
+        if self.index(&schema.name).is_none() {
             self.start_search(schema).await?;
         }
         match &entry.derivation {
@@ -185,14 +187,15 @@ impl Node {
             self.driver.remove(&lake_view(&schema.name)).await;
             self.start_lake(schema, Place::Current).await?;
         }
-        match self.index(&schema.name) {
-            // Of other columns it is made anew.
-            Some(_) if schema.options.search.is_empty() => self.end_search(&schema.name).await,
-            _ => {
-                self.driver.remove(&search_view(&schema.name)).await;
-                self.start_search(schema).await?;
-            }
+        // Rows that are kept longer from now on may have left it already.
+        let known = self.index(&schema.name);
+        if known.is_some_and(|index| {
+            schema.options.search.is_empty() || index.stream().options.retention != schema.options.retention
+        }) {
+            self.end_search(&schema.name).await;
         }
+        self.driver.remove(&search_view(&schema.name)).await;
+        self.start_search(schema).await?;
         if schema.raw {
             let decoder = self.decoder(schema)?;
             self.door.admit(decoder, self.door.index(&schema.name));

@@ -10,10 +10,11 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::sql::sqlparser::ast::Query;
+use highwater_event::json::is_json;
 use highwater_event::{columns, time};
 
 use super::{Limits, QueryResult, Relations, Rows, context, open, plan, query, run};
-use crate::catalog::{Catalog, Endpoint, Parameter};
+use crate::catalog::{Answered, Catalog, Endpoint, Parameter};
 use crate::dialect::{Asker, SqlError, quoted};
 use crate::plan::as_statement;
 use crate::session::Engine;
@@ -24,7 +25,7 @@ pub async fn check_endpoint(
     catalog: &Catalog,
     parameters: &[Parameter],
     query: &Query,
-) -> Result<Vec<(String, DataType)>, SqlError> {
+) -> Result<Vec<Answered>, SqlError> {
     let shapes = Arc::new(Shapes(catalog.clone()));
     let context = context(engine, shapes)?;
     let samples = parameters
@@ -49,7 +50,11 @@ pub async fn check_endpoint(
         .schema()
         .fields()
         .iter()
-        .map(|field| (field.name().clone(), field.data_type().clone()))
+        .map(|field| Answered {
+            name: field.name().clone(),
+            data_type: field.data_type().clone(),
+            json: is_json(field),
+        })
         .collect())
 }
 

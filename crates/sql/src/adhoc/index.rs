@@ -35,8 +35,8 @@ pub trait RowIndex: Send + Sync + fmt::Debug {
     fn count(&self, condition: &Condition) -> Result<u64, SqlError>;
     /// How many rows fit, and the first ones of a page in its order.
     fn page(&self, condition: &Condition, page: &Page) -> Result<(u64, Vec<Found>), SqlError>;
-    /// The rows of documents, in no order.
-    fn rows(&self, documents: &[u64]) -> Result<RecordBatch, SqlError>;
+    /// The rows of documents, in no order; `None` when they are larger than so many bytes.
+    fn rows(&self, documents: &[u64], most: usize) -> Result<Option<RecordBatch>, SqlError>;
 }
 
 /// A condition of SQL as one that an index may know; `None` when it is none. Columns are those of the lake.

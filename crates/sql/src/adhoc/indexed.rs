@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arrow::compute::cast;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use async_trait::async_trait;
@@ -24,6 +25,8 @@ use super::page::Page;
 
 /// Found rows that are unpacked from the index; with more of them the files are read, in order and with all cores.
 const MOST_ROWS: u64 = 20_000;
+/// Bytes of them.
+const MOST_BYTES: usize = 64 << 20;
 /// Found rows whose places alone are wanted.
 const MOST_PLACES: u64 = 200_000;
 
@@ -44,7 +47,12 @@ impl Indexed {
     }
 
     /// The rows that an index finds, with some columns; `None` when the files are to be read.
-    fn found(&self, condition: &Condition, wanted: &SchemaRef) -> Result<Option<RecordBatch>> {
+    fn found(
+        &self,
+        condition: &Condition,
+        wanted: &SchemaRef,
+        limit: Option<usize>,
+    ) -> Result<Option<RecordBatch>> {
         let failed = |error: crate::SqlError| DataFusionError::External(Box::new(error));
         let kept = self.index.schema();
         if !wanted.fields().iter().all(|field| kept.field_with_name(field.name()).is_ok()) {
@@ -64,16 +72,23 @@ impl Indexed {
         if !places && total > MOST_ROWS {
             return Ok(None);
         }
-        let all = Page { limit: total as usize, oldest_first: false, after: None };
-        let (_, found) = self.index.page(condition, &all).map_err(failed)?;
+        let limit = limit.map_or(total as usize, |limit| limit.min(total as usize));
+        let first = Page { limit, oldest_first: false, after: None };
+        let (_, found) = self.index.page(condition, &first).map_err(failed)?;
         if places {
             let positions: Vec<_> = found.iter().map(|found| found.position).collect();
             return Ok(Some(super::page::places(&positions, wanted)?));
         }
         let documents: Vec<u64> = found.iter().map(|found| found.document).collect();
-        let rows = self.index.rows(&documents).map_err(failed)?;
-        let at = wanted.fields().iter().map(|field| rows.schema_ref().index_of(field.name()));
-        Ok(Some(rows.project(&at.collect::<Result<Vec<_>, _>>()?)?))
+        let Some(rows) = self.index.rows(&documents, MOST_BYTES).map_err(failed)? else { return Ok(None) };
+        let columns = wanted.fields().iter().map(|field| {
+            let column = rows.column(rows.schema_ref().index_of(field.name())?);
+            // Members inside of a column may have other names in the files.
+            cast(column, field.data_type())
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        Ok(Some(RecordBatch::try_new_with_options(wanted.clone(), columns, &options)?))
     }
 
     /// The rows of the files that fit.
@@ -156,7 +171,7 @@ impl TableProvider for Indexed {
             Some(projection) => Arc::new(schema.project(projection)?),
             None => schema,
         };
-        let Some(found) = self.found(&Condition::All(conditions), &wanted)? else {
+        let Some(found) = self.found(&Condition::All(conditions), &wanted, limit)? else {
             return self.read(session, &wanted, filters).await;
         };
         let found: Arc<dyn ExecutionPlan> =

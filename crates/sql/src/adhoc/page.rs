@@ -161,7 +161,7 @@ pub async fn run_page(
     let query = asked_by(asker, &endpoint.query);
     if let Some(simple) = Simple::of(&query)
         && let Some(rows) = relations.searchable(&simple.relation).await?
-        && let Some(page) = simple.page(engine, &values, page, &rows)?
+        && let Some(page) = simple.page(engine, &values, page, &rows, limits)?
     {
         return Ok(page);
     }

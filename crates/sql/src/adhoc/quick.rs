@@ -20,14 +20,15 @@ use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, lit};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::sqlparser::ast::{
-    Expr as SqlExpr, ExprWithAlias, GroupByExpr, Query, Select, SelectItem, SetExpr, TableFactor,
+    Expr as SqlExpr, ExprWithAlias, ObjectNamePart, Query, Select, SelectItem, SetExpr, TableFactor,
 };
 use highwater_event::{Condition, columns};
 
-use super::QueryResult;
 use super::index::{Found, RowIndex, condition};
 use super::page::{Page, PageResult, Position};
-use crate::dialect::SqlError;
+use super::{Limits, QueryResult};
+use crate::dialect::{SqlError, parse_query};
+use crate::functions::weight;
 use crate::session::Engine;
 
 /// A stream as somebody sees it who sees its columns as they are.
@@ -52,23 +53,22 @@ pub(super) struct Simple<'a> {
 impl<'a> Simple<'a> {
     /// Takes a query that is nothing else.
     pub fn of(query: &'a Query) -> Option<Self> {
-        let Query { with: None, body, order_by: None, limit_clause: None, fetch: None, .. } = query else {
-            return None;
-        };
-        let SetExpr::Select(select) = body.as_ref() else { return None };
-        let Select { distinct: None, top: None, having: None, qualify: None, lateral_views, from, .. } =
-            select.as_ref()
-        else {
-            return None;
-        };
-        let ungrouped = matches!(&select.group_by, GroupByExpr::Expressions(by, with) if by.is_empty() && with.is_empty());
-        let [only] = from.as_slice() else { return None };
-        let TableFactor::Table { name, alias: None, args: None, sample: None, .. } = &only.relation else {
-            return None;
-        };
-        let plain = ungrouped && lateral_views.is_empty() && only.joins.is_empty() && name.0.len() == 1;
-        let relation = name.0.first()?.as_ident()?;
-        plain.then(|| Self { relation: relation.value.to_ascii_lowercase(), select })
+        let SetExpr::Select(select) = query.body.as_ref() else { return None };
+        let [only] = select.from.as_slice() else { return None };
+        let TableFactor::Table { name, .. } = &only.relation else { return None };
+        let [ObjectNamePart::Identifier(relation)] = name.0.as_slice() else { return None };
+        // Made anew of the parts that are looked at here, it must be the same: then there is nothing else in it.
+        let select = select.as_ref();
+        let mut plain = parse_query("SELECT 1 FROM one").ok()?;
+        let SetExpr::Select(same) = plain.body.as_mut() else { return None };
+        same.projection.clone_from(&select.projection);
+        same.selection.clone_from(&select.selection);
+        if let Some(TableFactor::Table { name: one, .. }) =
+            same.from.first_mut().map(|from| &mut from.relation)
+        {
+            one.clone_from(name);
+        }
+        (*plain == *query).then(|| Self { relation: relation.value.to_ascii_lowercase(), select })
     }
 
     /// A page; `None` when it takes a plan.
@@ -78,9 +78,13 @@ impl<'a> Simple<'a> {
         values: &[(String, ScalarValue)],
         page: Page,
         rows: &Searchable,
+        limits: Limits,
     ) -> Result<Option<PageResult>, SqlError> {
-        let Some(asked) = Asked::of(engine, self.select, values, rows)? else { return Ok(None) };
-        asked.page(page, rows).map(Some)
+        // Whatever is not understood here is told, or answered, by a plan.
+        match Asked::of(engine, self.select, values, rows) {
+            Ok(Some(asked)) => asked.page(page, rows, limits),
+            Ok(None) | Err(_) => Ok(None),
+        }
     }
 }
 
@@ -148,7 +152,8 @@ impl<'a> Asked<'a> {
         Ok(known.map(|condition| Self { state, columns, shown, filter, condition }))
     }
 
-    fn page(&self, page: Page, rows: &Searchable) -> Result<PageResult, SqlError> {
+    /// The page; `None` when its rows are too large to be held.
+    fn page(&self, page: Page, rows: &Searchable, limits: Limits) -> Result<Option<PageResult>, SqlError> {
         // One more than is shown, to know whether there are more.
         let wanted = Page { limit: page.limit + 1, ..page };
         let (mut total, found) = rows.index.page(&self.condition, &wanted)?;
@@ -166,8 +171,8 @@ impl<'a> Asked<'a> {
             .map(Standing::position)
             .filter(|_| places.len() > page.limit);
         places.truncate(page.limit);
-        let shown = self.show(&page, &places, &hot, rows)?;
-        Ok(PageResult { rows: shown, total, next })
+        let shown = self.show(&page, &places, &hot, rows, limits.bytes)?;
+        Ok(shown.map(|rows| PageResult { rows, total, next }))
     }
 
     /// The rows of memory that fit.
@@ -196,12 +201,13 @@ impl<'a> Asked<'a> {
         places: &[Standing],
         hot: &[RecordBatch],
         rows: &Searchable,
-    ) -> Result<QueryResult, SqlError> {
+        most: usize,
+    ) -> Result<Option<QueryResult>, SqlError> {
         let arrow = |error: arrow::error::ArrowError| SqlError::from(DataFusionError::from(error));
         let documents: Vec<u64> = places.iter().filter_map(Standing::document).collect();
         let mut batches = Vec::new();
         if !documents.is_empty() {
-            let kept = rows.index.rows(&documents)?;
+            let Some(kept) = rows.index.rows(&documents, most)? else { return Ok(None) };
             let columns = rows.schema.fields().iter().map(|field| {
                 let column = kept.column(kept.schema_ref().index_of(field.name())?);
                 cast(column, field.data_type())
@@ -213,6 +219,10 @@ impl<'a> Asked<'a> {
             if let Standing::Hot { batch, row, .. } = place {
                 batches.push(hot[*batch].slice(*row, 1));
             }
+        }
+        let bytes = batches.iter().flat_map(RecordBatch::columns).map(|column| weight(column.as_ref()));
+        if bytes.sum::<usize>() > most {
+            return Ok(None);
         }
         let all = concat_batches(&rows.schema, &batches).map_err(arrow)?;
         let mut order: Vec<(usize, Position)> = positions(&all)?.into_iter().enumerate().collect();
@@ -236,7 +246,7 @@ impl<'a> Asked<'a> {
         }
         let schema = Arc::new(Schema::new(fields));
         let batch = RecordBatch::try_new(schema.clone(), columns).map_err(arrow)?;
-        Ok(QueryResult { schema, batches: vec![batch], truncated: false })
+        Ok(Some(QueryResult { schema, batches: vec![batch], truncated: false }))
     }
 }
 

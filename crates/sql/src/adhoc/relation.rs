@@ -37,6 +37,8 @@ pub struct StreamRows<'a> {
     pub index: Option<Arc<dyn RowIndex>>,
     /// Rows of the log from the marks of that very lake on.
     pub hot: Vec<RecordBatch>,
+    /// Rows that were recorded before it are not seen, microseconds UTC.
+    pub oldest: Option<i64>,
     /// The UTC day whose rows are meant; all without it.
     pub day: Option<&'a Day>,
     /// A column of the lake's that is shown after the stream's own, a whole number; null for rows of the log.
@@ -51,7 +53,7 @@ pub fn stream_relation(
     stream: &StreamSchema,
     rows: StreamRows<'_>,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
-    let StreamRows { lake, index, hot, day, beside, lens } = rows;
+    let StreamRows { lake, index, hot, oldest, day, beside, lens } = rows;
     let lake = match (lake, index) {
         (Some(lake), Some(index)) => Some(Arc::new(Indexed::new(lake, index)) as Arc<dyn TableProvider>),
         (lake, _) => lake,
@@ -108,6 +110,9 @@ pub fn stream_relation(
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
         plan = plan.union(cold.project(columns)?.build()?)?;
     }
+    if let Some(oldest) = oldest {
+        plan = plan.filter(ident(columns::RECORDED_AT).gt_eq(at(oldest)))?;
+    }
     lens.relation(engine, plan.build()?, &schema, &sensitive_columns(stream))
 }
 
@@ -122,8 +127,11 @@ pub(super) fn sensitive_columns(stream: &StreamSchema) -> Vec<&str> {
     sensitive
 }
 
+fn at(micros: i64) -> Expr {
+    lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
+}
+
 fn within(day: &Day) -> Expr {
-    let at = |micros: i64| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
     ident(columns::EVENT_TIME).gt_eq(at(day.bounds.0)).and(ident(columns::EVENT_TIME).lt(at(day.bounds.1)))
 }
 

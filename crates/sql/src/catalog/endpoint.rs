@@ -27,12 +27,23 @@ pub struct Endpoint {
     pub posted: bool,
     /// The query.
     pub query: Box<Query>,
-    /// Columns of its rows: name and type.
-    pub columns: Vec<(String, DataType)>,
+    /// Columns of its rows.
+    pub columns: Vec<Answered>,
     /// Names that the query reads.
     pub reads: BTreeSet<StreamName>,
     /// The statement.
     pub text: String,
+}
+
+/// A column of what an endpoint answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub data_type: DataType,
+    /// Its texts are JSON, and shown as what they say.
+    pub json: bool,
 }
 
 /// A path that events come in at.
@@ -180,7 +191,7 @@ impl Catalog {
         &self,
         answers: &Answers,
         query: &Query,
-        answered: &[(String, DataType)],
+        answered: &[Answered],
     ) -> Result<(), SqlError> {
         let time = [(columns::EVENT_TIME, columns::timestamp_type())];
         let place = [(columns::PARTITION, DataType::Int32), (columns::OFFSET, DataType::Int64)];
@@ -209,7 +220,7 @@ impl Catalog {
             }
         };
         let has = |(name, data_type): &(&str, DataType)| {
-            answered.iter().any(|(found, of)| found == name && of == data_type)
+            answered.iter().any(|found| found.name == *name && found.data_type == *data_type)
         };
         match needed.iter().find(|needed| !has(needed)) {
             None => Ok(()),
@@ -237,7 +248,13 @@ fn is_of_one_stream(query: &Query) -> bool {
         SelectItem::ExprWithAlias { alias, .. } => !alias.value.starts_with('_'),
         _ => true,
     });
-    query.with.is_none() && plain && own && !groups && select.distinct.is_none() && select.having.is_none()
+    query.with.is_none()
+        && query.pipe_operators.is_empty()
+        && plain
+        && own
+        && !groups
+        && select.distinct.is_none()
+        && select.having.is_none()
 }
 
 pub(super) fn parameter(declared: EndpointParameter) -> Result<Parameter, SqlError> {

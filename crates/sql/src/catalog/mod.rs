@@ -29,7 +29,7 @@ use crate::reference::ReferenceTable;
 use crate::session::Engine;
 use crate::stream::{JoinProgram, Step, TableProgram, Transform};
 
-pub use self::endpoint::{Endpoint, InPath, Intake, Parameter, Replays, Taking};
+pub use self::endpoint::{Answered, Endpoint, InPath, Intake, Parameter, Replays, Taking};
 
 /// A declared or built-in stream.
 #[derive(Debug)]
@@ -346,6 +346,11 @@ impl Catalog {
                     )
                     .hint(format!("DROP ENDPOINT '{like}/' first")));
                 }
+                if posted && self.intakes.contains_key(&path) {
+                    let message = format!("events come in at '{path}/' with POST");
+                    return Err(SqlError::new("already_exists", message)
+                        .hint(format!("DROP ENDPOINT POST '{path}/' first, or choose another path")));
+                }
                 let parameters = parameters.into_iter().map(parameter).collect::<Result<Vec<_>, _>>()?;
                 let columns = adhoc::check_endpoint(engine, self, &parameters, &query).await?;
                 self.check_answers(&answers, &query, &columns)?;
@@ -356,6 +361,11 @@ impl Catalog {
                 Planned::Endpoint(Arc::new(endpoint))
             }
             Statement::CreateIntake { path, stream, takes } => {
+                if self.endpoints.get(&path).is_some_and(|endpoint| endpoint.posted) {
+                    let message = format!("an endpoint is asked at '{path}/' with POST");
+                    return Err(SqlError::new("already_exists", message)
+                        .hint(format!("DROP ENDPOINT '{path}/' first, or choose another path")));
+                }
                 Planned::Intake(Arc::new(self.plan_intake(engine, (path, stream), takes, text).await?))
             }
             Statement::CreateSchedule { name, schedule } => {

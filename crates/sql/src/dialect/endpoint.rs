@@ -18,6 +18,9 @@ pub const PAGE_PARAMETERS: [&str; 3] = ["limit", "cursor", "sort"];
 /// Parameters that every file has.
 pub const FILE_PARAMETERS: [&str; 1] = ["format"];
 
+/// Members of what a search answers, beside its parameters.
+pub const HITS_MEMBERS: [&str; 4] = ["recommendation", "results_found", "files", "hits"];
+
 /// The shortest time between two answers of a live endpoint, microseconds.
 const SHORTEST_TICK: i64 = 250_000;
 
@@ -102,11 +105,8 @@ impl Words {
         let own: &[&str] = match &answers {
             Answers::Page { .. } => &PAGE_PARAMETERS,
             Answers::File => &FILE_PARAMETERS,
-            Answers::Rows
-            | Answers::Object
-            | Answers::Hits
-            | Answers::Proof { .. }
-            | Answers::Live { .. } => &[],
+            Answers::Hits => &HITS_MEMBERS,
+            Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => &[],
         };
         if let Some(taken) = parameters.iter().find(|parameter| own.contains(&parameter.name.as_str())) {
             let message = format!("\"{}\" is a parameter that every such endpoint has", taken.name);

@@ -16,6 +16,7 @@ use axum::response::IntoResponse;
 use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::parquet::basic::{Compression, ZstdLevel};
 use datafusion::parquet::file::properties::WriterProperties;
+use futures::StreamExt as _;
 use futures::{FutureExt, Stream};
 use highwater_event::hexadecimal;
 use highwater_event::json::rows_as_json;
@@ -136,6 +137,8 @@ fn until_its_end(pieces: mpsc::Receiver<Sent>) -> impl Stream<Item = Result<Byte
             None => Some((Err(std::io::Error::other("the file was cut short")), None)),
         }
     })
+    // What packs an answer asks once more behind its end.
+    .fuse()
 }
 
 /// A file that is being written.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use datafusion::common::ScalarValue;
 use highwater_event::{StreamName, time};
 use highwater_lake::Moment;
-use highwater_sql::adhoc::{Page, Position, run_page};
+use highwater_sql::adhoc::{Page, Position, followed, run_page};
 use serde_json::{Value, json};
 
 use super::{Asked, Question, shown};
@@ -67,7 +67,8 @@ fn recommendation(total: u64, shown: usize) -> String {
 /// a file yet the folder is said.
 async fn files(question: &Question, places: &[Position]) -> Result<Value, Problem> {
     let catalog = question.node.catalog();
-    let stream = question.endpoint.reads.iter().find_map(|name| catalog.streams.get(name));
+    // Its query is of the rows of one stream, whatever else it looks at.
+    let stream = followed(&question.endpoint.query).and_then(|name| catalog.streams.get(&name));
     let Some(stream) = stream else { return Ok(json!([])) };
     let lake = question.node.lake(&stream.schema.name);
     let files = match &lake {

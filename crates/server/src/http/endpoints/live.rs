@@ -14,6 +14,7 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts, Request};
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::StreamExt;
 use highwater_event::time::show_micros;
 use highwater_sql::adhoc::endpoint_values;
 use highwater_sql::catalog::Endpoint;
@@ -64,7 +65,7 @@ impl Subscription {
                     Some((Ok::<_, Infallible>(event), (ticks, session)))
                 });
                 let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
-                let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+                let mut response = Sse::new(events.fuse()).keep_alive(keep_alive).into_response();
                 let headers = response.headers_mut();
                 headers.insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
                 Ok(response)

@@ -28,6 +28,7 @@ use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
+use futures::StreamExt;
 use highwater_auth::Asked;
 use highwater_event::{Column, Offset, Partition, Principal, StreamPartition, StreamSchema, columns, time};
 use highwater_ingest::{Format, Outcome, Submission};
@@ -126,7 +127,7 @@ pub async fn replay(
         };
         Some((Ok::<_, Infallible>(Bytes::from(format!("{line}\n"))), next))
     });
-    Ok(lines(Body::from_stream(steps)))
+    Ok(lines(Body::from_stream(steps.fuse())))
 }
 
 fn lines(body: impl Into<Body>) -> Response {
