@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Seconds per measurement.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Random questions whose answers are compared with a look at every event.
+    #[arg(long, default_value_t = 200)]
+    checks: u64,
     /// The events are not sealed: what a seal costs.
     #[arg(long)]
     unsealed: bool,
@@ -61,8 +64,119 @@ fn event(number: u64, arguments: &Arguments) -> Value {
     })
 }
 
+/// What an event is asked about, by its number.
+struct Facts {
+    tenant: u64,
+    actor: String,
+    action: &'static str,
+    resource: String,
+    denied: bool,
+    seconds: f64,
+    words: [u64; 6],
+}
+
+impl Facts {
+    /// As [`event`] says it.
+    fn of(number: u64, arguments: &Arguments) -> Self {
+        let chance = splitmix(number);
+        let micros = FIRST * 1_000_000 + number * SPAN * 1_000_000 / arguments.events;
+        Self {
+            tenant: chance % arguments.tenants,
+            actor: format!("user-{}", chance / 64 % 50_000),
+            action: ACTIONS[(chance / 7 % 8) as usize],
+            resource: format!("order/{}", chance / 3 % 200_000),
+            denied: chance.is_multiple_of(10),
+            seconds: (micros / 1000) as f64 / 1000.0,
+            words: [0, 1, 2, 3, 4, 5].map(|at| splitmix(chance + at) % 2000),
+        }
+    }
+}
+
+/// A random question, and whether an event fits it.
+fn question(mut chance: u64, arguments: &Arguments) -> (String, Box<dyn Fn(u64, &Facts) -> bool>) {
+    let mut next = |below: u64| {
+        chance = splitmix(chance);
+        chance % below
+    };
+    match next(8) {
+        0 => {
+            let actor = format!("user-{}", next(50_000));
+            (format!("actor={actor}"), Box::new(move |_, facts| facts.actor == actor))
+        }
+        1 => {
+            let actor = format!("user-{}", next(500));
+            let path = format!("actor={actor}*&outcome=denied");
+            (path, Box::new(move |_, facts| facts.denied && facts.actor.starts_with(&actor)))
+        }
+        2 => {
+            let resource = format!("order/{}", next(200_000));
+            let path = format!("resource={resource}&action=order.*");
+            (path, Box::new(move |_, facts| facts.resource == resource && facts.action.starts_with("order.")))
+        }
+        3 => {
+            let from = FIRST + next(SPAN);
+            let to = from + next(7200);
+            let within = move |_, facts: &Facts| facts.seconds >= from as f64 && facts.seconds < to as f64;
+            (format!("time_from={from}&time_to={to}"), Box::new(within))
+        }
+        4 => {
+            let needle = next((arguments.events / RARE).max(1));
+            (format!("q=needle{needle}"), Box::new(move |number, _| number / RARE == needle))
+        }
+        5 => {
+            let (one, other) = (next(2000), next(2000));
+            let path = format!("q=word{one}%20-word{other}");
+            (path, Box::new(move |_, facts| facts.words.contains(&one) && !facts.words.contains(&other)))
+        }
+        6 => {
+            let (one, other) = (next(2000), next(2000));
+            let path = format!("q=%22word{one}%20word{other}%22");
+            (path, Box::new(move |_, facts| facts.words.windows(2).any(|pair| pair == [one, other])))
+        }
+        _ => {
+            let (beginning, action) = (format!("{}", next(200)), ACTIONS[next(8) as usize]);
+            let path = format!("q=word{beginning}*&action={action}");
+            let fits = move |_, facts: &Facts| {
+                facts.action == action
+                    && facts.words.iter().any(|word| word.to_string().starts_with(&beginning))
+            };
+            (path, Box::new(fits))
+        }
+    }
+}
+
+/// Compares answers with a look at every event.
+fn check(arguments: &Arguments, node: &Node, tokens: &[String]) -> anyhow::Result<()> {
+    let all: Vec<Facts> = (0..arguments.events).map(|number| Facts::of(number, arguments)).collect();
+    let mut found = 0;
+    for asked in 0..arguments.checks {
+        let tenant = asked % arguments.tenants;
+        let (path, fits) = question(splitmix(asked), arguments);
+        let events = all.iter().enumerate().rev();
+        let expected = events.filter(|(number, facts)| facts.tenant == tenant && fits(*number as u64, facts));
+        let expected: Vec<String> = expected.map(|(number, _)| format!("e{number}")).collect();
+        let mut caller = Caller::connect(node, &tokens[tenant as usize])?;
+        let page = caller.call("GET", &format!("/events?{path}"), "")?;
+        let shown = page["events"].as_array().context("no events")?;
+        let shown: Vec<&str> = shown.iter().filter_map(|event| event["id"].as_str()).collect();
+        let first: Vec<&str> = expected.iter().take(50).map(String::as_str).collect();
+        ensure!(
+            page["total"] == expected.len() && shown == first,
+            "{path} of tenant {tenant}: {} and {shown:?} instead of {} and {first:?}",
+            page["total"],
+            expected.len()
+        );
+        found += expected.len();
+    }
+    println!(
+        "{} random questions answered as a look at every event does, {found} events found",
+        arguments.checks
+    );
+    Ok(())
+}
+
 /// A connection that asks again and again.
-struct Caller {
+pub struct Caller {
     stream: TcpStream,
     address: String,
     token: String,
@@ -70,13 +184,13 @@ struct Caller {
 }
 
 impl Caller {
-    fn connect(node: &Node, token: &str) -> anyhow::Result<Self> {
+    pub fn connect(node: &Node, token: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(&node.address)?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, address: node.address.clone(), token: token.to_owned(), answer: Vec::new() })
     }
 
-    fn call(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
+    pub fn call(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
         write!(
             self.stream,
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -233,6 +347,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for question in QUESTIONS {
         measure(arguments, &node, &tokens, question)?;
     }
+    check(arguments, &node, &tokens)?;
     println!("peak MiB {}, data folder MiB {}", node.memory("VmHWM"), node.disk());
     Ok(())
 }

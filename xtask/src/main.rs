@@ -3,6 +3,7 @@
 mod bare;
 mod bench_http;
 mod bench_pages;
+mod bench_replay;
 mod bench_start;
 mod bench_subscribers;
 mod bench_visible;
@@ -10,6 +11,7 @@ mod node;
 mod sender;
 mod soak;
 mod socket_sender;
+mod storm;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +28,8 @@ enum Command {
     BenchHttp(bench_http::Arguments),
     /// Measure pages of the audit-event service over a million events of many tenants.
     BenchPages(bench_pages::Arguments),
+    /// Measure what those who bring events notice while all of a stream happen again.
+    BenchReplay(bench_replay::Arguments),
     /// Measure how long a node takes to start on data that is there, and what it takes while idle.
     BenchStart(bench_start::Arguments),
     /// Measure what many subscribers at a time are told, how late, and what it takes.
@@ -35,6 +39,8 @@ enum Command {
     /// Be the bare server that a node's figures are compared with.
     #[command(hide = true)]
     Serve(bare::Arguments),
+    /// Send every event several times in other orders to a node that is killed again and again, and count.
+    Storm(storm::Arguments),
     /// Sends for long, or more than the node can take, and shows how it holds.
     Soak(soak::Arguments),
 }
@@ -43,10 +49,12 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::BenchHttp(arguments) => bench_http::run(&arguments),
         Command::BenchPages(arguments) => bench_pages::run(&arguments),
+        Command::BenchReplay(arguments) => bench_replay::run(&arguments),
         Command::BenchStart(arguments) => bench_start::run(&arguments),
         Command::BenchSubscribers(arguments) => bench_subscribers::run(&arguments),
         Command::BenchVisible(arguments) => bench_visible::run(&arguments),
         Command::Serve(arguments) => bare::run(&arguments),
+        Command::Storm(arguments) => storm::run(&arguments),
         Command::Soak(arguments) => soak::run(arguments),
     }
 }

@@ -348,8 +348,7 @@ async fn as_problem(response: Response) -> Response {
     let status = response.status();
     let words = to_bytes(response.into_body(), MAX_WORDS).await.unwrap_or_default();
     let detail = String::from_utf8_lossy(&words).into_owned();
-    let code = if status == StatusCode::BAD_REQUEST { "invalid_path" } else { "refused" };
-    Problem::new(status, code, detail).into_response()
+    Problem::new(status, "malformed_call", detail).into_response()
 }
 
 fn panicked() -> Problem {

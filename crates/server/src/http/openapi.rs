@@ -6,14 +6,14 @@ use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::State;
 use highwater_sql::Endpoint;
-use highwater_sql::catalog::{Intake, Parameter, Taking};
+use highwater_sql::catalog::{Intake, Parameter, Replays, Taking};
 use highwater_sql::dialect::{Answers, path_parameters};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::response::ResponseBuilder;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{ArrayBuilder, KnownFormat, ObjectBuilder, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{PathItem, Ref, RefOr, Required, Schema};
 
@@ -253,16 +253,34 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
                 .parameter_in(if in_path { ParameterIn::Path } else { ParameterIn::Query })
                 .required(required)
                 .description(parameter.check.clone())
-                .schema(Some(schema_of(&parameter.data_type))),
+                .schema(Some(given(parameter, in_path || parameter.default.is_none()))),
         );
     }
     operation
 }
 
+/// What a parameter may be given; one that is needed is never null.
+fn given(parameter: &Parameter, needed: bool) -> RefOr<Schema> {
+    let kind = kind_of(&parameter.data_type);
+    let format = match parameter.data_type {
+        DataType::Int32 => Some(SchemaFormat::KnownFormat(KnownFormat::Int32)),
+        DataType::Int64 => Some(SchemaFormat::KnownFormat(KnownFormat::Int64)),
+        _ => None,
+    };
+    let kinds = if needed { vec![kind] } else { vec![kind, Type::Null] };
+    ObjectBuilder::new().schema_type(SchemaType::from_iter(kinds)).format(format).into()
+}
+
+/// One of some words.
+fn one_of(words: &[&str]) -> RefOr<Schema> {
+    let words = words.iter().map(|word| Some((*word).to_owned()));
+    ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).enum_values(Some(words)).into()
+}
+
 /// The body of a call that brings its parameters in it.
 fn body_of(parameters: &[Parameter]) -> RequestBody {
     let object = parameters.iter().fold(ObjectBuilder::new(), |object, parameter| {
-        let object = object.property(&parameter.name, schema_of(&parameter.data_type));
+        let object = object.property(&parameter.name, given(parameter, parameter.default.is_none()));
         if parameter.default.is_none() { object.required(&parameter.name) } else { object }
     });
     let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::from(object)))).build();
@@ -325,28 +343,52 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
     }
 }
 
+/// Orders of a page.
+const SORTS: [&str; 6] = ["desc", "newest", "-timestamp", "asc", "oldest", "timestamp"];
+/// Forms of a file.
+const FORMATS: [&str; 3] = ["ndjson", "csv", "parquet"];
+
 /// The parameters that every endpoint of a kind has.
 fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Schema>)> {
     match answers {
         Answers::Page { .. } => vec![
             ("limit", "rows of a page", whole_number().minimum(Some(1)).maximum(Some(1000)).into()),
             ("cursor", "next_cursor of the page before", text()),
-            ("sort", "desc, the newest first, or asc", text()),
+            ("sort", "desc, the newest first, or asc", one_of(&SORTS)),
         ],
-        Answers::File => vec![("format", "ndjson, csv or parquet", text())],
+        Answers::File => vec![("format", "ndjson, csv or parquet", one_of(&FORMATS))],
         Answers::Rows | Answers::Object | Answers::Hits | Answers::Proof { .. } | Answers::Live { .. } => {
             Vec::new()
         }
     }
 }
 
+/// A path that lets old events happen again.
+fn again(intake: &Intake, replays: &Replays) -> OperationBuilder {
+    let answer = |description: &str| ResponseBuilder::new().description(description);
+    let operation = OperationBuilder::new()
+        .tag("declared")
+        .summary(Some(format!("Needs the permission {}", replays.permission)))
+        .description(Some(format!("```sql\n{}\n```", intake.text)))
+        .request_body(Some(body_of(&replays.parameters)))
+        .response("422", answer("what is said beside is not what the stream declares"));
+    match replays.job {
+        true => operation.response("202", answer("a job has begun; job_id names it")),
+        false => operation
+            .response("200", answer("new_data is the event as it happens again"))
+            .response("404", answer("no event fits")),
+    }
+}
+
 /// A path that events come in at.
 fn taking(intake: &Intake) -> OperationBuilder {
+    if let Taking::Again(replays) = &intake.taking {
+        return again(intake, replays);
+    }
     let what = match &intake.taking {
         Taking::One => "one event",
         Taking::Several => "several events: {events: […]} or NDJSON",
-        Taking::Again(replays) if replays.job => "old events again, as a job",
-        Taking::Again(_) => "an old event again",
+        Taking::Again(_) => "old events again",
     };
     let answer = |description: &str| ResponseBuilder::new().description(description);
     let body = RequestBodyBuilder::new()
@@ -380,15 +422,19 @@ fn taking(intake: &Intake) -> OperationBuilder {
 }
 
 fn schema_of(data_type: &DataType) -> RefOr<Schema> {
-    let kind = match data_type {
+    if let DataType::List(element) = data_type {
+        return ArrayBuilder::new().items(schema_of(element.data_type())).into();
+    }
+    ObjectBuilder::new().schema_type(SchemaType::from_iter([kind_of(data_type), Type::Null])).into()
+}
+
+fn kind_of(data_type: &DataType) -> Type {
+    match data_type {
         DataType::Boolean => Type::Boolean,
         DataType::Decimal128(..) | DataType::Float16 | DataType::Float32 | DataType::Float64 => Type::Number,
-        DataType::List(element) => {
-            return ArrayBuilder::new().items(schema_of(element.data_type())).into();
-        }
+        DataType::List(_) => Type::Array,
         DataType::Struct(_) => Type::Object,
         other if other.is_integer() => Type::Integer,
         _ => Type::String,
-    };
-    ObjectBuilder::new().schema_type(SchemaType::from_iter([kind, Type::Null])).into()
+    }
 }

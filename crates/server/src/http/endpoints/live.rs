@@ -16,12 +16,11 @@ use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::StreamExt;
 use highwater_event::time::show_micros;
-use highwater_sql::adhoc::endpoint_values;
 use highwater_sql::catalog::Endpoint;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::{Asked, Question, first_row};
+use super::{Question, first_row};
 use crate::http::call::{Call, Session};
 use crate::http::problem::{Answer, Problem};
 use crate::node::{Node, Remembered};
@@ -43,7 +42,7 @@ pub struct Subscription {
 
 impl Subscription {
     /// Begins; a WebSocket says what it wants in its first message, or in its query as everybody else.
-    pub async fn answer(mut self, mut given: BTreeMap<String, String>, request: Request) -> Answer {
+    pub async fn answer(self, mut given: BTreeMap<String, String>, request: Request) -> Answer {
         let (mut parts, _) = request.into_parts();
         // Where a reader has come to; the figures are as they stand, so there is nothing to go back for.
         given.remove("from");
@@ -73,21 +72,13 @@ impl Subscription {
         }
     }
 
-    async fn question(&mut self, given: BTreeMap<String, String>) -> Result<Question, Problem> {
+    async fn question(&self, given: BTreeMap<String, String>) -> Result<Question, Problem> {
         let path = self.path.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let asked = Asked::read(&self.endpoint, given, path)?;
-        let values = endpoint_values(&self.node.engine, &self.endpoint.parameters, &asked.given).await?;
-        super::of_own_tenant(&self.call, &self.endpoint, &values)?;
-        let (node, call, endpoint) = (self.node.clone(), self.call.clone(), self.endpoint.clone());
-        Ok(Question { node, call, endpoint, values })
+        let (question, _) = Question::of(&self.node, &self.call, &self.endpoint, given, path).await?;
+        Ok(question)
     }
 
-    async fn serve_socket(
-        mut self,
-        mut socket: WebSocket,
-        given: BTreeMap<String, String>,
-        session: Session,
-    ) {
+    async fn serve_socket(self, mut socket: WebSocket, given: BTreeMap<String, String>, session: Session) {
         let first = tokio::time::timeout(PATIENCE, first_message(&mut socket)).await;
         let wanted = match first {
             Ok(Some(Ok(more))) => given.into_iter().chain(more).collect(),

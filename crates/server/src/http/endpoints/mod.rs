@@ -112,11 +112,7 @@ pub async fn declared(
         let subscription = live::Subscription { node, call, every, path, endpoint: endpoint.clone() };
         return subscription.answer(once(given)?, request).await;
     }
-    let asked = Asked::read(&endpoint, once(given)?, in_path)?;
-    call.saw("parameters", asked.said());
-    let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
-    of_own_tenant(&call, &endpoint, &values)?;
-    let question = Question { node: node.clone(), call, endpoint, values };
+    let (question, asked) = Question::of(&node, &call, &endpoint, once(given)?, in_path).await?;
     match &question.endpoint.answers {
         Answers::Rows | Answers::Object => plain(&question, path).await,
         Answers::Hits => hits::answer(&question, &asked).await,
@@ -139,11 +135,7 @@ async fn posted(node: Arc<Node>, call: Arc<Call>, endpoint: Arc<Endpoint>, reque
     let members = members.as_object().ok_or_else(|| {
         Problem::bad_request("malformed_json", "the body is a JSON object whose members are the parameters")
     })?;
-    let asked = Asked::read(&endpoint, plain_members(members)?, in_path)?;
-    call.saw("parameters", asked.said());
-    let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
-    of_own_tenant(&call, &endpoint, &values)?;
-    let question = Question { node, call, endpoint, values };
+    let (question, asked) = Question::of(&node, &call, &endpoint, plain_members(members)?, in_path).await?;
     match &question.endpoint.answers {
         Answers::Hits => hits::answer(&question, &asked).await,
         _ => plain(&question, &path).await,
@@ -235,6 +227,22 @@ struct Question {
 }
 
 impl Question {
+    /// Reads what somebody asks with, and notes it for the trail.
+    async fn of(
+        node: &Arc<Node>,
+        call: &Arc<Call>,
+        endpoint: &Arc<Endpoint>,
+        given: BTreeMap<String, String>,
+        in_path: InPath<'_>,
+    ) -> Result<(Self, Asked), Problem> {
+        let asked = Asked::read(endpoint, given, in_path)?;
+        call.saw("parameters", asked.said());
+        let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
+        of_own_tenant(call, endpoint, &values)?;
+        let (node, call, endpoint) = (node.clone(), call.clone(), endpoint.clone());
+        Ok((Self { node, call, endpoint, values }, asked))
+    }
+
     fn relations(&self) -> Arc<NodeRelations> {
         Arc::new(NodeRelations::new(self.node.clone(), Reader::Endpoint(self.call.identity.clone())))
     }
