@@ -92,8 +92,11 @@ impl Facts {
     }
 }
 
+/// Whether an event of a number fits.
+type Fits = Box<dyn Fn(u64, &Facts) -> bool>;
+
 /// A random question, and whether an event fits it.
-fn question(mut chance: u64, arguments: &Arguments) -> (String, Box<dyn Fn(u64, &Facts) -> bool>) {
+fn question(mut chance: u64, arguments: &Arguments) -> (String, Fits) {
     let mut next = |below: u64| {
         chance = splitmix(chance);
         chance % below
