@@ -321,7 +321,9 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
         }
         Answers::Hits => {
             let text = || ObjectBuilder::new().schema_type(SchemaType::new(Type::String));
-            let file = ObjectBuilder::new().property("resource", text()).property("file", text());
+            // What is not in a file yet has a folder.
+            let name = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]));
+            let file = ObjectBuilder::new().property("resource", text()).property("file", name);
             let hits = ObjectBuilder::new()
                 .property("recommendation", text())
                 .property("results_found", whole_number())
