@@ -35,7 +35,8 @@ bench: build
 	$(CARGO) bench -p highwater-server -p highwater-warehouse --bench cold_keys
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench micro_batch
 	$(CARGO) bench -p highwater-server -p highwater-sql --bench nexmark
-	$(CARGO) run --release -p xtask -- bench-http --program $(PROGRAM)
+	$(CARGO) bench -p highwater-server -p highwater-search --bench find
+	for what in bench-http bench-pages bench-subscribers bench-replay storm; do $(CARGO) run --release -p xtask -- $$what --program $(PROGRAM) || exit 1; done
 
 ## The long runs: 100,000 power cuts, 2,000 seeds of whole nodes in simulation, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, and
 ## coverage-guided fuzzing (needs a nightly compiler and cargo-fuzz).
