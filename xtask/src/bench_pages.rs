@@ -54,29 +54,28 @@ const SPAN: u64 = 30 * 86_400;
 const RARE: u64 = 1000;
 
 fn event(number: u64, arguments: &Arguments) -> Value {
-    let chance = splitmix(number);
-    let words: Vec<String> = (0..6).map(|at| format!("word{}", splitmix(chance + at) % 2000)).collect();
+    let Facts { tenant, actor, action, resource, denied, millis, words } = Facts::of(number, arguments);
+    let words: Vec<String> = words.iter().map(|word| format!("word{word}")).collect();
     json!({
-        "id": format!("e{number}"), "tenant_id": format!("t{}", chance % arguments.tenants), "actor": format!("user-{}", chance / 64 % 50_000),
-        "action": ACTIONS[(chance / 7 % 8) as usize], "resource": format!("order/{}", chance / 3 % 200_000),
-        "timestamp": (FIRST * 1_000_000 + number * SPAN * 1_000_000 / arguments.events) / 1000, "outcome": if chance.is_multiple_of(10) { "denied" } else { "success" },
-        "ip": format!("192.0.2.{}", chance % 256), "details": {"note": words.join(" "), "case": format!("needle{}", number / RARE)}
+        "id": format!("e{number}"), "tenant_id": format!("t{tenant}"), "actor": actor, "action": action, "resource": resource, "timestamp": millis,
+        "outcome": if denied { "denied" } else { "success" }, "ip": format!("192.0.2.{}", splitmix(number) % 256),
+        "details": {"note": words.join(" "), "case": format!("needle{}", number / RARE)}
     })
 }
 
-/// What an event is asked about, by its number.
+/// What an event says, by its number.
 struct Facts {
     tenant: u64,
     actor: String,
     action: &'static str,
     resource: String,
     denied: bool,
-    seconds: f64,
+    /// Milliseconds.
+    millis: u64,
     words: [u64; 6],
 }
 
 impl Facts {
-    /// As [`event`] says it.
     fn of(number: u64, arguments: &Arguments) -> Self {
         let chance = splitmix(number);
         let micros = FIRST * 1_000_000 + number * SPAN * 1_000_000 / arguments.events;
@@ -86,7 +85,7 @@ impl Facts {
             action: ACTIONS[(chance / 7 % 8) as usize],
             resource: format!("order/{}", chance / 3 % 200_000),
             denied: chance.is_multiple_of(10),
-            seconds: (micros / 1000) as f64 / 1000.0,
+            millis: micros / 1000,
             words: [0, 1, 2, 3, 4, 5].map(|at| splitmix(chance + at) % 2000),
         }
     }
@@ -119,7 +118,7 @@ fn question(mut chance: u64, arguments: &Arguments) -> (String, Fits) {
         3 => {
             let from = FIRST + next(SPAN);
             let to = from + next(7200);
-            let within = move |_, facts: &Facts| facts.seconds >= from as f64 && facts.seconds < to as f64;
+            let within = move |_, facts: &Facts| facts.millis >= from * 1000 && facts.millis < to * 1000;
             (format!("time_from={from}&time_to={to}"), Box::new(within))
         }
         4 => {

@@ -46,13 +46,3 @@ pub enum Condition {
         search: Search,
     },
 }
-
-impl Condition {
-    /// The conditions that this one is made of, itself if it is simple.
-    pub fn simple(&self) -> Vec<&Self> {
-        match self {
-            Self::All(parts) | Self::Any(parts) => parts.iter().flat_map(Self::simple).collect(),
-            simple => vec![simple],
-        }
-    }
-}

@@ -44,7 +44,7 @@ const MOST_WORDS: usize = 64;
 #[derive(Debug, Default)]
 pub struct Words {
     text: String,
-    places: Vec<(usize, usize)>,
+    places: Vec<Range<usize>>,
 }
 
 impl Words {
@@ -58,18 +58,7 @@ impl Words {
         } else {
             self.text.push_str(&text.to_lowercase());
         }
-        let mut start = None;
-        for (at, character) in self.text.char_indices() {
-            match (character.is_alphanumeric(), start) {
-                (true, None) => start = Some(at),
-                (false, Some(from)) => {
-                    self.places.push((from, at));
-                    start = None;
-                }
-                _ => {}
-            }
-        }
-        self.places.extend(start.map(|from| (from, self.text.len())));
+        self.places.extend(runs(&self.text));
     }
 
     /// The words of the names and values of JSON. Most texts have no escapes, and are read as they are.
@@ -83,7 +72,7 @@ impl Words {
 
     /// The word at a place, counted from 0.
     pub fn get(&self, at: usize) -> Option<&str> {
-        self.places.get(at).map(|(from, to)| &self.text[*from..*to])
+        self.places.get(at).map(|place| &self.text[place.clone()])
     }
 }
 
@@ -165,18 +154,11 @@ impl Search {
     pub fn found_in(&self, text: &str) -> Vec<Range<usize>> {
         let words: Vec<(Range<usize>, String)> =
             runs(text).map(|at| (at.clone(), text[at].to_lowercase())).collect();
+        let word = |at: usize| words.get(at).map(|(_, word)| word.as_str());
         let mut found = Vec::new();
         for term in self.0.iter().filter(|term| !term.without) {
-            let last = term.words.len() - 1;
-            for start in 0..words.len().saturating_sub(last) {
-                let here = &words[start..=start + last];
-                let fits = |(at, (wanted, (_, word))): (usize, (&String, &(Range<usize>, String)))| {
-                    if term.prefix && at == last { word.starts_with(wanted.as_str()) } else { word == wanted }
-                };
-                if term.words.iter().zip(here).enumerate().all(fits) {
-                    found.push(here[0].0.start..here[last].0.end);
-                }
-            }
+            let starts = (0..words.len()).filter(|start| term.stands_at(*start, word));
+            found.extend(starts.map(|start| words[start].0.start..words[start + term.words.len() - 1].0.end));
         }
         found.sort_unstable_by_key(|range| (range.start, range.end));
         // Those that overlap are one.
@@ -202,16 +184,18 @@ impl Search {
 }
 
 impl Term {
-    fn stands_in(&self, words: &Words) -> bool {
+    /// Whether its words follow each other from a place on.
+    fn stands_at<'a>(&self, start: usize, word: impl Fn(usize) -> Option<&'a str>) -> bool {
         let last = self.words.len() - 1;
-        let fits = |start: usize| {
-            self.words.iter().enumerate().all(|(at, wanted)| {
-                words.get(start + at).is_some_and(|word| {
-                    if self.prefix && at == last { word.starts_with(wanted.as_str()) } else { word == wanted }
-                })
+        self.words.iter().enumerate().all(|(at, wanted)| {
+            word(start + at).is_some_and(|word| {
+                if self.prefix && at == last { word.starts_with(wanted.as_str()) } else { word == wanted }
             })
-        };
-        (0..words.places.len().saturating_sub(last)).any(fits)
+        })
+    }
+
+    fn stands_in(&self, words: &Words) -> bool {
+        (0..words.places.len()).any(|start| self.stands_at(start, |at| words.get(at)))
     }
 }
 

@@ -279,7 +279,7 @@ impl LakeStream {
         stored: &SchemaRef,
         batches: &mut Vec<LogBatch>,
     ) -> Result<(), LakeError> {
-        let positions = positions(rows)?;
+        let positions = Positions::told_by(rows)?;
         let arrays = stored
             .fields()
             .iter()
@@ -373,7 +373,12 @@ impl LakeStream {
         let reader = RowReader::new(&self.stream);
         let mut rows = reader.read_all(partition, batches)?;
         if let Some(sensitive) = &self.sensitive {
-            rows = self.vault.encrypt(self.stream.name.as_str(), positions(&rows)?, sensitive, &rows)?;
+            rows = self.vault.encrypt(
+                self.stream.name.as_str(),
+                Positions::told_by(&rows)?,
+                sensitive,
+                &rows,
+            )?;
         }
         let mut fields: Vec<_> = rows.schema_ref().fields().iter().cloned().collect();
         let mut arrays = rows.columns().to_vec();
@@ -442,15 +447,6 @@ fn encrypted(table: DeltaTable, sensitive: Option<&Sensitive>) -> Result<DeltaTa
         }
     }
     Ok(table)
-}
-
-/// Where the rows of a batch stand, told by their own columns.
-fn positions(rows: &RecordBatch) -> Result<Positions<'_>, ArrowError> {
-    let column = |name: &str| Ok::<_, ArrowError>(rows.column(rows.schema_ref().index_of(name)?));
-    Ok(Positions::Rows {
-        partitions: column(columns::PARTITION)?.as_primitive(),
-        offsets: column(columns::OFFSET)?.as_primitive(),
-    })
 }
 
 /// Rows in the order in which pages show them, so that a reader of the newest can stop early.

@@ -7,7 +7,8 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, StructArray,
 };
 use arrow::datatypes::{DataType, Field, SchemaRef};
-use highwater_event::{Offset, Partition, Sensitive};
+use arrow::error::ArrowError;
+use highwater_event::{Offset, Partition, Sensitive, columns};
 
 use crate::aead::{AeadError, Opener, Sealed, Sealer};
 use crate::value;
@@ -30,6 +31,17 @@ pub enum Positions<'a> {
         /// The offset of each.
         offsets: &'a Int64Array,
     },
+}
+
+impl<'a> Positions<'a> {
+    /// Where the rows of a batch stand, told by their own columns.
+    pub fn told_by(rows: &'a RecordBatch) -> Result<Self, ArrowError> {
+        let column = |name: &str| Ok::<_, ArrowError>(rows.column(rows.schema_ref().index_of(name)?));
+        Ok(Self::Rows {
+            partitions: column(columns::PARTITION)?.as_primitive(),
+            offsets: column(columns::OFFSET)?.as_primitive(),
+        })
+    }
 }
 
 impl Positions<'_> {

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arrow::array::ArrayRef;
-use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
-use arrow::error::ArrowError;
 use highwater_event::{Condition, Offset, Partition, StreamSchema, columns};
 use highwater_log::LogBatch;
 use highwater_log::reader::RowReader;
@@ -101,13 +99,6 @@ impl SearchIndex {
         self.current().marks.clone()
     }
 
-    /// Bytes on disk and rows.
-    pub fn size(&self) -> (u64, u64) {
-        let searcher = &self.current().searcher;
-        let bytes = searcher.space_usage().map_or(0, |usage| usage.total().get_bytes());
-        (bytes, searcher.num_docs())
-    }
-
     fn current(&self) -> Arc<Committed> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -127,7 +118,7 @@ impl SearchIndex {
         let kept = match self.stream.sensitive() {
             Some(sensitive) => {
                 let name = self.stream.name.as_str();
-                self.vault.encrypt(name, positions(&rows)?, &sensitive, &rows)?
+                self.vault.encrypt(name, Positions::told_by(&rows)?, &sensitive, &rows)?
             }
             None => rows.clone(),
         };
@@ -224,15 +215,6 @@ impl SearchIndex {
         self.close();
         Ok(std::fs::remove_dir_all(&self.folder)?)
     }
-}
-
-/// Where the rows of a batch stand, told by their own columns.
-fn positions(rows: &RecordBatch) -> Result<Positions<'_>, ArrowError> {
-    let column = |name: &str| Ok::<_, ArrowError>(rows.column(rows.schema_ref().index_of(name)?));
-    Ok(Positions::Rows {
-        partitions: column(columns::PARTITION)?.as_primitive(),
-        offsets: column(columns::OFFSET)?.as_primitive(),
-    })
 }
 
 fn tokenizers() -> TokenizerManager {

@@ -17,6 +17,7 @@ use utoipa::openapi::schema::{ArrayBuilder, KnownFormat, ObjectBuilder, SchemaFo
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{PathItem, Ref, RefOr, Required, Schema};
 
+use super::endpoints::{FORMATS, NEWEST_FIRST, OLDEST_FIRST};
 use super::{
     audit, claim, datalake, dead_letters, encryption, events, health, jobs, keys, live, metrics, oidc,
     operate, people, replay, sign_in, socket, sql, statements, streams, views,
@@ -213,7 +214,6 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         });
     let answer = answer(&endpoint.answers, row);
     let mut operation = OperationBuilder::new()
-        .operation_id(Some(operation_id("", &endpoint.path)))
         .tag("declared")
         .summary(Some(format!("Needs the permission {}", endpoint.permission)))
         .description(Some(format!("```sql\n{}\n```", endpoint.text)))
@@ -289,7 +289,7 @@ fn body_of(parameters: &[Parameter]) -> RequestBody {
 
 fn operation_id(method: &str, path: &str) -> String {
     let path = path.trim_start_matches('/').replace(['/', '-', '.'], "_").replace(['{', '}'], "");
-    if method.is_empty() { path } else { format!("{method}__{path}") }
+    format!("{method}__{path}")
 }
 
 fn text() -> RefOr<Schema> {
@@ -320,7 +320,6 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
             response.description("a page of rows").content("application/json", json(page.into()))
         }
         Answers::Hits => {
-            let text = || ObjectBuilder::new().schema_type(SchemaType::new(Type::String));
             // What is not in a file yet has a folder.
             let name = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]));
             let file = ObjectBuilder::new().property("resource", text()).property("file", name);
@@ -345,18 +344,13 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
     }
 }
 
-/// Orders of a page.
-const SORTS: [&str; 6] = ["desc", "newest", "-timestamp", "asc", "oldest", "timestamp"];
-/// Forms of a file.
-const FORMATS: [&str; 3] = ["ndjson", "csv", "parquet"];
-
 /// The parameters that every endpoint of a kind has.
 fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Schema>)> {
     match answers {
         Answers::Page { .. } => vec![
             ("limit", "rows of a page", whole_number().minimum(Some(1)).maximum(Some(1000)).into()),
             ("cursor", "next_cursor of the page before", text()),
-            ("sort", "desc, the newest first, or asc", one_of(&SORTS)),
+            ("sort", "desc, the newest first, or asc", one_of(&[NEWEST_FIRST, OLDEST_FIRST].concat())),
         ],
         Answers::File => vec![("format", "ndjson, csv or parquet", one_of(&FORMATS))],
         Answers::Rows | Answers::Object | Answers::Hits | Answers::Proof { .. } | Answers::Live { .. } => {
@@ -407,7 +401,6 @@ fn taking(intake: &Intake) -> OperationBuilder {
         Taking::One | Taking::Again(_) => body,
     };
     OperationBuilder::new()
-        .operation_id(Some(operation_id("post", &intake.path)))
         .tag("declared")
         .summary(Some(format!("Takes {what} for the stream {}", intake.stream.public())))
         .description(Some(format!("```sql\n{}\n```", intake.text)))

@@ -128,21 +128,7 @@ impl Node {
             // By the minute, as readers are told.
             let past = (self.machine.clock.now_micros() - retention).div_euclid(MINUTE) * MINUTE;
             files += lake.retire(Past::Recorded(past)).await?;
-            if let Some(index) = self.index(&lake.stream().name) {
-                let retired = self.machine.scheduler.work(move || index.retire(past));
-                match retired.await {
-                    Ok(Ok(0)) => {}
-                    Ok(Ok(rows)) => {
-                        tracing::info!(stream = %lake.stream().name, rows, "rows past their retention left the search index")
-                    }
-                    Ok(Err(error)) => {
-                        tracing::warn!(stream = %lake.stream().name, %error, "old rows stay in the search index")
-                    }
-                    Err(error) => {
-                        tracing::warn!(stream = %lake.stream().name, %error, "old rows stay in the search index")
-                    }
-                }
-            }
+            self.retire_found(&lake.stream().name, past).await;
         }
         Ok(files)
     }

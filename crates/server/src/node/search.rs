@@ -129,6 +129,19 @@ impl Node {
         }
     }
 
+    /// Lets rows that were recorded before a time leave the index of a stream that has one; readers see none of them meanwhile.
+    pub(super) async fn retire_found(&self, name: &StreamName, before: i64) {
+        let Some(index) = self.index(name) else { return };
+        let retired = self.machine.scheduler.work(move || index.retire(before)).await;
+        match retired.map_err(anyhow::Error::from).and_then(|retired| Ok(retired?)) {
+            Ok(0) => {}
+            Ok(rows) => {
+                tracing::info!(stream = %name, rows, "rows past their retention left the search index")
+            }
+            Err(error) => tracing::warn!(stream = %name, %error, "old rows stay in the search index"),
+        }
+    }
+
     fn search_root(&self) -> std::path::PathBuf {
         self.options.data.join("search")
     }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray,
+};
 use arrow::datatypes::{Int32Type, Int64Type, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use async_trait::async_trait;
@@ -128,7 +130,7 @@ impl QueryResult {
     pub fn positions(&self) -> Result<Vec<Position>, SqlError> {
         let mut places = Vec::with_capacity(self.row_count());
         for batch in self.batches.iter().filter(|batch| batch.num_rows() > 0) {
-            places.extend(super::quick::positions(batch)?);
+            places.extend(positions(batch)?);
         }
         Ok(places)
     }
@@ -175,7 +177,7 @@ pub async fn run_page(
     if found.truncated {
         return Err(SqlError::new("result_too_large", "a page holds more rows than one answer may"));
     }
-    let places = positions(&found)?;
+    let places = found.positions()?;
     let shown = &places[..places.len().min(page.limit)];
     let next = shown.last().copied().filter(|_| places.len() > page.limit);
     let rows = match (shown.first(), shown.last()) {
@@ -214,21 +216,23 @@ pub(super) fn places(positions: &[Position], wanted: &SchemaRef) -> Result<Recor
     RecordBatch::try_new(wanted.clone(), columns.collect())
 }
 
-/// Where rows stand that are nothing but places.
-fn positions(found: &QueryResult) -> Result<Vec<Position>, SqlError> {
+/// Where rows stand, told by their own columns.
+pub(super) fn positions(rows: &RecordBatch) -> Result<Vec<Position>, SqlError> {
     let missing = || SqlError::new("internal", "a row of a page has no place");
-    let mut positions = Vec::with_capacity(found.row_count());
-    for batch in &found.batches {
-        let times = batch.column(0).as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(missing)?;
-        let partitions = batch.column(1).as_primitive_opt::<Int32Type>().ok_or_else(missing)?;
-        let offsets = batch.column(2).as_primitive_opt::<Int64Type>().ok_or_else(missing)?;
-        for ((time, partition), offset) in times.iter().zip(partitions).zip(offsets) {
-            let place = time.zip(partition).zip(offset).ok_or_else(missing)?;
-            let ((time, partition), offset) = place;
-            positions.push(Position { time, partition, offset });
-        }
-    }
-    Ok(positions)
+    let column = |name: &str| {
+        let column = rows.column_by_name(name).filter(|column| column.null_count() == 0);
+        column.ok_or_else(missing)
+    };
+    let times = column(EVENT_TIME)?.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(missing)?;
+    let partitions = column(PARTITION)?.as_primitive_opt::<Int32Type>().ok_or_else(missing)?;
+    let offsets = column(OFFSET)?.as_primitive_opt::<Int64Type>().ok_or_else(missing)?;
+    let places = times.values().iter().zip(partitions.values()).zip(offsets.values());
+    let place = |((time, partition), offset): ((&i64, &i32), &i64)| Position {
+        time: *time,
+        partition: *partition,
+        offset: *offset,
+    };
+    Ok(places.map(place).collect())
 }
 
 /// Relations as they were when they were first named.

@@ -6,11 +6,11 @@
 //! hidden, is answered by a plan ([`super::page`]); both give the same page.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::array::{ArrayRef, AsArray, BooleanArray};
 use arrow::compute::{cast, concat_batches, filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DataFusionError, ScalarValue};
@@ -22,10 +22,10 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::sqlparser::ast::{
     Expr as SqlExpr, ExprWithAlias, ObjectNamePart, Query, Select, SelectItem, SetExpr, TableFactor,
 };
-use highwater_event::{Condition, columns};
+use highwater_event::Condition;
 
 use super::index::{Found, RowIndex, condition};
-use super::page::{Page, PageResult, Position};
+use super::page::{Page, PageResult, Position, positions};
 use super::{Limits, QueryResult};
 use crate::dialect::{SqlError, parse_query};
 use crate::functions::weight;
@@ -43,6 +43,9 @@ pub struct Searchable {
     pub filters: Vec<String>,
 }
 
+/// A query with nothing in it but what [`Simple`] looks at.
+static PLAIN: LazyLock<Option<Box<Query>>> = LazyLock::new(|| parse_query("SELECT 1 FROM one").ok());
+
 /// A query that reads one relation row by row.
 pub(super) struct Simple<'a> {
     /// The relation.
@@ -59,7 +62,7 @@ impl<'a> Simple<'a> {
         let [ObjectNamePart::Identifier(relation)] = name.0.as_slice() else { return None };
         // Made anew of the parts that are looked at here, it must be the same: then there is nothing else in it.
         let select = select.as_ref();
-        let mut plain = parse_query("SELECT 1 FROM one").ok()?;
+        let mut plain = PLAIN.clone()?;
         let SetExpr::Select(same) = plain.body.as_mut() else { return None };
         same.projection.clone_from(&select.projection);
         same.selection.clone_from(&select.selection);
@@ -312,20 +315,4 @@ fn bound(condition: Expr, values: &HashMap<&str, &ScalarValue>) -> Result<Option
         })
     })?;
     Ok(Some(bound.data))
-}
-
-/// Where rows stand, told by their own columns.
-pub(super) fn positions(rows: &RecordBatch) -> Result<Vec<Position>, SqlError> {
-    let missing = || SqlError::new("internal", "a row of a page has no place");
-    let column = |name: &str| rows.column_by_name(name).ok_or_else(missing);
-    let times =
-        column(columns::EVENT_TIME)?.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(missing)?;
-    let partitions = column(columns::PARTITION)?.as_primitive_opt::<Int32Type>().ok_or_else(missing)?;
-    let offsets = column(columns::OFFSET)?.as_primitive_opt::<Int64Type>().ok_or_else(missing)?;
-    let places = (0..rows.num_rows()).map(|row| Position {
-        time: times.value(row),
-        partition: partitions.value(row),
-        offset: offsets.value(row),
-    });
-    Ok(places.collect())
 }

@@ -14,12 +14,12 @@ use super::statement::{Again, Answers, EndpointParameter, Statement, Takes};
 use super::types::arrow_type;
 
 /// Parameters that every page has.
-pub const PAGE_PARAMETERS: [&str; 3] = ["limit", "cursor", "sort"];
+pub(super) const PAGE_PARAMETERS: [&str; 3] = ["limit", "cursor", "sort"];
 /// Parameters that every file has.
-pub const FILE_PARAMETERS: [&str; 1] = ["format"];
+pub(super) const FILE_PARAMETERS: [&str; 1] = ["format"];
 
 /// Members of what a search answers, beside its parameters.
-pub const HITS_MEMBERS: [&str; 4] = ["recommendation", "results_found", "files", "hits"];
+const HITS_MEMBERS: [&str; 4] = ["recommendation", "results_found", "files", "hits"];
 
 /// The shortest time between two answers of a live endpoint, microseconds.
 const SHORTEST_TICK: i64 = 250_000;
@@ -102,12 +102,8 @@ impl Words {
                 )));
             }
         }
-        let own: &[&str] = match &answers {
-            Answers::Page { .. } => &PAGE_PARAMETERS,
-            Answers::File => &FILE_PARAMETERS,
-            Answers::Hits => &HITS_MEMBERS,
-            Answers::Rows | Answers::Object | Answers::Proof { .. } | Answers::Live { .. } => &[],
-        };
+        let shown: &[&str] = if answers == Answers::Hits { &HITS_MEMBERS } else { &[] };
+        let own = [answers.parameters(), shown].concat();
         if let Some(taken) = parameters.iter().find(|parameter| own.contains(&parameter.name.as_str())) {
             let message = format!("\"{}\" is a parameter that every such endpoint has", taken.name);
             return Err(SqlError::new("reserved_name", message).at(token.span).hint("choose another name"));

@@ -3,6 +3,7 @@
 use datafusion::sql::sqlparser::ast::{Expr, Query};
 use highwater_event::{Column, StreamName, StreamOptions};
 
+use super::endpoint::{FILE_PARAMETERS, PAGE_PARAMETERS};
 use super::schedule::Schedule;
 
 /// A statement with the text that it was written as.
@@ -224,6 +225,15 @@ pub struct Again {
 }
 
 impl Answers {
+    /// The parameters that every endpoint of its kind has.
+    pub fn parameters(&self) -> &'static [&'static str] {
+        match self {
+            Self::Page { .. } => &PAGE_PARAMETERS,
+            Self::File => &FILE_PARAMETERS,
+            Self::Rows | Self::Object | Self::Hits | Self::Live { .. } | Self::Proof { .. } => &[],
+        }
+    }
+
     /// The stream that the answers are about, beside those that the query reads.
     pub fn stream(&self) -> Option<&StreamName> {
         match self {

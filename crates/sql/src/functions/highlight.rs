@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, StringArray};
-use arrow::compute::cast;
+use arrow::array::StringArray;
 use arrow::datatypes::DataType;
-use datafusion::common::{DataFusionError, Result, plan_err};
+use datafusion::common::Result;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
-use highwater_event::search::Search;
+
+use super::matches::{each_search, text_and_search};
 
 /// Bytes that are shown before the first word that was found, and behind it.
 const AROUND: usize = 100;
@@ -34,30 +34,16 @@ impl ScalarUDFImpl for Highlight {
     }
 
     fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
-        let text = |it: &DataType| {
-            matches!(it, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null)
-        };
-        match arguments.iter().find(|argument| !text(argument)) {
-            None => Ok(DataType::Utf8),
-            Some(other) => plan_err!("highlight takes a text and what to search for, not {other}"),
-        }
+        text_and_search(self.name(), arguments).map(|()| DataType::Utf8)
     }
 
     /// Null where nothing is found.
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let rows = arguments.number_rows;
-        let texts = cast(&arguments.args[0].to_array(rows)?, &DataType::Utf8)?;
-        let searches = cast(&arguments.args[1].to_array(rows)?, &DataType::Utf8)?;
-        let (texts, searches) = (texts.as_string::<i32>(), searches.as_string::<i32>());
-        let mut shown = Vec::with_capacity(rows);
-        for (text, asked) in texts.iter().zip(searches) {
-            let (Some(text), Some(asked)) = (text, asked) else {
-                shown.push(None);
-                continue;
-            };
-            let search = Search::read(asked).map_err(|error| DataFusionError::Plan(error.to_string()))?;
-            shown.push(marked(text, &search.found_in(text)));
-        }
+        let mut shown = Vec::with_capacity(arguments.number_rows);
+        each_search(&arguments, |text, search| {
+            let both = text.zip(search);
+            shown.push(both.and_then(|(text, search)| marked(text, &search.found_in(text))));
+        })?;
         Ok(ColumnarValue::Array(Arc::new(StringArray::from(shown))))
     }
 }
@@ -108,6 +94,8 @@ fn escape(text: &str, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use highwater_event::search::Search;
+
     use super::*;
 
     fn shown(text: &str, search: &str) -> Option<String> {

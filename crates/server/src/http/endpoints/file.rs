@@ -43,6 +43,9 @@ const PIECE: usize = 256 << 10;
 const ROW_GROUP: usize = 16 << 20;
 const ROW_GROUP_ROWS: usize = 128 << 10;
 
+/// Words for the forms of a file, as [`FileFormat::read`] reads them.
+pub const FORMATS: [&str; 4] = ["ndjson", "jsonl", "csv", "parquet"];
+
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileFormat {

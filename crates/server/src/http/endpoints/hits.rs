@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use datafusion::common::ScalarValue;
 use highwater_event::{StreamName, time};
 use highwater_lake::Moment;
-use highwater_sql::adhoc::{Page, Position, followed, run_page};
+use highwater_sql::adhoc::{Page, Position, followed};
 use serde_json::{Value, json};
 
 use super::{Asked, Question, shown};
 use crate::http::problem::{Answer, Problem};
 use crate::http::sql::{rows, typed};
-use crate::node::QUERY_LIMITS;
 
 /// Hits that are shown.
 const SHOWN: usize = 100;
@@ -22,13 +21,7 @@ const MANY: u64 = 1000;
 pub async fn answer(question: &Question, asked: &Asked) -> Answer {
     let (node, call) = (&question.node, &question.call);
     let page = Page { limit: SHOWN, oldest_first: false, after: None };
-    let found = question
-        .ask(|asking| async move {
-            let (asker, values) = (asking.asker(), asking.values.clone());
-            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
-            run_page(engine, relations, &asking.endpoint, asker, values, page, QUERY_LIMITS).await
-        })
-        .await?;
+    let found = question.page(page).await?;
     let places = found.rows.positions()?;
     let files = files(question, &places).await?;
     let result = shown(found.rows)?;

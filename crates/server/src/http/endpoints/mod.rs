@@ -14,16 +14,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::to_bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use datafusion::common::ScalarValue;
 use highwater_event::json::rows_as_json;
 use highwater_event::name::nearest;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{QueryResult, endpoint_values, run_endpoint};
+use highwater_sql::adhoc::{Page, PageResult, QueryResult, endpoint_values, run_endpoint, run_page};
 use highwater_sql::catalog::{Endpoint, InPath, Intake, Taking};
-use highwater_sql::dialect::{Answers, Asker, FILE_PARAMETERS, PAGE_PARAMETERS};
+use highwater_sql::dialect::{Answers, Asker};
 use percent_encoding::percent_decode_str;
 
 use super::call::Call;
@@ -32,6 +32,9 @@ use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::{events, replay};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
+
+pub use file::FORMATS;
+pub use page::{NEWEST_FIRST, OLDEST_FIRST};
 
 /// Characters of a parameter that the audit trail keeps.
 const LONGEST_SAID: usize = 256;
@@ -77,10 +80,7 @@ pub async fn declared(
             Taking::One => events::take_one(&node, &call, stream, &headers, request).await,
             Taking::Several => events::take_several(&node, &call, stream, &headers, request).await,
             Taking::Again(_) => {
-                // Read and bounded before the call came here.
-                let body = to_bytes(request.into_body(), usize::MAX).await;
-                let body =
-                    body.map_err(|error| Problem::bad_request("body_unreadable", error.to_string()))?;
+                let body = body_of(request).await?;
                 replay::answer_declared(&node, &call, intake, &body).await
             }
         };
@@ -126,9 +126,7 @@ pub async fn declared(
 /// Answers an endpoint whose parameters are members of a body.
 async fn posted(node: Arc<Node>, call: Arc<Call>, endpoint: Arc<Endpoint>, request: Request) -> Answer {
     let path = request.uri().path().to_owned();
-    // Read and bounded before the call came here.
-    let body = to_bytes(request.into_body(), usize::MAX).await;
-    let body = body.map_err(|error| Problem::bad_request("body_unreadable", error.to_string()))?;
+    let body = body_of(request).await?;
     let in_path = endpoint.in_path(&path).unwrap_or_default();
     let members: serde_json::Value = serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request("malformed_json", format!("the body is not JSON: {error}")))?;
@@ -140,6 +138,12 @@ async fn posted(node: Arc<Node>, call: Arc<Call>, endpoint: Arc<Endpoint>, reque
         Answers::Hits => hits::answer(&question, &asked).await,
         _ => plain(&question, &path).await,
     }
+}
+
+/// The body of a call, which was read and bounded before the call came here.
+async fn body_of(request: Request) -> Result<Bytes, Problem> {
+    let body = to_bytes(request.into_body(), usize::MAX).await;
+    body.map_err(|error| Problem::bad_request("body_unreadable", error.to_string()))
 }
 
 fn wrong_method(detail: &str, allowed: &str) -> Problem {
@@ -168,15 +172,7 @@ impl Asked {
         given: BTreeMap<String, String>,
         in_path: InPath<'_>,
     ) -> Result<Self, Problem> {
-        let of_kind: &[&'static str] = match &endpoint.answers {
-            Answers::Page { .. } => &PAGE_PARAMETERS,
-            Answers::File => &FILE_PARAMETERS,
-            Answers::Rows
-            | Answers::Object
-            | Answers::Hits
-            | Answers::Proof { .. }
-            | Answers::Live { .. } => &[],
-        };
+        let of_kind = endpoint.answers.parameters();
         let own = endpoint.parameters.iter().map(|parameter| parameter.name.as_str());
         let own: Vec<&str> = own.filter(|name| in_path.iter().all(|(known, _)| known != name)).collect();
         let mut asked = Self { given: HashMap::new(), beside: BTreeMap::new() };
@@ -266,6 +262,16 @@ impl Question {
             self.call.saw("lens", applied);
         }
         Ok(answered?)
+    }
+
+    /// A page of them.
+    async fn page(&self, page: Page) -> Result<PageResult, Problem> {
+        self.ask(|asking| async move {
+            let (asker, values) = (asking.asker(), asking.values.clone());
+            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
+            run_page(engine, relations, &asking.endpoint, asker, values, page, QUERY_LIMITS).await
+        })
+        .await
     }
 
     /// All rows.

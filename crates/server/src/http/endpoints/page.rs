@@ -7,18 +7,22 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use highwater_event::{Digest128, hexadecimal, planted};
-use highwater_sql::adhoc::{Page, Position, run_page};
+use highwater_sql::adhoc::{Page, Position};
 use tokio::time::Instant;
 
 use super::{Asked, Question, shown};
 use crate::http::problem::{Answer, Problem};
 use crate::http::sql::{rows, typed};
-use crate::node::{QUERY_LIMITS, Remembered};
+use crate::node::Remembered;
 
 /// Rows of a page when nothing is said.
 const USUAL: usize = 50;
 /// Rows of a page at most.
 const MOST: usize = 1000;
+/// Words for the usual order.
+pub const NEWEST_FIRST: [&str; 3] = ["desc", "newest", "-timestamp"];
+/// Words for the other one.
+pub const OLDEST_FIRST: [&str; 3] = ["asc", "oldest", "timestamp"];
 /// Bytes of what stands behind a question in its cursor: a cursor of one question is none of another.
 const MARK_BYTES: usize = 6;
 
@@ -67,13 +71,7 @@ async fn make(
     at: Duration,
 ) -> Result<Remembered, Problem> {
     let mark_of_log = question.node.log().recorded_until();
-    let found = question
-        .ask(|asking| async move {
-            let (asker, values) = (asking.asker(), asking.values.clone());
-            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
-            run_page(engine, relations, &asking.endpoint, asker, values, page, QUERY_LIMITS).await
-        })
-        .await?;
+    let found = question.page(page).await?;
     let result = shown(found.rows)?;
     let names = result.names();
     let next = match found.next {
@@ -101,8 +99,9 @@ fn page(asked: &Asked, mark: &[u8]) -> Result<Page, Problem> {
         },
     };
     let oldest_first = match given("sort") {
-        None | Some("desc" | "newest" | "-timestamp") => false,
-        Some("asc" | "oldest" | "timestamp") => true,
+        None => false,
+        Some(order) if NEWEST_FIRST.contains(&order) => false,
+        Some(order) if OLDEST_FIRST.contains(&order) => true,
         Some(other) => {
             let detail = format!("\"{other}\" is neither desc, the newest first, nor asc, the oldest first");
             return Err(Problem::parameter("sort", detail));
