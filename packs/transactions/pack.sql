@@ -139,3 +139,39 @@ WHERE _event_time >= $start_date
     OR matches(transaction_type, $search_term) OR matches(status, $search_term) OR matches(location_city, $search_term)
     OR matches(location_country, $search_term) OR matches(payment_method, $search_term)
     OR matches(product_category, $search_term) OR matches(discount_code, $search_term));
+
+-- What is sold. Callers write it: the changes are the stream products_changes, and a caller that sends the ETag of a row back
+-- as If-Match never writes over what another has changed meanwhile.
+CREATE TABLE products (
+  id          BIGINT GENERATED ALWAYS AS IDENTITY,
+  name        TEXT NOT NULL,
+  description TEXT,
+  price       DECIMAL(10,2) NOT NULL
+) WITH (key = 'id');
+
+CREATE ENDPOINT '/api/products/' REQUIRES view_products RETURNS NUMBERED PAGES OF 3 AS
+SELECT id, name, description, money(price) AS price FROM products ORDER BY id;
+
+CREATE ENDPOINT '/api/products/most-expensive/' REQUIRES view_expensive_product RETURNS OBJECT AS
+SELECT id, name, description, money(amount) AS price, version AS _version
+FROM (SELECT id, name, description, price AS amount, version FROM products) ORDER BY amount DESC, id LIMIT 1;
+
+CREATE ENDPOINT '/api/products/{id}/' (id BIGINT) REQUIRES view_products RETURNS OBJECT AS
+SELECT id, name, description, money(price) AS price, version AS _version FROM products WHERE id = $id;
+
+CREATE ENDPOINT POST '/api/products/' (
+  name        TEXT CHECK (trim(name) <> '' AND char_length(name) <= 200),
+  description TEXT DEFAULT NULL,
+  price       DECIMAL(10,2) CHECK (price >= 0)
+) REQUIRES add_products
+INSERTS INTO products RETURNING id, name, description, money(price) AS price;
+
+CREATE ENDPOINT PUT '/api/products/{id}/' (
+  id          BIGINT,
+  name        TEXT CHECK (trim(name) <> '' AND char_length(name) <= 200),
+  description TEXT DEFAULT NULL,
+  price       DECIMAL(10,2) CHECK (price >= 0)
+) REQUIRES edit_products
+UPDATES products RETURNING id, name, description, money(price) AS price;
+
+CREATE ENDPOINT DELETE '/api/products/{id}/' (id BIGINT) REQUIRES edit_products DELETES FROM products;

@@ -40,13 +40,15 @@ struct Call {
     patient: bool,
     status: u16,
     expected: Value,
+    /// Headers of the answer.
+    answered: Vec<(String, String)>,
     /// Members of the answer that later calls know under a name.
     kept: Vec<(String, String)>,
 }
 
 /// Reads a call: `> METHOD path [type]`, `> APPLY` with a script, or `> SQL question`; then headers (`| name:
 /// value`, or `| gzip`), the body, and what is expected (`< status {members}`, or `<~` when it may take a while).
-/// `= name member.of.it` keeps something of the answer: later calls say `{{name}}`.
+/// `^ name: value` is a header of the answer, and `= name member.of.it` keeps something of the answer: later calls say `{{name}}`.
 fn read_call<'a>(
     number: usize,
     call: &str,
@@ -93,12 +95,17 @@ fn read_call<'a>(
     let expected =
         serde_json::from_str(expected).unwrap_or_else(|error| panic!("line {}: {error}", number + 1));
     let (text, patient, status) = (call.to_owned(), mark == "<~", status.parse().unwrap());
+    let mut answered = Vec::new();
+    while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("^ ")) {
+        let (name, value) = line[2..].split_once(": ").unwrap();
+        answered.push((name.to_owned(), value.to_owned()));
+    }
     let mut kept = Vec::new();
     while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("= ")) {
         let (name, member) = line[2..].split_once(' ').unwrap();
         kept.push((name.to_owned(), member.to_owned()));
     }
-    Call { line: number + 1, text, method, path, headers, body, patient, status, expected, kept }
+    Call { line: number + 1, text, method, path, headers, body, patient, status, expected, answered, kept }
 }
 
 /// A text with what was kept in the places of its names.
@@ -154,7 +161,8 @@ fn play_on(text: &str, pack: &str) {
         }
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         loop {
-            let (status, found) = node.client.call(&call.method, &call.path, &call.headers, &call.body);
+            let (status, headers, found) =
+                node.client.call_whole(&call.method, &call.path, &call.headers, &call.body);
             // Of an answer that comes line by line the last one counts.
             let found = match found {
                 Value::String(text) if !call.expected.is_string() => {
@@ -173,6 +181,10 @@ fn play_on(text: &str, pack: &str) {
                 "line {}: {}\nexpected {} {}\nfound    {status} {found}",
                 call.line, call.text, call.status, call.expected
             );
+            for (name, value) in &call.answered {
+                let found = headers.get(name).map(|value| value.to_str().unwrap());
+                assert_eq!(found, Some(filled(value, &known).as_str()), "line {}: {name}", call.line);
+            }
             for (name, path) in &call.kept {
                 known.insert(name.clone(), member(&found, path));
             }
@@ -242,6 +254,16 @@ fn jobs() {
 #[test]
 fn repush() {
     play(include_str!("scenarios/repush.scenario"));
+}
+
+#[test]
+fn products() {
+    play_on(include_str!("scenarios/products.scenario"), "transactions");
+}
+
+#[test]
+fn written_tables() {
+    play(include_str!("scenarios/written.scenario"));
 }
 
 #[test]

@@ -163,8 +163,8 @@ fn admit(
     // What no route has is a declared endpoint, or is told to those only who are known.
     let mut need = routes::need(needs, template, method).unwrap_or(Need::Known("call"));
     let catalog = node.catalog();
-    let intake = catalog.intakes.get(path).filter(|_| template.is_none() && method == Method::POST);
-    if intake.is_some_and(|intake| !matches!(intake.taking, Taking::Again(_))) {
+    let intake = if template.is_none() { catalog.intake(method.as_str(), path) } else { None };
+    if intake.is_some_and(|intake| matches!(intake.taking, Taking::One | Taking::Several)) {
         // Its events are read, and paid for, as those of every call that brings some.
         need = Need::Known("ingest");
     }
@@ -201,9 +201,9 @@ fn admit(
     let mut found = Found::Nothing;
     if let Some(intake) = intake {
         asked = match &intake.taking {
-            Taking::One | Taking::Several => Asked::on("ingest", "stream", intake.stream.as_str()),
-            Taking::Again(replays) => Asked::on(&replays.permission, "endpoint", &intake.path)
-                .shared(is_shared(&catalog, &intake.stream)),
+            Taking::One | Taking::Several => Asked::on("ingest", "stream", intake.into.as_str()),
+            Taking::Again(_) | Taking::Row(_) => Asked::on(intake.requires(), "endpoint", &intake.path)
+                .shared(is_shared(&catalog, &intake.into)),
         };
         found = Found::Intake(intake.clone());
         decided = true;

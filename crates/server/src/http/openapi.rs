@@ -6,8 +6,8 @@ use arrow::datatypes::DataType;
 use axum::Json;
 use axum::extract::State;
 use highwater_sql::Endpoint;
-use highwater_sql::catalog::{Intake, Parameter, Replays, Taking};
-use highwater_sql::dialect::{Answers, path_parameters};
+use highwater_sql::catalog::{Intake, Parameter, Replays, RowWrites, Taking};
+use highwater_sql::dialect::{Answers, Method, RowChange, path_parameters};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
@@ -130,11 +130,14 @@ pub async fn document(State(node): State<Arc<Node>>) -> Json<utoipa::openapi::Op
         );
     }
     for intake in node.catalog().intakes.values() {
-        document.paths.add_path_operation(
-            format!("{}/", intake.path),
-            vec![HttpMethod::Post],
-            taking(intake),
-        );
+        let method = match intake.method {
+            Method::Get => HttpMethod::Get,
+            Method::Post => HttpMethod::Post,
+            Method::Put => HttpMethod::Put,
+            Method::Patch => HttpMethod::Patch,
+            Method::Delete => HttpMethod::Delete,
+        };
+        document.paths.add_path_operation(format!("{}/", intake.path), vec![method], taking(intake));
     }
     complete(&mut document);
     let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
@@ -200,26 +203,28 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
+/// What a row of an endpoint is.
+fn row_of(endpoint: &Endpoint) -> ObjectBuilder {
+    let paged = matches!(endpoint.answers, Answers::Page { .. } | Answers::Numbered { .. } | Answers::Hits);
+    let tagged = endpoint.answers == Answers::Object;
+    let hidden = |name: &str| (paged && name.starts_with('_')) || (tagged && name == "_version");
+    let shown = endpoint.columns.iter().filter(|column| !hidden(&column.name));
+    shown.fold(ObjectBuilder::new(), |row, column| match column.json {
+        // Whatever the JSON says.
+        true => row.property(&column.name, ObjectBuilder::new().schema_type(SchemaType::AnyValue)),
+        false => row.property(&column.name, schema_of(&column.data_type)),
+    })
+}
+
 fn operation(endpoint: &Endpoint) -> OperationBuilder {
-    let row = endpoint
-        .columns
-        .iter()
-        .filter(|column| {
-            !matches!(endpoint.answers, Answers::Page { .. } | Answers::Hits) || !column.name.starts_with('_')
-        })
-        .fold(ObjectBuilder::new(), |row, column| match column.json {
-            // Whatever the JSON says.
-            true => row.property(&column.name, ObjectBuilder::new().schema_type(SchemaType::AnyValue)),
-            false => row.property(&column.name, schema_of(&column.data_type)),
-        });
-    let answer = answer(&endpoint.answers, row);
+    let answer = answer(&endpoint.answers, row_of(endpoint));
     let mut operation = OperationBuilder::new()
         .tag("declared")
         .summary(Some(format!("Needs the permission {}", endpoint.permission)))
         .description(Some(format!("```sql\n{}\n```", endpoint.text)))
         .response("200", answer)
         .response("400", ResponseBuilder::new().description("a parameter is wrong; the detail names it"));
-    if matches!(endpoint.answers, Answers::Object | Answers::Proof { .. }) {
+    if matches!(endpoint.answers, Answers::Object | Answers::Numbered { .. } | Answers::Proof { .. }) {
         let nothing = ResponseBuilder::new().description("there is nothing of that name");
         operation = operation.response("404", nothing);
     }
@@ -242,7 +247,7 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         );
     }
     if endpoint.posted {
-        operation = operation.request_body(Some(body_of(&endpoint.parameters)));
+        operation = operation.request_body(Some(body_of(&endpoint.parameters, false)));
     }
     for parameter in endpoint.parameters.iter().filter(|_| !endpoint.posted) {
         let in_path = path_parameters(&endpoint.path).any(|name| name == parameter.name);
@@ -278,10 +283,12 @@ fn one_of(words: &[&str]) -> RefOr<Schema> {
 }
 
 /// The body of a call that brings its parameters in it.
-fn body_of(parameters: &[Parameter]) -> RequestBody {
+/// With `partial` none of them is needed.
+fn body_of(parameters: &[Parameter], partial: bool) -> RequestBody {
     let object = parameters.iter().fold(ObjectBuilder::new(), |object, parameter| {
-        let object = object.property(&parameter.name, given(parameter, parameter.default.is_none()));
-        if parameter.default.is_none() { object.required(&parameter.name) } else { object }
+        let needed = parameter.default.is_none() && !partial;
+        let object = object.property(&parameter.name, given(parameter, needed));
+        if needed { object.required(&parameter.name) } else { object }
     });
     let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::from(object)))).build();
     RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build()
@@ -310,6 +317,14 @@ fn answer(answers: &Answers, row: ObjectBuilder) -> ResponseBuilder {
             .description("rows")
             .content("application/json", json(ArrayBuilder::new().items(row).into())),
         Answers::Object => response.description("an object").content("application/json", json(row.into())),
+        Answers::Numbered { .. } => {
+            let number = |page: ObjectBuilder, name: &&str| page.property(*name, whole_number());
+            let page = ["count", "total_pages", "current_page"].iter().fold(ObjectBuilder::new(), number);
+            let truth = || ObjectBuilder::new().schema_type(SchemaType::new(Type::Boolean));
+            let page = page.property("has_next", truth()).property("has_previous", truth());
+            let page = page.property("results", ArrayBuilder::new().items(row));
+            response.description("a page").content("application/json", json(page.into()))
+        }
         Answers::Page { member, .. } => {
             let cursor = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]));
             let page = ObjectBuilder::new()
@@ -352,6 +367,7 @@ fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Sc
             ("cursor", "next_cursor of the page before", text()),
             ("sort", "desc, the newest first, or asc", one_of(&[NEWEST_FIRST, OLDEST_FIRST].concat())),
         ],
+        Answers::Numbered { .. } => vec![("page", "its number", whole_number().minimum(Some(1)).into())],
         Answers::File => vec![("format", "ndjson, csv or parquet", one_of(&FORMATS))],
         Answers::Rows | Answers::Object | Answers::Hits | Answers::Proof { .. } | Answers::Live { .. } => {
             Vec::new()
@@ -366,7 +382,7 @@ fn again(intake: &Intake, replays: &Replays) -> OperationBuilder {
         .tag("declared")
         .summary(Some(format!("Needs the permission {}", replays.permission)))
         .description(Some(format!("```sql\n{}\n```", intake.text)))
-        .request_body(Some(body_of(&replays.parameters)))
+        .request_body(Some(body_of(&replays.parameters, false)))
         .response("422", answer("what is said beside is not what the stream declares"));
     match replays.job {
         true => operation.response("202", answer("a job has begun; job_id names it")),
@@ -376,15 +392,67 @@ fn again(intake: &Intake, replays: &Replays) -> OperationBuilder {
     }
 }
 
-/// A path that events come in at.
-fn taking(intake: &Intake) -> OperationBuilder {
-    if let Taking::Again(replays) = &intake.taking {
-        return again(intake, replays);
+/// A path that rows are written at.
+fn writing(intake: &Intake, writes: &RowWrites) -> OperationBuilder {
+    let answer = |description: &str| ResponseBuilder::new().description(description);
+    let header = |name: &str, about: &str| {
+        let header = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Header);
+        header.required(Required::False).description(Some(about)).schema(Some(text()))
+    };
+    let row = |description: &str| {
+        let row = Schema::from(row_of(&writes.returning));
+        let content = ContentBuilder::new().schema(Some(RefOr::T(row))).build();
+        answer(description).content("application/json", content)
+    };
+    let mut operation = OperationBuilder::new()
+        .tag("declared")
+        .summary(Some(format!("Needs the permission {}", writes.permission)))
+        .description(Some(format!("```sql\n{}\n```", intake.text)))
+        .response("202", answer("it is done, and the table does not show it yet"))
+        .response("403", answer("the row would be one that the caller may not see"));
+    let (in_path, in_body): (Vec<_>, Vec<_>) = writes
+        .parameters
+        .iter()
+        .cloned()
+        .partition(|parameter| path_parameters(&intake.path).any(|name| name == parameter.name));
+    for parameter in &in_path {
+        operation = operation.parameter(
+            ParameterBuilder::new()
+                .name(&parameter.name)
+                .parameter_in(ParameterIn::Path)
+                .required(Required::True)
+                .schema(Some(given(parameter, true))),
+        );
     }
+    if !in_body.is_empty() {
+        operation = operation.request_body(Some(body_of(&in_body, writes.partial)));
+    }
+    match writes.change {
+        RowChange::Insert => operation
+            .parameter(header("Idempotency-Key", "the same request again makes no second row for a day"))
+            .response("201", row("the row, with its version as ETag and its path as Location"))
+            .response("409", answer("there is a row with that key"))
+            .response("422", answer("the Idempotency-Key came with another request before")),
+        change => {
+            let operation = operation
+                .parameter(header("If-Match", "the ETag of the row as it was read"))
+                .response("404", answer("there is no such row"))
+                .response("412", answer("somebody has changed the row since; ETag has its version"));
+            match change {
+                RowChange::Delete => operation.response("204", answer("it is gone")),
+                _ => operation.response("200", row("the row, with its version as ETag")),
+            }
+        }
+    }
+}
+
+/// A path that something comes in at.
+fn taking(intake: &Intake) -> OperationBuilder {
     let what = match &intake.taking {
+        Taking::Again(replays) => return again(intake, replays),
+        Taking::Row(writes) => return writing(intake, writes),
         Taking::One => "one event",
         Taking::Several => "several events: {events: […]} or NDJSON",
-        Taking::Again(_) => "old events again",
     };
     let answer = |description: &str| ResponseBuilder::new().description(description);
     let body = RequestBodyBuilder::new()
@@ -398,11 +466,11 @@ fn taking(intake: &Intake) -> OperationBuilder {
         Taking::Several => {
             body.content("application/x-ndjson", ContentBuilder::new().schema(Some(text())).build())
         }
-        Taking::One | Taking::Again(_) => body,
+        Taking::One | Taking::Again(_) | Taking::Row(_) => body,
     };
     OperationBuilder::new()
         .tag("declared")
-        .summary(Some(format!("Takes {what} for the stream {}", intake.stream.public())))
+        .summary(Some(format!("Takes {what} for the stream {}", intake.into.public())))
         .description(Some(format!("```sql\n{}\n```", intake.text)))
         .request_body(Some(body.build()))
         .response("202", answer("accepted, or known already"))

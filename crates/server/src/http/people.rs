@@ -44,8 +44,9 @@ pub fn known_permission(node: &Node, permission: &str) -> Result<(), Problem> {
         Rule::ColumnMask { unless, .. } => unless.as_deref(),
         Rule::RowFilter { .. } | Rule::Policy { .. } => None,
     });
+    let taken = catalog.intakes.values().map(|intake| intake.requires());
     let known = ACTIONS.iter().chain(&APPLICATION_PERMISSIONS).copied();
-    let known: Vec<&str> = known.chain(declared).chain(revealing).collect();
+    let known: Vec<&str> = known.chain(declared).chain(taken).chain(revealing).collect();
     if known.contains(&bare) {
         return Ok(());
     }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::call::Call;
 use super::problem::{Answer, Problem};
 use crate::node::{FORBIDDEN, Node, Script};
-use highwater_sql::dialect::sql_type;
+use highwater_sql::dialect::{Kind, sql_type};
 
 /// A script.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -63,7 +63,8 @@ pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
         .map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
     let tables = catalog.tables.iter().map(|(name, entry)| ("table", name.to_string(), &entry.text));
     let endpoints = catalog.endpoints.values().map(|entry| ("endpoint", entry.path.clone(), &entry.text));
-    let intakes = catalog.intakes.values().map(|entry| ("POST endpoint", entry.path.clone(), &entry.text));
+    let intakes = catalog.intakes.values();
+    let intakes = intakes.map(|entry| (Kind::Intake(entry.method).text(), entry.path.clone(), &entry.text));
     let statements: Vec<Value> = references
         .chain(streams)
         .chain(tables)
@@ -146,10 +147,10 @@ pub async fn endpoints(State(node): State<Arc<Node>>) -> Json<Value> {
                     })
                 })
                 .collect();
-            json!({"path": format!("{}/", endpoint.path), "method": "GET", "requires": endpoint.permission, "parameters": parameters, "sql": endpoint.text})
+            json!({"path": format!("{}/", endpoint.path), "method": if endpoint.posted { "POST" } else { "GET" }, "requires": endpoint.permission, "parameters": parameters, "sql": endpoint.text})
         })
         .chain(catalog.intakes.values().map(|intake| {
-            json!({"path": format!("{}/", intake.path), "method": "POST", "requires": intake.requires(), "into": intake.stream.public(), "sql": intake.text})
+            json!({"path": format!("{}/", intake.path), "method": intake.method.text(), "requires": intake.requires(), "into": intake.into.public(), "sql": intake.text})
         }))
         .collect();
     Json(json!({"endpoints": endpoints}))

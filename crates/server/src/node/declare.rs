@@ -352,8 +352,10 @@ impl Node {
                 _ => None,
             };
             let known = match kind {
+                _ if let Statement::CreateIntake { method, path, .. } = &declared.statement => {
+                    catalog.intakes.contains_key(&(*method, path.clone()))
+                }
                 "endpoint" => catalog.endpoints.contains_key(&name),
-                "POST endpoint" => catalog.intakes.contains_key(&name),
                 "schedule" => StreamName::new(&name).is_ok_and(|name| catalog.schedules.contains_key(&name)),
                 "row filter" | "column mask" | "policy" => {
                     StreamName::new(&name).is_ok_and(|name| catalog.rules.contains_key(&name))

@@ -176,8 +176,12 @@ impl Node {
 
     fn endpoint_rows(&self) -> Rows {
         let catalog = self.catalog();
-        let read = catalog.endpoints.values().map(|it| ("GET", &it.path, it.permission.as_str(), &it.text));
-        let taken = catalog.intakes.values().map(|it| ("POST", &it.path, it.requires(), &it.text));
+        let method = |posted| if posted { "POST" } else { "GET" };
+        let read = catalog
+            .endpoints
+            .values()
+            .map(|it| (method(it.posted), &it.path, it.permission.as_str(), &it.text));
+        let taken = catalog.intakes.values().map(|it| (it.method.text(), &it.path, it.requires(), &it.text));
         let endpoints: Vec<_> = read.chain(taken).collect();
         Rows::new()
             .text("path", endpoints.iter().map(|(_, path, ..)| Some(format!("{path}/"))))

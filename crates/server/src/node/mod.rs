@@ -42,6 +42,7 @@ mod tiered;
 mod trail;
 mod turns;
 mod views;
+pub mod written;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -210,6 +211,8 @@ pub struct Node {
     pub resolved: tokio::sync::Mutex<Resolved>,
     /// What takes long, and how far it is.
     pub jobs: jobs::Jobs,
+    /// What is remembered of tables that are written.
+    writers: written::Writers,
     lakes: tiered::Lakes,
     /// Search indexes by the name that the log knows.
     indexes: RwLock<BTreeMap<StreamName, Arc<SearchIndex>>>,
@@ -304,6 +307,7 @@ impl Node {
             declaring: tokio::sync::Mutex::new(()),
             resolved: tokio::sync::Mutex::default(),
             jobs: jobs::Jobs::default(),
+            writers: written::Writers::default(),
             lakes,
             indexes: RwLock::default(),
             counts: counts::Counts::default(),

@@ -64,7 +64,12 @@ impl Node {
     pub(super) async fn start(self: &Arc<Self>, before: &Catalog, planned: &Planned) -> anyhow::Result<()> {
         match planned {
             Planned::Stream(entry) => self.start_stream(entry, Place::Current).await,
-            Planned::Table(entry) => self.start_table(entry),
+            Planned::Table(entry) => {
+                if let Some(written) = &entry.written {
+                    self.start_stream(&written.changes, Place::Current).await?;
+                }
+                self.start_table(entry)
+            }
             Planned::Altered(entry) => self.alter(entry).await,
             Planned::Building(building) => {
                 if let Some(given_up) = before.building.get(&building.root) {
@@ -398,10 +403,13 @@ impl Node {
             Kind::Table => {
                 if let Some(entry) = before.tables.get(&name) {
                     self.end_keyed(entry.program.name()).await;
+                    if let Some(written) = &entry.written {
+                        self.end_stream(&written.changes).await;
+                    }
                 }
             }
             Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
-            Kind::Endpoint | Kind::Intake | Kind::Schedule | Kind::Rule => {}
+            Kind::Endpoint | Kind::Intake(_) | Kind::Schedule | Kind::Rule => {}
         }
     }
 

@@ -197,6 +197,29 @@ impl Client {
 
     /// Any call.
     pub fn call(&self, method: &str, path: &str, headers: &[(String, String)], body: &[u8]) -> (u16, Value) {
+        let (status, _, body) = self.call_whole(method, path, headers, body);
+        (status, body)
+    }
+
+    /// Any call; answers the headers, too.
+    pub fn call_whole(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+    ) -> (u16, ureq::http::HeaderMap, Value) {
+        self.try_call(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// The same, against a node that may be gone.
+    pub fn try_call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+    ) -> Result<(u16, ureq::http::HeaderMap, Value), ureq::Error> {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
             request = request.header("authorization", format!("Bearer {}", self.token));
@@ -209,10 +232,12 @@ impl Client {
         } else {
             self.agent.run(request.body(body).unwrap())
         };
-        let mut response = outcome.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-        let body = response.body_mut().with_config().limit(1 << 30).read_to_vec().unwrap();
+        let mut response = outcome?;
+        let body = response.body_mut().with_config().limit(1 << 30).read_to_vec()?;
         let text = String::from_utf8_lossy(&body).into_owned();
-        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let headers = response.headers().clone();
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok((response.status().as_u16(), headers, body))
     }
 
     pub fn get(&self, path: &str) -> (u16, Value) {

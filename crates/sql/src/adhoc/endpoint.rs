@@ -1,5 +1,6 @@
 //! Endpoints: queries with typed parameters.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -100,6 +101,14 @@ fn value_of(text: &str, data_type: &DataType) -> Option<ScalarValue> {
         let micros = time::parse_micros(text)?;
         return Some(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
     }
+    // A digit that there is no room for must not be rounded away.
+    if let DataType::Decimal128(_, scale) = data_type
+        && let Some((_, behind)) = text.split_once('.')
+        && let digits = behind.split(['e', 'E']).next().unwrap_or(behind)
+        && digits.trim_end_matches('0').len() > usize::from(scale.unsigned_abs())
+    {
+        return None;
+    }
     ScalarValue::try_from_string(text.to_owned(), data_type).ok().filter(|value| !value.is_null())
 }
 
@@ -112,15 +121,19 @@ async fn holds(engine: &Engine, name: &str, check: &str, value: &ScalarValue) ->
     Ok(ScalarValue::try_from_array(batch.column(0), 0)? == ScalarValue::Boolean(Some(true)))
 }
 
-fn type_name(data_type: &DataType) -> &'static str {
-    match data_type {
+fn type_name(data_type: &DataType) -> Cow<'static, str> {
+    let name = match data_type {
         DataType::Boolean => "true or false",
-        DataType::Float64 | DataType::Decimal128(..) => "a number",
+        DataType::Decimal128(_, scale) => {
+            return format!("a number with at most {scale} digits behind the point").into();
+        }
+        DataType::Float64 => "a number",
         DataType::Timestamp(..) => "a time (RFC 3339, a date, or epoch)",
         DataType::Date32 => "a date (YYYY-MM-DD)",
         other if other.is_integer() => "a whole number",
         _ => "a text",
-    }
+    };
+    name.into()
 }
 
 /// A query with who asks in it.

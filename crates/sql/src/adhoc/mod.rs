@@ -51,7 +51,7 @@ pub use endpoint::{check_endpoint, endpoint_values, open_endpoint, run_endpoint}
 pub use index::{Found, RowIndex};
 pub use lens::Lens;
 pub use live::{LiveQuery, followed};
-pub use page::{Page, PageResult, Position, run_page};
+pub use page::{Page, PageResult, Position, run_numbered, run_page};
 pub use quick::Searchable;
 pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};
 

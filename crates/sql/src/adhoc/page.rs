@@ -190,10 +190,35 @@ pub async fn run_page(
     let total = if page.after.is_none() && next.is_none() {
         places.len() as u64
     } else {
-        count(&ask("SELECT count(*) AS total FROM (SELECT 1) AS page", Vec::new()).await?)
+        count(&ask(COUNTED, Vec::new()).await?)
     };
     Ok(PageResult { rows, total, next })
 }
+
+/// Asks an endpoint for the page of a number, from 1, on somebody's behalf; answers how many rows there are, too. All are
+/// those of one moment.
+pub async fn run_numbered(
+    engine: &Engine,
+    relations: Arc<dyn Relations>,
+    endpoint: &Endpoint,
+    asker: Asker<'_>,
+    values: Vec<(String, ScalarValue)>,
+    (size, page): (usize, u64),
+    limits: Limits,
+) -> Result<(QueryResult, u64), SqlError> {
+    let relations: Arc<dyn Relations> = Arc::new(Held { relations, found: Mutex::default() });
+    let mut query = asked_by(asker, &endpoint.query);
+    let ask = async |query: Box<Query>| {
+        run(&context(engine, relations.clone())?, as_statement(query), values.clone(), limits).await
+    };
+    let total = count(&ask(over(&query, COUNTED)?).await?);
+    let skipped = (page - 1).saturating_mul(size as u64).min(total);
+    query.limit_clause = parse_query(&format!("SELECT 1 LIMIT {size} OFFSET {skipped}"))?.limit_clause;
+    Ok((ask(query).await?, total))
+}
+
+/// How many rows a query has; it stands in the place of the inner one.
+const COUNTED: &str = "SELECT count(*) AS total FROM (SELECT 1) AS page";
 
 fn count(result: &QueryResult) -> u64 {
     let batch = result.batches.iter().find(|batch| batch.num_rows() > 0);

@@ -8,8 +8,9 @@ use datafusion::sql::sqlparser::ast::{Expr, GroupByExpr, Query, SelectItem, SetE
 use highwater_event::{StreamName, columns};
 
 use super::Catalog;
+use super::written::RowWrites;
 use crate::adhoc;
-use crate::dialect::{Again, Answers, EndpointParameter, SqlError, Takes, parse_query, quoted};
+use crate::dialect::{Again, Answers, EndpointParameter, Method, SqlError, Takes, parse_query, quoted};
 use crate::session::Engine;
 
 /// A query published as a REST resource.
@@ -46,20 +47,22 @@ pub struct Answered {
     pub json: bool,
 }
 
-/// A path that events come in at.
+/// A path that events come in at, or rows are written at.
 #[derive(Debug)]
 pub struct Intake {
-    /// Path without a slash at its end.
+    /// How it is called.
+    pub method: Method,
+    /// Path without a slash at its end; parameters in it are `{name}`.
     pub path: String,
-    /// The stream that they go to.
-    pub stream: StreamName,
-    /// Which events.
+    /// The stream that events go to, or the table that is written.
+    pub into: StreamName,
+    /// What comes in.
     pub taking: Taking,
     /// The statement.
     pub text: String,
 }
 
-/// Which events a path takes in.
+/// What a path takes in.
 #[derive(Debug)]
 pub enum Taking {
     /// The one in the body.
@@ -68,6 +71,8 @@ pub enum Taking {
     Several,
     /// Old ones of the stream, which happen again now.
     Again(Replays),
+    /// A row of a table.
+    Row(RowWrites),
 }
 
 /// Old events that happen again.
@@ -91,7 +96,13 @@ impl Intake {
         match &self.taking {
             Taking::One | Taking::Several => "ingest",
             Taking::Again(replays) => &replays.permission,
+            Taking::Row(writes) => &writes.permission,
         }
+    }
+
+    /// Values of the parameters in a path that it is found at, as they were sent.
+    pub fn in_path<'a>(&'a self, path: &'a str) -> Option<InPath<'a>> {
+        fitted(&self.path, path)
     }
 }
 
@@ -151,10 +162,13 @@ impl Catalog {
     pub(super) async fn plan_intake(
         &self,
         engine: &Engine,
-        (path, stream): (String, StreamName),
+        (method, path, stream): (Method, String, StreamName),
         takes: Takes,
         text: String,
     ) -> Result<Intake, SqlError> {
+        if let Takes::Row(writes) = takes {
+            return self.plan_writes(engine, (method, path, stream), *writes, text).await;
+        }
         let entry = self.streams.get(&stream).ok_or_else(|| self.no_stream(&stream))?;
         if !entry.schema.raw {
             return Err(SqlError::new(
@@ -163,7 +177,7 @@ impl Catalog {
             ));
         }
         let taking = match takes {
-            Takes::One => Taking::One,
+            Takes::One | Takes::Row(_) => Taking::One,
             Takes::Several => Taking::Several,
             Takes::Again(again) => {
                 let Again { parameters, permission, condition, set, job } = *again;
@@ -183,7 +197,7 @@ impl Catalog {
                 Taking::Again(Replays { parameters, permission, condition, set, job })
             }
         };
-        Ok(Intake { path, stream, taking, text })
+        Ok(Intake { method, path, into: stream, taking, text })
     }
 
     /// An endpoint's query must answer what its answers are made of.
@@ -196,7 +210,11 @@ impl Catalog {
         let time = [(columns::EVENT_TIME, columns::timestamp_type())];
         let place = [(columns::PARTITION, DataType::Int32), (columns::OFFSET, DataType::Int64)];
         let (what, needed) = match answers {
-            Answers::Rows | Answers::Object | Answers::File | Answers::Live { .. } => return Ok(()),
+            Answers::Rows
+            | Answers::Object
+            | Answers::File
+            | Answers::Numbered { .. }
+            | Answers::Live { .. } => return Ok(()),
             Answers::Page { .. } | Answers::Hits => {
                 if !is_of_one_stream(query) {
                     return Err(SqlError::unsupported(

@@ -6,6 +6,7 @@
 //! same catalog. It checks and plans; it starts nothing.
 
 mod endpoint;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -21,7 +22,7 @@ use highwater_event::{StreamName, StreamSchema};
 use self::endpoint::{fitted, parameter, same_places};
 use crate::adhoc;
 use crate::dialect::{
-    Alteration, Declared, Kind, RuleEntry, Schedule, SqlError, Statement, Takes, parse_script,
+    Alteration, Declared, Kind, Method, RuleEntry, Schedule, SqlError, Statement, Takes, parse_script,
 };
 use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
@@ -30,6 +31,7 @@ use crate::session::Engine;
 use crate::stream::{JoinProgram, Step, TableProgram, Transform};
 
 pub use self::endpoint::{Answered, Endpoint, InPath, Intake, Parameter, Replays, Taking};
+pub use self::written::{CHANGE, CHANGED_BY, KEY, REQUEST, RowWrites, VERSION, Written};
 
 /// A declared or built-in stream.
 #[derive(Debug)]
@@ -91,6 +93,8 @@ pub struct TableEntry {
     pub reads: BTreeSet<StreamName>,
     /// The statement.
     pub text: String,
+    /// How callers write it; `None` when its statement says what it is made of.
+    pub written: Option<Arc<Written>>,
 }
 
 /// A declared reference table.
@@ -177,8 +181,8 @@ pub struct Catalog {
     pub references: BTreeMap<StreamName, Arc<ReferenceEntry>>,
     /// Endpoints by path.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
-    /// Paths that events come in at.
-    pub intakes: BTreeMap<String, Arc<Intake>>,
+    /// Paths that events come in at, or rows are written at, by how they are called.
+    pub intakes: BTreeMap<(Method, String), Arc<Intake>>,
     /// Schedules by name.
     pub schedules: BTreeMap<StreamName, Arc<ScheduleEntry>>,
     /// Row filters, column masks and policies by name.
@@ -324,7 +328,12 @@ impl Catalog {
                 let source = self.source(&source, from_span(&query))?;
                 let name = self.next_version(&name);
                 let program = plan_table(engine, source, name, window, emit_final, query).await?;
-                Planned::Table(Arc::new(TableEntry { program: Arc::new(program), reads, text }))
+                let program = Arc::new(program);
+                Planned::Table(Arc::new(TableEntry { program, reads, text, written: None }))
+            }
+            Statement::CreateTable { name, columns, key, generated } => {
+                let entry = self.plan_written(engine, &name, columns, (key, generated), text).await?;
+                Planned::Table(Arc::new(entry))
             }
             Statement::CreateReferenceTable { name, columns, csv: file, key, valid_from } => {
                 let csv = csv.ok_or_else(|| {
@@ -346,8 +355,8 @@ impl Catalog {
                     )
                     .hint(format!("DROP ENDPOINT '{like}/' first")));
                 }
-                if posted && self.intakes.contains_key(&path) {
-                    let message = format!("events come in at '{path}/' with POST");
+                if posted && self.intakes.contains_key(&(Method::Post, path.clone())) {
+                    let message = format!("something comes in at '{path}/' with POST");
                     return Err(SqlError::new("already_exists", message)
                         .hint(format!("DROP ENDPOINT POST '{path}/' first, or choose another path")));
                 }
@@ -360,13 +369,25 @@ impl Catalog {
                     Endpoint { path, parameters, permission, answers, posted, query, columns, reads, text };
                 Planned::Endpoint(Arc::new(endpoint))
             }
-            Statement::CreateIntake { path, stream, takes } => {
-                if self.endpoints.get(&path).is_some_and(|endpoint| endpoint.posted) {
+            Statement::CreateIntake { method, path, into, takes } => {
+                let asked = self.endpoints.get(&path).is_some_and(|endpoint| endpoint.posted);
+                if asked && method == Method::Post {
                     let message = format!("an endpoint is asked at '{path}/' with POST");
                     return Err(SqlError::new("already_exists", message)
                         .hint(format!("DROP ENDPOINT '{path}/' first, or choose another path")));
                 }
-                Planned::Intake(Arc::new(self.plan_intake(engine, (path, stream), takes, text).await?))
+                let mut known = self.intakes.keys().filter(|(other, _)| *other == method);
+                if let Some((_, like)) = known.find(|(_, known)| *known != path && same_places(known, &path))
+                {
+                    let (method, detail) = (method.text(), "is found at the same paths as");
+                    return Err(SqlError::new(
+                        "already_exists",
+                        format!("an endpoint {method} '{like}/' {detail} '{path}/'"),
+                    )
+                    .hint(format!("DROP ENDPOINT {method} '{like}/' first")));
+                }
+                let place = (method, path, into);
+                Planned::Intake(Arc::new(self.plan_intake(engine, place, takes, text).await?))
             }
             Statement::CreateSchedule { name, schedule } => {
                 Planned::Schedule(Arc::new(ScheduleEntry { name, schedule: *schedule, text }))
@@ -494,6 +515,16 @@ impl Catalog {
         })
     }
 
+    /// The path that something comes in at, called so; one without parameters in its path goes first.
+    pub fn intake(&self, method: &str, path: &str) -> Option<&Arc<Intake>> {
+        let method = Method::ALL.into_iter().find(|known| known.text() == method)?;
+        let exact = self.intakes.get(&(method, path.to_owned()));
+        exact.or_else(|| {
+            let called = self.intakes.values().filter(|intake| intake.method == method);
+            called.into_iter().find(|intake| intake.in_path(path).is_some())
+        })
+    }
+
     /// Who reads a name: streams, tables and endpoints, in words.
     pub fn readers(&self, name: &StreamName) -> Vec<String> {
         let streams = self
@@ -514,8 +545,8 @@ impl Catalog {
         let intakes = self
             .intakes
             .values()
-            .filter(|intake| intake.stream == *name)
-            .map(|intake| format!("endpoint POST '{}/'", intake.path));
+            .filter(|intake| intake.into == *name)
+            .map(|intake| format!("endpoint {} '{}/'", intake.method.text(), intake.path));
         let rules = self.rules_of(name).map(|entry| format!("rule \"{}\"", entry.name));
         streams.chain(tables).chain(endpoints).chain(intakes).chain(rules).collect()
     }
@@ -524,7 +555,7 @@ impl Catalog {
         let known = StreamName::new(name).ok();
         let exists = match (kind, &known) {
             (Kind::Endpoint, _) => self.endpoints.contains_key(name),
-            (Kind::Intake, _) => self.intakes.contains_key(name),
+            (Kind::Intake(method), _) => self.intakes.contains_key(&(method, name.to_owned())),
             (_, None) => false,
             (Kind::Stream, Some(name)) => self.streams.contains_key(name),
             (Kind::Table, Some(name)) => self.tables.contains_key(name),
@@ -538,7 +569,7 @@ impl Catalog {
         if !exists {
             let names: Vec<&str> = match kind {
                 Kind::Endpoint => self.endpoints.keys().map(String::as_str).collect(),
-                Kind::Intake => self.intakes.keys().map(String::as_str).collect(),
+                Kind::Intake(_) => self.intakes.keys().map(|(_, path)| path.as_str()).collect(),
                 Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
                 Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
                 Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
@@ -558,7 +589,22 @@ impl Catalog {
                     format!("\"{name}\" belongs to the engine and can't be dropped"),
                 ));
             }
-            let readers = self.readers(known);
+            if kind == Kind::Stream
+                && let Some(table) = self.written_by(known)
+            {
+                return Err(SqlError::new(
+                    "in_use",
+                    format!("\"{name}\" has the changes of the table \"{table}\""),
+                )
+                .hint(format!("DROP TABLE {table} ends both")));
+            }
+            let mut readers = self.readers(known);
+            let written = self.tables.get(known).filter(|_| kind == Kind::Table);
+            if let Some(written) = written.and_then(|entry| entry.written.as_ref()) {
+                let own = format!("table \"{known}\"");
+                let changes = written.changes.schema.name.at_version(1);
+                readers.extend(self.readers(&changes).into_iter().filter(|reader| *reader != own));
+            }
             if kind != Kind::Endpoint && !readers.is_empty() {
                 return Err(SqlError::new(
                     "in_use",
@@ -577,6 +623,11 @@ impl Catalog {
                 "reserved_name",
                 format!("\"{name}\" belongs to the engine and can't be altered"),
             ));
+        }
+        if let Some(table) = self.written_by(name) {
+            return Err(SqlError::unsupported(format!(
+                "\"{name}\" has the changes of the table \"{table}\", and keeps all of them"
+            )));
         }
         let mut columns = entry.schema.columns.clone();
         let mut options = entry.schema.options.clone();
@@ -684,6 +735,11 @@ impl Catalog {
                 self.streams.insert(entry.schema.name.at_version(1), entry.clone());
             }
             Planned::Table(entry) => {
+                if let Some(written) = &entry.written {
+                    let changes = &written.changes;
+                    self.note_version(&changes.schema.name);
+                    self.streams.insert(changes.schema.name.at_version(1), changes.clone());
+                }
                 self.tables.insert(entry.program.table().at_version(1), entry.clone());
             }
             Planned::Reference(entry) => {
@@ -694,7 +750,7 @@ impl Catalog {
                 self.endpoints.insert(entry.path.clone(), entry.clone());
             }
             Planned::Intake(entry) => {
-                self.intakes.insert(entry.path.clone(), entry.clone());
+                self.intakes.insert((entry.method, entry.path.clone()), entry.clone());
             }
             Planned::Schedule(entry) => {
                 self.schedules.insert(entry.name.clone(), entry.clone());
@@ -715,7 +771,7 @@ impl Catalog {
     fn remove(&mut self, kind: Kind, name: &str) {
         match kind {
             Kind::Endpoint => return drop(self.endpoints.remove(name)),
-            Kind::Intake => return drop(self.intakes.remove(name)),
+            Kind::Intake(method) => return drop(self.intakes.remove(&(method, name.to_owned()))),
             _ => {}
         }
         let Ok(name) = StreamName::new(name) else { return };
@@ -726,7 +782,12 @@ impl Catalog {
         }
         match kind {
             Kind::Stream => drop(self.streams.remove(&name)),
-            Kind::Table => drop(self.tables.remove(&name)),
+            Kind::Table => {
+                let written = self.tables.remove(&name).and_then(|entry| entry.written.clone());
+                if let Some(written) = written {
+                    self.streams.remove(&written.changes.schema.name.at_version(1));
+                }
+            }
             _ => drop(self.references.remove(&name)),
         }
         self.paused.remove(&name);
@@ -746,7 +807,7 @@ impl Catalog {
                     created.is_some_and(|created| same(&created.text))
                 })
             }
-            Statement::CreateTableAs { .. } => {
+            Statement::CreateTable { .. } | Statement::CreateTableAs { .. } => {
                 known.and_then(|name| self.tables.get(name)).is_some_and(|entry| same(&entry.text))
             }
             Statement::CreateReferenceTable { .. } => known
@@ -755,7 +816,9 @@ impl Catalog {
             Statement::CreateEndpoint { .. } => {
                 self.endpoints.get(name).is_some_and(|entry| same(&entry.text))
             }
-            Statement::CreateIntake { .. } => self.intakes.get(name).is_some_and(|entry| same(&entry.text)),
+            Statement::CreateIntake { method, path, .. } => {
+                self.intakes.get(&(*method, path.clone())).is_some_and(|entry| same(&entry.text))
+            }
             Statement::CreateSchedule { .. } => {
                 known.and_then(|name| self.schedules.get(name)).is_some_and(|entry| same(&entry.text))
             }
@@ -796,7 +859,17 @@ impl Catalog {
                 return Err(error.hint("ALTER STREAM adds columns and changes options; DROP STREAM ends it"));
             }
             "stream"
-        } else if self.tables.contains_key(&name) {
+        } else if let Some(entry) = self.tables.get(&name) {
+            let writes = matches!(declared.statement, Statement::CreateTable { .. });
+            if kind == "table" && (writes || entry.written.is_some()) {
+                let error = SqlError::new(
+                    "already_exists",
+                    format!("the table \"{name}\" is declared already, and differently"),
+                );
+                return Err(error.hint(
+                    "its rows would be lost: declare another one, and write them there, or DROP TABLE first",
+                ));
+            }
             "table"
         } else if self.references.contains_key(&name) {
             "reference table"
@@ -824,6 +897,14 @@ impl Catalog {
     fn no_stream(&self, name: &StreamName) -> SqlError {
         let error = SqlError::new("stream_not_found", format!("no stream \"{name}\""));
         match nearest(name.as_str(), self.streams.keys().map(StreamName::as_str)) {
+            Some(near) => error.hint(format!("did you mean \"{near}\"?")),
+            None => error,
+        }
+    }
+
+    fn no_table(&self, name: &StreamName) -> SqlError {
+        let error = SqlError::new("relation_not_found", format!("no table \"{name}\""));
+        match nearest(name.as_str(), self.tables.keys().map(StreamName::as_str)) {
             Some(near) => error.hint(format!("did you mean \"{near}\"?")),
             None => error,
         }
@@ -897,7 +978,9 @@ pub fn read_by(statement: &Statement) -> BTreeSet<StreamName> {
             names
         }
         Statement::CreateRule { relation, .. } => relation.iter().cloned().collect(),
-        Statement::CreateIntake { stream, takes: Takes::Again(_), .. } => BTreeSet::from([stream.clone()]),
+        Statement::CreateIntake { into, takes: Takes::Again(_) | Takes::Row(_), .. } => {
+            BTreeSet::from([into.clone()])
+        }
         _ => BTreeSet::new(),
     }
 }

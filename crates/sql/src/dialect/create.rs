@@ -10,10 +10,9 @@ use highwater_event::name::nearest;
 use highwater_event::{Column, StreamOptions};
 
 use super::clauses::{Emit, parse_duration};
-use super::endpoint::Method;
 use super::error::SqlError;
 use super::parser::Words;
-use super::statement::{Alteration, Kind, Statement};
+use super::statement::{Alteration, Kind, Method, Statement};
 use super::types::{arrow_type, map_type};
 
 /// Options of a stream that say how it is kept and shown, and may be changed later.
@@ -79,9 +78,10 @@ impl Words {
             self.expect("EXISTS")?;
         }
         let name = if kind == Kind::Endpoint {
-            if self.method()? == Method::Post {
-                kind = Kind::Intake;
-            }
+            kind = match self.method() {
+                Method::Get => kind,
+                method => Kind::Intake(method),
+            };
             self.path()?
         } else {
             self.name()?.to_string()
@@ -167,9 +167,7 @@ impl Words {
     pub(super) fn create_table(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
         let name = self.name()?;
         if self.parser.peek_token().token == Token::LParen {
-            return Err(self
-                .expected("AS SELECT …")
-                .hint("a table is derived from a stream; for rows from a file use CREATE REFERENCE TABLE, for events CREATE STREAM"));
+            return self.create_written_table(name);
         }
         self.options(&[])?;
         self.expect("AS")?;
@@ -185,6 +183,40 @@ impl Words {
             return Err(SqlError::unsupported("WITHIN belongs to a JOIN in CREATE STREAM … AS"));
         }
         Ok(Statement::CreateTableAs { name, window, query: clauses.query, emit_final })
+    }
+
+    /// `(columns) WITH (key = 'column')`, behind the name.
+    fn create_written_table(&mut self, name: highwater_event::StreamName) -> Result<Statement, SqlError> {
+        self.symbol(&Token::LParen)?;
+        let mut columns = Vec::new();
+        let mut given = Vec::new();
+        loop {
+            let column = self.column()?;
+            if self.take("GENERATED") {
+                for word in ["ALWAYS", "AS", "IDENTITY"] {
+                    self.expect(word)?;
+                }
+                given.push(column.name.clone());
+            }
+            columns.push(column);
+            if !self.parser.consume_token(&Token::Comma) {
+                break;
+            }
+        }
+        self.symbol(&Token::RParen)?;
+        let options = self.options(&["key"])?;
+        self.end().map_err(|error| {
+            error.hint("a table has columns, which callers write, or AS SELECT …, which the engine keeps up")
+        })?;
+        let key = options.get("key").ok_or_else(|| {
+            SqlError::new("missing_option", "a table that callers write needs WITH (key = 'column')")
+        })?;
+        let key = text_value("key", key)?.trim().to_ascii_lowercase();
+        if let Some(other) = given.iter().find(|name| **name != key) {
+            let detail = format!("\"{other}\" can't be GENERATED: the key can, and nothing else");
+            return Err(SqlError::new("invalid_option", detail));
+        }
+        Ok(Statement::CreateTable { name, columns, key, generated: !given.is_empty() })
     }
 
     pub(super) fn create_reference_table(&mut self) -> Result<Statement, SqlError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arrow::datatypes::DataType;
+use datafusion::sql::sqlparser::ast::{Query, SetExpr};
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
@@ -10,11 +11,13 @@ use super::clauses::Emit;
 use super::error::SqlError;
 use super::parser::Words;
 use super::schedule::constant;
-use super::statement::{Again, Answers, EndpointParameter, Statement, Takes};
+use super::statement::{Again, Answers, EndpointParameter, Method, RowChange, Statement, Takes, Writes};
 use super::types::arrow_type;
 
 /// Parameters that every page has.
 pub(super) const PAGE_PARAMETERS: [&str; 3] = ["limit", "cursor", "sort"];
+/// Parameters that every page with a number has.
+pub(super) const NUMBERED_PARAMETERS: [&str; 1] = ["page"];
 /// Parameters that every file has.
 pub(super) const FILE_PARAMETERS: [&str; 1] = ["format"];
 
@@ -24,23 +27,13 @@ const HITS_MEMBERS: [&str; 4] = ["recommendation", "results_found", "files", "hi
 /// The shortest time between two answers of a live endpoint, microseconds.
 const SHORTEST_TICK: i64 = 250_000;
 
-/// The method of an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
-    /// It answers a query.
-    Get,
-    /// It takes events.
-    Post,
-}
+/// The most rows of a page with a number.
+const LARGEST_PAGE: u64 = 1_000;
 
 impl Words {
-    /// `GET`, `POST` or nothing, which is GET.
-    pub(super) fn method(&mut self) -> Result<Method, SqlError> {
-        if self.take("POST") {
-            return Ok(Method::Post);
-        }
-        self.take("GET");
-        Ok(Method::Get)
+    /// A method, or nothing, which is GET.
+    pub(super) fn method(&mut self) -> Method {
+        Method::ALL.into_iter().find(|method| self.take(method.text())).unwrap_or(Method::Get)
     }
 
     /// A path in quotes.
@@ -51,7 +44,8 @@ impl Words {
     }
 
     pub(super) fn create_endpoint(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
-        let posted = self.method()? == Method::Post;
+        let method = self.method();
+        let posted = method == Method::Post;
         let token = self.parser.peek_token();
         let path = self.path()?;
         let next = self.parser.peek_token();
@@ -59,10 +53,15 @@ impl Words {
             return self.create_intake(path, &token);
         }
         if posted && !matches!(next.token, Token::LParen) && !Self::is(&next.token, "REQUIRES") {
-            return Err(self.expected("INTO stream, or REQUIRES … REPLAYS stream, or REQUIRES … AS SELECT …"));
+            return Err(self.expected(
+                "INTO stream, or REQUIRES … REPLAYS stream, REQUIRES … INSERTS INTO table, or REQUIRES … AS SELECT …",
+            ));
         }
         let parameters = self.endpoint_parameters()?;
         let permission = self.permission()?;
+        if let Some(change) = self.row_change(method)? {
+            return self.create_writes(method, (path, &token), parameters, permission, change);
+        }
         if posted && self.take("REPLAYS") {
             return self.create_replay(path, &token, parameters, permission);
         }
@@ -93,15 +92,10 @@ impl Words {
             return Err(SqlError::unsupported("a page is put in order and cut by the engine")
                 .hint("leave ORDER BY and LIMIT out: callers say sort, limit and cursor"));
         }
-        for name in path_parameters(&path) {
-            let parameter = parameters.iter().find(|parameter| parameter.name == name);
-            if parameter.is_none_or(|parameter| parameter.default.is_some()) {
-                let message = format!("{{{name}}} in the path is a parameter that is always given");
-                return Err(SqlError::new("invalid_path", message).at(token.span).hint(format!(
-                    "declare it in the parentheses after the path, without a default: ({name} TEXT)"
-                )));
-            }
+        if matches!(answers, Answers::Numbered { .. }) {
+            check_numbered(&query).map_err(|error| error.at(token.span))?;
         }
+        declared_in_path(&path, &parameters, &token)?;
         let shown: &[&str] = if answers == Answers::Hits { &HITS_MEMBERS } else { &[] };
         let own = [answers.parameters(), shown].concat();
         if let Some(taken) = parameters.iter().find(|parameter| own.contains(&parameter.name.as_str())) {
@@ -111,7 +105,7 @@ impl Words {
         Ok(Statement::CreateEndpoint { path, parameters, permission, answers, posted, query })
     }
 
-    /// `OBJECT`, `HITS`, `PAGE OF member [CACHED FOR n SECONDS]`, `FILE`, `PROOF OF stream` or `LIVE EVERY n SECONDS`, after
+    /// `OBJECT`, `HITS`, `PAGE OF member [CACHED FOR n SECONDS]`, `NUMBERED PAGES OF n`, `FILE`, `PROOF OF stream` or `LIVE EVERY n SECONDS`, after
     /// RETURNS.
     fn answers(&mut self) -> Result<Answers, SqlError> {
         if self.take("OBJECT") {
@@ -137,8 +131,20 @@ impl Words {
             self.expect("OF")?;
             return Ok(Answers::Proof { stream: self.name()? });
         }
+        if self.take("NUMBERED") {
+            self.expect("PAGES")?;
+            self.expect("OF")?;
+            let token = self.parser.peek_token();
+            let size = self.inner(|parser| parser.parse_literal_uint())?;
+            if !(1..=LARGEST_PAGE).contains(&size) {
+                let detail = format!("a page has from 1 to {LARGEST_PAGE} rows");
+                return Err(SqlError::new("invalid_option", detail).at(token.span));
+            }
+            return Ok(Answers::Numbered { size: size as usize });
+        }
         if !self.take("PAGE") {
-            return Err(self.expected("OBJECT, HITS, PAGE OF …, FILE, PROOF OF … or LIVE EVERY …"));
+            return Err(self
+                .expected("OBJECT, HITS, PAGE OF …, NUMBERED PAGES OF …, FILE, PROOF OF … or LIVE EVERY …"));
         }
         self.expect("OF")?;
         let member = self.inner(|parser| parser.parse_identifier())?.value;
@@ -184,7 +190,48 @@ impl Words {
         }
         self.end()?;
         let takes = if batch { Takes::Several } else { Takes::One };
-        Ok(Statement::CreateIntake { path, stream, takes })
+        Ok(Statement::CreateIntake { method: Method::Post, path, into: stream, takes })
+    }
+
+    /// `INSERTS INTO` behind POST, `UPDATES` behind PUT and PATCH, `DELETES FROM` behind DELETE.
+    fn row_change(&mut self, method: Method) -> Result<Option<RowChange>, SqlError> {
+        let (word, second, change) = match method {
+            Method::Get => return Ok(None),
+            Method::Post => ("INSERTS", Some("INTO"), RowChange::Insert),
+            Method::Put | Method::Patch => ("UPDATES", None, RowChange::Update),
+            Method::Delete => ("DELETES", Some("FROM"), RowChange::Delete),
+        };
+        if !self.take(word) {
+            // POST does other things, too.
+            return if method == Method::Post { Ok(None) } else { Err(self.expected(word)) };
+        }
+        second.map_or(Ok(()), |second| self.expect(second))?;
+        Ok(Some(change))
+    }
+
+    /// `table [RETURNING …]`, behind what becomes of its rows.
+    fn create_writes(
+        &mut self,
+        method: Method,
+        (path, at): (String, &TokenWithSpan),
+        parameters: Vec<EndpointParameter>,
+        permission: String,
+        change: RowChange,
+    ) -> Result<Statement, SqlError> {
+        let into = self.name()?;
+        let returning = match change {
+            RowChange::Delete => None,
+            RowChange::Insert | RowChange::Update if self.take("RETURNING") => {
+                let items = self.inner(|parser| parser.parse_projection())?;
+                let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+                Some(items.join(", "))
+            }
+            RowChange::Insert | RowChange::Update => None,
+        };
+        self.end()?;
+        declared_in_path(&path, &parameters, at)?;
+        let takes = Takes::Row(Box::new(Writes { parameters, permission, change, returning }));
+        Ok(Statement::CreateIntake { method, path, into, takes })
     }
 
     /// `stream [WHERE …] [SET (…)] [AS JOB]`, behind REPLAYS.
@@ -205,7 +252,8 @@ impl Words {
         }
         self.end()?;
         let again = Again { parameters, permission, condition, set, job };
-        Ok(Statement::CreateIntake { path, stream, takes: Takes::Again(Box::new(again)) })
+        let takes = Takes::Again(Box::new(again));
+        Ok(Statement::CreateIntake { method: Method::Post, path, into: stream, takes })
     }
 
     /// `SET (name = constant, …)`, if it comes next.
@@ -258,6 +306,45 @@ impl Words {
         }
         Ok(data_type)
     }
+}
+
+/// What stands in a path must be declared.
+fn declared_in_path(
+    path: &str,
+    parameters: &[EndpointParameter],
+    at: &TokenWithSpan,
+) -> Result<(), SqlError> {
+    for name in path_parameters(path) {
+        let parameter = parameters.iter().find(|parameter| parameter.name == name);
+        if parameter.is_none_or(|parameter| parameter.default.is_some()) {
+            let message = format!("{{{name}}} in the path is a parameter that is always given");
+            return Err(SqlError::new("invalid_path", message).at(at.span).hint(format!(
+                "declare it in the parentheses after the path, without a default: ({name} TEXT)"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Pages that have numbers are cut from rows in an order that is said.
+fn check_numbered(query: &Query) -> Result<(), SqlError> {
+    let unsupported = |what: &str| Err(SqlError::unsupported(what));
+    let SetExpr::Select(select) = &*query.body else {
+        return unsupported("pages with numbers are of one SELECT");
+    };
+    if select.distinct.is_some() {
+        return unsupported(
+            "pages with numbers count rows, so DISTINCT has to be inside: SELECT … FROM (SELECT DISTINCT …)",
+        );
+    }
+    if query.limit_clause.is_some() || query.fetch.is_some() {
+        return unsupported("pages with numbers are cut by the engine: leave LIMIT out");
+    }
+    if query.order_by.is_none() {
+        return Err(SqlError::unsupported("pages with numbers need ORDER BY: without it no row has a page")
+            .hint("end it with a column that is different in every row"));
+    }
+    Ok(())
 }
 
 fn without_parameters(path: &str, at: &TokenWithSpan) -> Result<(), SqlError> {

@@ -21,7 +21,7 @@ pub use parser::{check_statement, parse_live_query, parse_query, parse_script, q
 pub use rules::{Asker, RuleEntry, of_tenant};
 pub use schedule::{Schedule, Timetable};
 pub use statement::{
-    Again, Alteration, Answers, Declared, EndpointParameter, Kind, Rule, Statement, Takes, Window,
-    WindowKind, Within,
+    Again, Alteration, Answers, Declared, EndpointParameter, Kind, Method, RowChange, Rule, Statement, Takes,
+    Window, WindowKind, Within, Writes,
 };
 pub use types::{arrow_type, sql_type, stored_type};

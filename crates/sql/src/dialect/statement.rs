@@ -3,7 +3,7 @@
 use datafusion::sql::sqlparser::ast::{Expr, Query};
 use highwater_event::{Column, StreamName, StreamOptions};
 
-use super::endpoint::{FILE_PARAMETERS, PAGE_PARAMETERS};
+use super::endpoint::{FILE_PARAMETERS, NUMBERED_PARAMETERS, PAGE_PARAMETERS};
 use super::schedule::Schedule;
 
 /// A statement with the text that it was written as.
@@ -41,6 +41,17 @@ pub enum Statement {
         query: Box<Query>,
         /// How far apart the rows of a join may lie.
         within: Option<Within>,
+    },
+    /// CREATE TABLE name (columns) WITH (key): rows that callers write.
+    CreateTable {
+        /// Its name.
+        name: StreamName,
+        /// Its columns.
+        columns: Vec<Column>,
+        /// The column that tells its rows apart.
+        key: String,
+        /// The engine gives each new row its key.
+        generated: bool,
     },
     /// CREATE TABLE name AS SELECT … GROUP BY …: keyed and aggregated.
     CreateTableAs {
@@ -81,13 +92,16 @@ pub enum Statement {
         /// The query.
         query: Box<Query>,
     },
-    /// CREATE ENDPOINT POST 'path' …: events come in at a path of the pack's own, new ones or old ones again.
+    /// CREATE ENDPOINT method 'path' …: events come in at a path of the pack's own, new ones or old ones again, or rows of a
+    /// table are written.
     CreateIntake {
+        /// How it is called.
+        method: Method,
         /// Its path, starting with a slash and without one at the end.
         path: String,
-        /// The stream that they go to.
-        stream: StreamName,
-        /// Which events.
+        /// The stream that events go to, or the table that is written.
+        into: StreamName,
+        /// What comes in.
         takes: Takes,
     },
     /// CREATE SCHEDULE name CRON 'pattern' … RUN job: which job is begun when.
@@ -145,8 +159,8 @@ pub enum Kind {
     ReferenceTable,
     /// An endpoint that answers a query.
     Endpoint,
-    /// An endpoint that takes events.
-    Intake,
+    /// An endpoint that takes events or writes rows.
+    Intake(Method),
     /// A schedule.
     Schedule,
     /// A row filter, a column mask or a policy.
@@ -161,9 +175,51 @@ impl Kind {
             Self::Table => "table",
             Self::ReferenceTable => "reference table",
             Self::Endpoint => "endpoint",
-            Self::Intake => "POST endpoint",
+            Self::Intake(method) => method.endpoint(),
             Self::Schedule => "schedule",
             Self::Rule => "rule",
+        }
+    }
+}
+
+/// How an endpoint is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Method {
+    /// It answers a query.
+    Get,
+    /// It takes events, makes a row, or answers a query with its parameters in the body.
+    Post,
+    /// It changes a row.
+    Put,
+    /// It changes some columns of a row.
+    Patch,
+    /// It takes a row away.
+    Delete,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Get, Self::Post, Self::Put, Self::Patch, Self::Delete];
+
+    /// As it stands in a call.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+        }
+    }
+
+    /// An endpoint that is called so, in words.
+    fn endpoint(self) -> &'static str {
+        match self {
+            Self::Get => "endpoint",
+            Self::Post => "POST endpoint",
+            Self::Put => "PUT endpoint",
+            Self::Patch => "PATCH endpoint",
+            Self::Delete => "DELETE endpoint",
         }
     }
 }
@@ -181,6 +237,11 @@ pub enum Answers {
         member: String,
         /// How long an answer may be given again, microseconds.
         cached: Option<i64>,
+    },
+    /// So many of them at a time, by the number of the page, and how many there are.
+    Numbered {
+        /// Rows of a page.
+        size: usize,
     },
     /// The newest ones of a search, how many there are, and where in the lake they lie.
     Hits,
@@ -207,6 +268,43 @@ pub enum Takes {
     Several,
     /// REPLAYS stream: old ones of the stream, which happen again now.
     Again(Box<Again>),
+    /// INSERTS INTO table, UPDATES table, DELETES FROM table: a row of it.
+    Row(Box<Writes>),
+}
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowChange {
+    /// It is new.
+    Insert,
+    /// It is another one under the same key.
+    Update,
+    /// It is gone.
+    Delete,
+}
+
+impl RowChange {
+    /// As the stream of changes says it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Insert => "insert",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// How rows of a table are written.
+#[derive(Debug, Clone)]
+pub struct Writes {
+    /// Columns that a caller says, in the path or in the body.
+    pub parameters: Vec<EndpointParameter>,
+    /// The permission that a caller needs.
+    pub permission: String,
+    /// What becomes of the row.
+    pub change: RowChange,
+    /// What is answered of it, as a SELECT list; everything without it.
+    pub returning: Option<String>,
 }
 
 /// Old events that happen again.
@@ -229,6 +327,7 @@ impl Answers {
     pub fn parameters(&self) -> &'static [&'static str] {
         match self {
             Self::Page { .. } => &PAGE_PARAMETERS,
+            Self::Numbered { .. } => &NUMBERED_PARAMETERS,
             Self::File => &FILE_PARAMETERS,
             Self::Rows | Self::Object | Self::Hits | Self::Live { .. } | Self::Proof { .. } => &[],
         }
@@ -238,9 +337,13 @@ impl Answers {
     pub fn stream(&self) -> Option<&StreamName> {
         match self {
             Self::Proof { stream } => Some(stream),
-            Self::Rows | Self::Object | Self::Hits | Self::Page { .. } | Self::File | Self::Live { .. } => {
-                None
-            }
+            Self::Rows
+            | Self::Object
+            | Self::Hits
+            | Self::Page { .. }
+            | Self::Numbered { .. }
+            | Self::File
+            | Self::Live { .. } => None,
         }
     }
 }
@@ -347,10 +450,10 @@ impl Statement {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::CreateStream { .. } | Self::CreateStreamAs { .. } => "stream",
-            Self::CreateTableAs { .. } => "table",
+            Self::CreateTable { .. } | Self::CreateTableAs { .. } => "table",
             Self::CreateReferenceTable { .. } => "reference table",
             Self::CreateEndpoint { .. } => "endpoint",
-            Self::CreateIntake { .. } => Kind::Intake.text(),
+            Self::CreateIntake { method, .. } => Kind::Intake(*method).text(),
             Self::CreateSchedule { .. } => Kind::Schedule.text(),
             Self::AlterStream { .. } => "stream",
             Self::CreateRule { rule, .. } => super::rules::kind(rule),
@@ -364,6 +467,7 @@ impl Statement {
         match self {
             Self::CreateStream { name, .. }
             | Self::CreateStreamAs { name, .. }
+            | Self::CreateTable { name, .. }
             | Self::CreateTableAs { name, .. }
             | Self::CreateReferenceTable { name, .. }
             | Self::AlterStream { name, .. }

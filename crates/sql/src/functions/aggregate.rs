@@ -1,5 +1,5 @@
 //! The language's own aggregates as batch aggregates: the meaning that the incremental tables must
-//! agree with. All of them skip nulls and take rows in the order in which they come. They are written
+//! agree with. All of them skip nulls, but LATEST_BY_OFFSET(x, false), and take rows in the order in which they come. They are written
 //! for plainness, not for speed: values are collected and looked at in the end.
 
 use std::cmp::Ordering;
@@ -12,12 +12,14 @@ use datafusion::common::utils::SingleRowListArrayBuilder;
 use datafusion::common::{Result, ScalarValue, exec_err};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::format_state_name;
-use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDF, AggregateUDFImpl, Signature, TypeSignature, Volatility,
+};
 
 use crate::stream::aggregate::Column;
 use crate::stream::sketch::Sketch;
 
-/// The value of the newest row that has one.
+/// The value of the newest row that has one; of the newest row, with `false` as a second argument.
 pub const LATEST_BY_OFFSET: &str = "latest_by_offset";
 /// The value of the oldest row that has one.
 pub const EARLIEST_BY_OFFSET: &str = "earliest_by_offset";
@@ -64,8 +66,12 @@ struct Collecting {
 
 impl Collecting {
     fn new(name: &'static str, kind: Kind) -> Self {
-        let arguments = if matches!(kind, Kind::Top { .. }) { 2 } else { 1 };
-        Self { name, kind, signature: Signature::any(arguments, Volatility::Immutable) }
+        let arguments = match kind {
+            Kind::Top { .. } => TypeSignature::Any(2),
+            Kind::Latest => TypeSignature::OneOf(vec![TypeSignature::Any(1), TypeSignature::Any(2)]),
+            _ => TypeSignature::Any(1),
+        };
+        Self { name, kind, signature: Signature::new(arguments, Volatility::Immutable) }
     }
 }
 
@@ -110,12 +116,17 @@ struct Collected {
     kind: Kind,
     element: DataType,
     values: Vec<ScalarValue>,
+    /// How many are kept, or [`NULLS`].
     k: i64,
 }
 
+/// In the place of a number of values: nulls are values, too.
+const NULLS: i64 = -1;
+
 impl Collected {
     fn take(&mut self, values: &ArrayRef) -> Result<()> {
-        for row in (0..values.len()).filter(|row| values.is_valid(*row)) {
+        let nulls = self.k == NULLS;
+        for row in (0..values.len()).filter(|row| nulls || values.is_valid(*row)) {
             match self.kind {
                 Kind::Latest => self.values.clear(),
                 Kind::Earliest if !self.values.is_empty() => return Ok(()),
@@ -155,12 +166,20 @@ impl Accumulator for Collected {
                 return exec_err!("TOPK takes a constant above 0 as its second argument");
             }
         }
+        if let (Kind::Latest, Some(skips)) = (self.kind, values.get(1)) {
+            match skips.as_boolean_opt().and_then(|skips| skips.iter().flatten().next()) {
+                Some(true) => {}
+                Some(false) => self.k = NULLS,
+                None if skips.is_empty() => {}
+                None => return exec_err!("LATEST_BY_OFFSET takes true or false as its second argument"),
+            }
+        }
         self.take(&values[0])
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
         for k in states[1].as_primitive::<Int64Type>().iter().flatten() {
-            self.k = self.k.max(k);
+            self.k = if k == NULLS { k } else { self.k.max(k) };
         }
         for list in states[0].as_list::<i32>().iter().flatten() {
             self.take(&list)?;

@@ -252,6 +252,17 @@ fn plan_aggregate(
         };
         arguments_given = &arguments_given[..1];
     }
+    if let (Function::Latest, [_, skips_nulls]) = (function, arguments_given) {
+        let Expr::Literal(ScalarValue::Boolean(Some(skips_nulls)), _) = skips_nulls else {
+            return Err(SqlError::unsupported(format!(
+                "{name}(x, ignoreNulls) takes true or false as its second argument"
+            )));
+        };
+        if !skips_nulls {
+            function = Function::LatestRow;
+        }
+        arguments_given = &arguments_given[..1];
+    }
     let (argument, input) = match arguments_given {
         [] => (None, DataType::Int64),
         [Expr::Literal(value, _)] if function == Function::Count && !value.is_null() => {

@@ -34,6 +34,8 @@ pub enum Function {
     Average,
     /// LATEST_BY_OFFSET(x).
     Latest,
+    /// LATEST_BY_OFFSET(x, false): of the newest row, also when it has none.
+    LatestRow,
     /// COLLECT_LIST(x).
     List,
     /// EARLIEST_BY_OFFSET(x).
@@ -162,7 +164,7 @@ impl Aggregate {
             Function::Sum => Partial::Sum(Value::Null),
             Function::Min | Function::Max => Partial::Extreme(Value::Null),
             Function::Average => Partial::Average(Value::Null, 0),
-            Function::Latest => Partial::Latest(i64::MIN, 0, Value::Null),
+            Function::Latest | Function::LatestRow => Partial::Latest(i64::MIN, 0, Value::Null),
             Function::Earliest => Partial::Latest(i64::MAX, u64::MAX, Value::Null),
             Function::List => Partial::List(Vec::new()),
             Function::Spread { .. } => Partial::Moments(0, 0.0, 0.0),
@@ -202,7 +204,7 @@ impl Aggregate {
             return;
         }
         let value = self.argument(columns, row);
-        if value == Value::Null {
+        if value == Value::Null && self.function != Function::LatestRow {
             return;
         }
         match partial {
@@ -280,7 +282,8 @@ impl Aggregate {
                 *count = count.checked_add(*more)?;
             }
             (Partial::Latest(at, offset, value), Partial::Latest(other_at, other_offset, other)) => {
-                if *other != Value::Null && self.is_wanted((*other_at, *other_offset), (*at, *offset)) {
+                let counts = *other != Value::Null || self.function == Function::LatestRow;
+                if counts && self.is_wanted((*other_at, *other_offset), (*at, *offset)) {
                     (*at, *offset, *value) = (*other_at, *other_offset, other.clone());
                 }
             }

@@ -1,13 +1,15 @@
-//! Declared endpoints: queries published as REST resources, and paths that events come in at.
+//! Declared endpoints: queries published as REST resources, and paths that events come in at or rows are written at.
 //!
-//! Here an endpoint is found and its parameters are read; `page`, `file`, `proof` and `live` hold what becomes of the
-//! rows of those that answer more than an array or an object.
+//! Here an endpoint is found and its parameters are read; `page`, `numbered`, `file`, `proof` and `live` hold what becomes
+//! of the rows of those that answer more than an array or an object, and `write` makes, changes and deletes rows.
 
 mod file;
 mod hits;
 mod live;
+mod numbered;
 mod page;
 mod proof;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,13 +18,15 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use datafusion::common::ScalarValue;
 use highwater_event::json::rows_as_json;
 use highwater_event::name::nearest;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{Page, PageResult, QueryResult, endpoint_values, run_endpoint, run_page};
-use highwater_sql::catalog::{Endpoint, InPath, Intake, Taking};
+use highwater_sql::adhoc::{
+    Page, PageResult, QueryResult, endpoint_values, run_endpoint, run_numbered, run_page,
+};
+use highwater_sql::catalog::{Endpoint, InPath, Intake, Parameter, Taking};
 use highwater_sql::dialect::{Answers, Asker};
 use percent_encoding::percent_decode_str;
 
@@ -75,10 +79,15 @@ pub async fn declared(
 ) -> Answer {
     let path = request.uri().path();
     if let Found::Intake(intake) = &found {
-        let stream = events::find(&node, intake.stream.as_str())?;
+        let stream = || events::find(&node, intake.into.as_str());
         return match &intake.taking {
-            Taking::One => events::take_one(&node, &call, stream, &headers, request).await,
-            Taking::Several => events::take_several(&node, &call, stream, &headers, request).await,
+            Taking::One => events::take_one(&node, &call, stream()?, &headers, request).await,
+            Taking::Several => events::take_several(&node, &call, stream()?, &headers, request).await,
+            Taking::Row(writes) => {
+                let path = path.to_owned();
+                let body = body_of(request).await?;
+                write::answer(&node, &call, (intake, writes), (&path, &headers), &body).await
+            }
             Taking::Again(_) => {
                 let body = body_of(request).await?;
                 replay::answer_declared(&node, &call, intake, &body).await
@@ -87,23 +96,12 @@ pub async fn declared(
     }
     let reads = request.method() == Method::GET || request.method() == Method::HEAD;
     let endpoint = if let Found::Endpoint(endpoint) = found { Some(endpoint) } else { None };
-    if let Some(endpoint) = endpoint.as_ref().filter(|endpoint| endpoint.posted) {
-        if request.method() != Method::POST {
-            return Err(wrong_method("this endpoint is asked with POST, its parameters in the body", "POST"));
-        }
+    let posted_to = endpoint.as_ref().filter(|endpoint| endpoint.posted && request.method() == Method::POST);
+    if let Some(endpoint) = posted_to {
         return posted(node, call, endpoint.clone(), request).await;
     }
-    let is_read = endpoint.is_some();
-    let Some(endpoint) = endpoint.filter(|_| reads) else {
-        return Err(match (is_read, node.catalog().intakes.contains_key(path)) {
-            (false, false) => Problem::not_found("path_not_found", format!("there is nothing at {path}"))
-                .hint("GET /docs lists the calls"),
-            (true, false) => wrong_method("this endpoint is read with GET", "GET, HEAD"),
-            (false, true) => wrong_method("events are sent to this endpoint with POST", "POST"),
-            (true, true) => {
-                wrong_method("this endpoint is read with GET, and takes events with POST", "GET, HEAD, POST")
-            }
-        });
+    let Some(endpoint) = endpoint.as_ref().filter(|endpoint| reads && !endpoint.posted).cloned() else {
+        return Err(wrong_method(&node, endpoint.as_deref(), path));
     };
     let in_path = endpoint.in_path(path).unwrap_or_default();
     if let Answers::Live { every } = &endpoint.answers {
@@ -117,6 +115,7 @@ pub async fn declared(
         Answers::Rows | Answers::Object => plain(&question, path).await,
         Answers::Hits => hits::answer(&question, &asked).await,
         Answers::Page { member, cached } => page::answer(&question, &asked, member, *cached).await,
+        Answers::Numbered { size } => numbered::answer(&question, &asked, *size).await,
         Answers::File => file::answer(question, &asked, request.method() == Method::HEAD).await,
         Answers::Proof { stream } => proof::answer(&question, stream, path).await,
         Answers::Live { .. } => Err(Problem::internal("a live endpoint was answered before")),
@@ -146,8 +145,24 @@ async fn body_of(request: Request) -> Result<Bytes, Problem> {
     body.map_err(|error| Problem::bad_request("body_unreadable", error.to_string()))
 }
 
-fn wrong_method(detail: &str, allowed: &str) -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).header(header::ALLOW, allowed)
+/// Says how a path may be called, or that there is none.
+fn wrong_method(node: &Node, endpoint: Option<&Endpoint>, path: &str) -> Problem {
+    let asked: &[&str] = match endpoint {
+        Some(endpoint) if endpoint.posted => &["POST"],
+        Some(_) => &["GET", "HEAD"],
+        None => &[],
+    };
+    let catalog = node.catalog();
+    let written = catalog.intakes.values().filter(|intake| intake.in_path(path).is_some());
+    let mut methods: Vec<&str> = asked.iter().copied().chain(written.map(|it| it.method.text())).collect();
+    methods.dedup();
+    if methods.is_empty() {
+        return Problem::not_found("path_not_found", format!("there is nothing at {path}"))
+            .hint("GET /docs lists the calls");
+    }
+    let allowed = methods.join(", ");
+    let detail = format!("this path is called with {allowed}");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).header(header::ALLOW, &allowed)
 }
 
 /// What a call gave: the endpoint's own parameters, and those that its kind of answer has.
@@ -167,13 +182,13 @@ impl Asked {
             .into()
     }
 
-    fn read(
-        endpoint: &Endpoint,
+    /// Reads what was given: `own` parameters, in the path or not, and those `of_kind`.
+    fn of(
+        (own, of_kind): (&[Parameter], &'static [&'static str]),
         given: BTreeMap<String, String>,
         in_path: InPath<'_>,
     ) -> Result<Self, Problem> {
-        let of_kind = endpoint.answers.parameters();
-        let own = endpoint.parameters.iter().map(|parameter| parameter.name.as_str());
+        let own = own.iter().map(|parameter| parameter.name.as_str());
         let own: Vec<&str> = own.filter(|name| in_path.iter().all(|(known, _)| known != name)).collect();
         let mut asked = Self { given: HashMap::new(), beside: BTreeMap::new() };
         for (name, value) in given {
@@ -201,8 +216,12 @@ impl Asked {
 }
 
 /// A parameter that names a tenant can only narrow to one that the caller is of.
-fn of_own_tenant(call: &Call, endpoint: &Endpoint, values: &[(String, ScalarValue)]) -> Result<(), Problem> {
-    for parameter in endpoint.parameters.iter().filter(|parameter| parameter.tenant) {
+fn of_own_tenant(
+    call: &Call,
+    parameters: &[Parameter],
+    values: &[(String, ScalarValue)],
+) -> Result<(), Problem> {
+    for parameter in parameters.iter().filter(|parameter| parameter.tenant) {
         let value = values.iter().find(|(name, _)| *name == parameter.name).map(|(_, value)| value);
         if let Some(ScalarValue::Utf8(Some(tenant))) = value
             && !call.principal().is_of(tenant)
@@ -231,10 +250,10 @@ impl Question {
         given: BTreeMap<String, String>,
         in_path: InPath<'_>,
     ) -> Result<(Self, Asked), Problem> {
-        let asked = Asked::read(endpoint, given, in_path)?;
+        let asked = Asked::of((&endpoint.parameters, endpoint.answers.parameters()), given, in_path)?;
         call.saw("parameters", asked.said());
         let values = endpoint_values(&node.engine, &endpoint.parameters, &asked.given).await?;
-        of_own_tenant(call, endpoint, &values)?;
+        of_own_tenant(call, &endpoint.parameters, &values)?;
         let (node, call, endpoint) = (node.clone(), call.clone(), endpoint.clone());
         Ok((Self { node, call, endpoint, values }, asked))
     }
@@ -274,6 +293,17 @@ impl Question {
         .await
     }
 
+    /// A page by its number, and how many rows there are.
+    async fn numbered(&self, size: usize, page: u64) -> Result<(QueryResult, u64), Problem> {
+        self.ask(move |asking| async move {
+            let (asker, values) = (asking.asker(), asking.values.clone());
+            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
+            let endpoint = &asking.endpoint;
+            run_numbered(engine, relations, endpoint, asker, values, (size, page), QUERY_LIMITS).await
+        })
+        .await
+    }
+
     /// All rows.
     async fn rows(&self) -> Result<QueryResult, Problem> {
         self.ask(|asking| async move {
@@ -307,14 +337,22 @@ fn nothing_at(path: &str) -> Problem {
 
 /// The rows as an array, or the first of them.
 async fn plain(question: &Question, path: &str) -> Answer {
-    let result = question.rows().await?;
+    let mut result = question.rows().await?;
     let object = question.endpoint.answers == Answers::Object;
+    let version = if object { write::version_shown(&result) } else { None };
+    if version.is_some() {
+        result = shown(result)?;
+    }
     let body = if object { first_row(&result) } else { format!("[{}]", rows(&result, &result.names(), ",")) };
     if body.is_empty() {
         return Err(nothing_at(path));
     }
     question.call.saw_rows(&question.node, result.row_count(), body.as_bytes());
-    Ok(typed("application/json", body))
+    let mut response = typed("application/json", body);
+    if let Some(tag) = version.and_then(|version| HeaderValue::from_str(&write::tag(version)).ok()) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    Ok(response)
 }
 
 /// The first row as a JSON object; nothing when there is none.

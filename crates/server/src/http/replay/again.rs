@@ -60,7 +60,7 @@ impl Replay {
         values: Values,
         times: Times,
     ) -> Result<Self, Problem> {
-        let stream = streams::find(node, intake.stream.as_str())?.schema.clone();
+        let stream = streams::find(node, intake.into.as_str())?.schema.clone();
         let reader = Reader::Endpoint(call.identity.clone());
         let mut condition = format!("({})", replays.condition.as_deref().unwrap_or("TRUE"));
         if let Times::From { until, .. } = times {
@@ -99,7 +99,7 @@ pub async fn answer(node: &Arc<Node>, call: &Arc<Call>, intake: &Arc<Intake>, bo
     let mut replay = Replay::declared(node, call.clone(), intake, replays, values, Times::Now).await?;
     let first = format!(
         "SELECT _partition, _offset FROM {} WHERE {} ORDER BY _recorded_at, _partition, _offset LIMIT 1",
-        quoted(intake.stream.as_str()),
+        quoted(intake.into.as_str()),
         replay.condition
     );
     let found = replay.ask(first).await?;
@@ -107,7 +107,7 @@ pub async fn answer(node: &Arc<Node>, call: &Arc<Call>, intake: &Arc<Intake>, bo
         let partition = batch.column(0).as_primitive::<Int32Type>().value(0);
         (partition.unsigned_abs(), batch.column(1).as_primitive::<Int64Type>().value(0).unsigned_abs())
     });
-    let missing = || Problem::not_found("not_found", format!("no event of \"{}\" fits", intake.stream));
+    let missing = || Problem::not_found("not_found", format!("no event of \"{}\" fits", intake.into));
     let (partition, offset) = place.ok_or_else(missing)?;
     let totals = replay.append(partition, &[offset]).await?;
     let Some((to_partition, to_offset)) = totals.last else {
@@ -122,7 +122,7 @@ pub async fn answer(node: &Arc<Node>, call: &Arc<Call>, intake: &Arc<Intake>, bo
     call.settle();
     let shown = format!(
         "SELECT * FROM {} WHERE _partition = {to_partition} AND _offset = {to_offset}",
-        quoted(intake.stream.as_str())
+        quoted(intake.into.as_str())
     );
     replay.parameters.clear();
     let row = first_row(&replay.ask(shown).await?);
@@ -130,7 +130,7 @@ pub async fn answer(node: &Arc<Node>, call: &Arc<Call>, intake: &Arc<Intake>, bo
         if row.is_empty() { Map::new() } else { serde_json::from_str(&row).map_err(Problem::internal)? };
     event.retain(|name, value| !name.starts_with('_') && !value.is_null());
     event.extend(replays.set.clone());
-    let stream = intake.stream.public();
+    let stream = intake.into.public();
     event.insert(ORIGINAL.into(), json!({"stream": stream, "partition": partition, "offset": offset}));
     let message = format!("the event was sent again; it is at offset {to_offset} of {stream}");
     Ok(Json(json!({"status": "success", "message": message, "new_data": event})).into_response())
@@ -148,11 +148,11 @@ async fn told(
     let input = members(input, &["endpoint", "given"])?;
     let path = input.get("endpoint").and_then(Value::as_str).unwrap_or_default().trim_end_matches('/');
     let catalog = node.catalog();
-    let intake = catalog.intakes.get(path).cloned();
+    let intake = catalog.intake("POST", path).cloned();
     let missing = || Problem::parameter("input", "endpoint is the path of one that REPLAYS a stream AS JOB");
     let intake = intake.filter(|intake| replays_of(intake).is_some_and(|it| it.job)).ok_or_else(missing)?;
     let replays = replays_of(&intake).ok_or_else(missing)?;
-    let shared = is_shared(&catalog, &intake.stream);
+    let shared = is_shared(&catalog, &intake.into);
     node.authorize(identity, Asked::on(&replays.permission, "endpoint", &intake.path).shared(shared))?;
     let given = input.get("given").cloned().unwrap_or_else(|| json!({}));
     let values = values(node, replays, &given, &["name", "dry_run"]).await?;
@@ -182,7 +182,7 @@ impl Kind for AgainJob {
         let first =
             namesakes.iter().map(|job| job.submitted_at).min().map_or(until, |first| first.min(until));
         let call =
-            Arc::new(Call::of_job(node, order, &replays.permission, format!("stream:{}", intake.stream)));
+            Arc::new(Call::of_job(node, order, &replays.permission, format!("stream:{}", intake.into)));
         let times = Times::From { first, until };
         let mut replay = Replay::declared(node, call, &intake, replays, values, times).await?;
         replay.find().await?;

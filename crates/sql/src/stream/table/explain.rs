@@ -84,7 +84,7 @@ impl TableProgram {
                     ("the extreme so far; rows are never taken back", "one value a group")
                 }
                 Function::Average => ("sum and count", "up to 25 bytes a group"),
-                Function::Latest | Function::Earliest => {
+                Function::Latest | Function::LatestRow | Function::Earliest => {
                     ("the value with its place in the log", "one value and 16 bytes a group")
                 }
                 Function::List => (

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::compute::cast;
 use highwater_log::fold::{LaneMarks, StateReader};
 use highwater_log::keyed::StoreError;
@@ -76,6 +76,28 @@ impl TableRows {
             rows.extend(self.program.select(batch).await?);
         }
         Ok(rows)
+    }
+
+    /// The rows of the group with a key; those that were folded before `mark()`.
+    pub async fn read_group(&self, key: &[ArrayRef]) -> Result<Vec<RecordBatch>, SqlError> {
+        let failed = |error: &dyn std::fmt::Display| SqlError::new("internal", error.to_string());
+        let keys = self.program.encode_keys(key, 1).map_err(|error| failed(&error))?;
+        let wanted = keys.row(0);
+        let mut found = None;
+        let read = self.states.read(wanted.as_ref(), &mut |key, state| {
+            found = (key == wanted.as_ref()).then(|| state.clone());
+            false
+        });
+        read.map_err(|error| failed(&error))?;
+        let Some(state) = found else { return Ok(Vec::new()) };
+        let group = (None, wanted.as_ref().to_vec(), state);
+        let assembled = self.program.assemble(&[group]).map_err(|error| failed(&error))?;
+        self.program.select(assembled).await
+    }
+
+    /// The first offset of a partition of the source that is not in the rows yet.
+    pub fn mark(&self, partition: u32) -> u64 {
+        self.states.marks().get(&partition).map_or(0, |mark| mark.offset)
     }
 
     fn aggregated(&self, extent: Extent) -> Result<Vec<RecordBatch>, String> {
