@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The rooms and their levels; a room imports only rooms of lower levels. Tooling stands outside.
-const LEVELS: [(&str, u8); 11] = [
+const LEVELS: [(&str, u8); 12] = [
     ("highwater-event", 0),
+    ("highwater-model", 1),
     ("highwater-privacy", 1),
     ("highwater-log", 2),
     ("highwater-ingest", 3),

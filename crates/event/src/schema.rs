@@ -93,6 +93,13 @@ impl Default for StreamOptions {
     }
 }
 
+impl StreamOptions {
+    /// Those of a stream that the engine writes itself, with a column that says whose each row is.
+    pub fn of_engine(tenant: &str) -> Self {
+        Self { partitions: 1, lake: true, tenant: Some(tenant.into()), ..Self::default() }
+    }
+}
+
 /// A stream's name, columns and options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StreamSchema {

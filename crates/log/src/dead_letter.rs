@@ -67,12 +67,7 @@ pub fn schema(name: &'static str) -> StreamSchema {
             Column { sensitive: true, ..Column::new("sealed_body", DataType::Binary, true) },
             Column::new("tenant", DataType::Utf8, true),
         ],
-        options: StreamOptions {
-            partitions: 1,
-            lake: true,
-            tenant: Some("tenant".into()),
-            ..StreamOptions::default()
-        },
+        options: StreamOptions::of_engine("tenant"),
         raw: false,
     }
 }

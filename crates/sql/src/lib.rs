@@ -14,6 +14,7 @@ pub mod adhoc;
 pub mod catalog;
 pub mod dialect;
 pub mod functions;
+pub mod models;
 pub mod plan;
 pub mod reference;
 pub mod session;

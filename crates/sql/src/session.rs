@@ -13,6 +13,7 @@ use highwater_privacy::Vault;
 
 use crate::dialect::SqlError;
 use crate::functions;
+use crate::models::Models;
 use crate::reference::References;
 use crate::spill::Spills;
 
@@ -23,6 +24,7 @@ const SPILL_FACTOR: u64 = 16;
 pub struct Engine {
     template: SessionState,
     references: Arc<References>,
+    models: Arc<Models>,
     vault: Option<Arc<Vault>>,
 }
 
@@ -33,8 +35,9 @@ impl Engine {
         let references = Arc::new(References::default());
         let spills = Spills::new(query_memory as u64 * SPILL_FACTOR);
         let runtime = runtime(query_memory, Arc::new(spills))?;
-        let template = session(runtime, &references, token_key)?;
-        Ok(Self { template, references, vault: None })
+        let models = Arc::new(Models::default());
+        let template = session(runtime, (&references, &models), token_key)?;
+        Ok(Self { template, references, models, vault: None })
     }
 
     /// Reads what stands encrypted in the lake.
@@ -51,6 +54,11 @@ impl Engine {
     /// The reference tables that plans look into.
     pub fn references(&self) -> &Arc<References> {
         &self.references
+    }
+
+    /// The trained models that plans ask.
+    pub fn models(&self) -> &Arc<Models> {
+        &self.models
     }
 
     /// What sessions are made of.
@@ -93,7 +101,7 @@ pub(crate) fn runtime(memory: usize, spills: Arc<Spills>) -> Result<Arc<RuntimeE
 
 fn session(
     runtime: Arc<RuntimeEnv>,
-    references: &Arc<References>,
+    (references, models): (&Arc<References>, &Arc<Models>),
     token_key: [u8; 32],
 ) -> Result<SessionState, SqlError> {
     let mut config = SessionConfig::new()
@@ -119,7 +127,7 @@ fn session(
         .with_runtime_env(runtime)
         .with_default_features()
         .build();
-    for function in functions::scalar_functions(references, token_key) {
+    for function in functions::scalar_functions(references, models, token_key) {
         state.register_udf(function)?;
     }
     let known = state.scalar_functions().clone();

@@ -202,8 +202,10 @@ fn admit(
     if let Some(intake) = intake {
         asked = match &intake.taking {
             Taking::One | Taking::Several => Asked::on("ingest", "stream", intake.into.as_str()),
-            Taking::Again(_) | Taking::Row(_) => Asked::on(intake.requires(), "endpoint", &intake.path)
-                .shared(is_shared(&catalog, &intake.into)),
+            Taking::Again(_) | Taking::Row(_) | Taking::Training { .. } => {
+                Asked::on(intake.requires(), "endpoint", &intake.path)
+                    .shared(is_shared(&catalog, &intake.into))
+            }
         };
         found = Found::Intake(intake.clone());
         decided = true;

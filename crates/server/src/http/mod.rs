@@ -23,6 +23,7 @@ mod keys;
 pub mod listen;
 mod live;
 mod metrics;
+mod models;
 mod oidc;
 mod openapi;
 mod operate;

@@ -19,8 +19,8 @@ use utoipa::openapi::{PathItem, Ref, RefOr, Required, Schema};
 
 use super::endpoints::{FORMATS, NEWEST_FIRST, OLDEST_FIRST};
 use super::{
-    audit, claim, datalake, dead_letters, encryption, events, health, jobs, keys, live, metrics, oidc,
-    operate, people, replay, sign_in, socket, sql, statements, streams, views,
+    audit, claim, datalake, dead_letters, encryption, events, health, jobs, keys, live, metrics, models,
+    oidc, operate, people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -105,6 +105,8 @@ use crate::node::Node;
         jobs::show,
         jobs::cancel,
         jobs::schedules,
+        models::list,
+        models::moved,
         operate::maintain,
         operate::backup,
         health::healthz,
@@ -446,11 +448,26 @@ fn writing(intake: &Intake, writes: &RowWrites) -> OperationBuilder {
     }
 }
 
+/// A path that models are trained at.
+fn training(intake: &Intake, permission: &str) -> OperationBuilder {
+    let object = ObjectBuilder::new().property("model_type", text()).required("model_type");
+    let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::from(object)))).build();
+    let body =
+        RequestBodyBuilder::new().content("application/json", content).required(Some(Required::True)).build();
+    OperationBuilder::new()
+        .tag("declared")
+        .summary(Some(format!("Needs the permission {permission}")))
+        .description(Some(format!("```sql\n{}\n```", intake.text)))
+        .request_body(Some(body))
+        .response("202", ResponseBuilder::new().description("a job has begun; job_id names it"))
+}
+
 /// A path that something comes in at.
 fn taking(intake: &Intake) -> OperationBuilder {
     let what = match &intake.taking {
         Taking::Again(replays) => return again(intake, replays),
         Taking::Row(writes) => return writing(intake, writes),
+        Taking::Training { permission } => return training(intake, permission),
         Taking::One => "one event",
         Taking::Several => "several events: {events: […]} or NDJSON",
     };
@@ -466,7 +483,7 @@ fn taking(intake: &Intake) -> OperationBuilder {
         Taking::Several => {
             body.content("application/x-ndjson", ContentBuilder::new().schema(Some(text())).build())
         }
-        Taking::One | Taking::Again(_) | Taking::Row(_) => body,
+        _ => body,
     };
     OperationBuilder::new()
         .tag("declared")

@@ -20,8 +20,8 @@ use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
     CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, events, health, jobs, keys,
-    live, metrics, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql, statements, streams,
-    views,
+    live, metrics, models, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql, statements,
+    streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -75,6 +75,8 @@ fn guarded() -> Routes {
         .get("/api/v1/jobs/{id}", Need::Known("view_jobs"), jobs::show)
         .post("/api/v1/jobs/{id}/cancel", Need::Known("cancel_job"), jobs::cancel)
         .get("/api/v1/schedules", Need::Node("describe"), jobs::schedules)
+        .get("/api/v1/models", Need::Node("describe"), models::list)
+        .get("/api/v1/models/{model}/drift", Need::Node("read"), models::moved)
         .post("/api/v1/maintenance", Need::Node("operate"), operate::maintain)
         .post("/api/v1/backup", Need::Node("back_up"), operate::backup)
         .get("/api/openapi.json", Need::Known("describe"), openapi::document)

@@ -63,6 +63,7 @@ pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
         .map(|entry| ("reference table", entry.table.name.to_string(), &entry.text));
     let tables = catalog.tables.iter().map(|(name, entry)| ("table", name.to_string(), &entry.text));
     let endpoints = catalog.endpoints.values().map(|entry| ("endpoint", entry.path.clone(), &entry.text));
+    let models = catalog.models.values().map(|entry| ("model", entry.name.to_string(), &entry.text));
     let intakes = catalog.intakes.values();
     let intakes = intakes.map(|entry| (Kind::Intake(entry.method).text(), entry.path.clone(), &entry.text));
     let statements: Vec<Value> = references
@@ -70,6 +71,7 @@ pub async fn list(State(node): State<Arc<Node>>) -> Json<Value> {
         .chain(tables)
         .chain(endpoints)
         .chain(intakes)
+        .chain(models)
         .filter(|(_, _, text)| !text.is_empty())
         .map(|(kind, name, text)| json!({"kind": kind, "name": name, "sql": text}))
         .collect();

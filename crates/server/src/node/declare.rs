@@ -97,6 +97,7 @@ impl Node {
             dead_letter::schema(LATE_EVENTS),
             super::letters::schema(),
             super::jobs::schema(),
+            super::models::schema(),
             highwater_log::idle::schema(),
             highwater_log::audit::schema(),
             highwater_audit::pruned::schema(),
@@ -356,6 +357,7 @@ impl Node {
                     catalog.intakes.contains_key(&(*method, path.clone()))
                 }
                 "endpoint" => catalog.endpoints.contains_key(&name),
+                "model" => StreamName::new(&name).is_ok_and(|name| catalog.models.contains_key(&name)),
                 "schedule" => StreamName::new(&name).is_ok_and(|name| catalog.schedules.contains_key(&name)),
                 "row filter" | "column mask" | "policy" => {
                     StreamName::new(&name).is_ok_and(|name| catalog.rules.contains_key(&name))

@@ -32,12 +32,7 @@ pub(super) fn schema() -> StreamSchema {
             Column::new("principal", DataType::Utf8, false),
             Column::new("tenant", DataType::Utf8, false),
         ],
-        options: StreamOptions {
-            partitions: 1,
-            lake: true,
-            tenant: Some("tenant".into()),
-            ..StreamOptions::default()
-        },
+        options: StreamOptions::of_engine("tenant"),
         raw: false,
     }
 }

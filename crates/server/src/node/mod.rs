@@ -26,6 +26,7 @@ mod keep;
 mod keys;
 mod letters;
 mod live;
+pub mod models;
 pub mod offline;
 mod people;
 mod publish;
@@ -211,6 +212,8 @@ pub struct Node {
     pub resolved: tokio::sync::Mutex<Resolved>,
     /// What takes long, and how far it is.
     pub jobs: jobs::Jobs,
+    /// Trained models.
+    pub models: models::Versions,
     /// What is remembered of tables that are written.
     writers: written::Writers,
     lakes: tiered::Lakes,
@@ -307,6 +310,7 @@ impl Node {
             declaring: tokio::sync::Mutex::new(()),
             resolved: tokio::sync::Mutex::default(),
             jobs: jobs::Jobs::default(),
+            models: models::Versions::default(),
             writers: written::Writers::default(),
             lakes,
             indexes: RwLock::default(),
@@ -325,6 +329,9 @@ impl Node {
         // Old rows of `_idle` may have to be read from the lake, which queries can't wait for.
         let idle = node.idle.clone();
         node.machine.scheduler.work(move || idle.load()).await??;
+        // Statements may ask them.
+        let models = node.clone();
+        node.machine.scheduler.work(move || models.load_models()).await??;
         node.replay_declarations().await?;
         let limits = node.clone();
         node.machine.scheduler.work(move || limits.refill_limits()).await??;

@@ -232,6 +232,7 @@ impl Node {
                 statement,
                 Statement::CreateRule { .. }
                     | Statement::CreateEndpoint { .. }
+                    | Statement::CreateModel { .. }
                     | Statement::CreateIntake { .. }
             );
             for name in highwater_sql::catalog::read_by(statement) {

@@ -103,6 +103,7 @@ impl Node {
             Planned::Reference(_)
             | Planned::Endpoint(_)
             | Planned::Intake(_)
+            | Planned::Model(_)
             | Planned::Schedule(_)
             | Planned::Rule(_)
             | Planned::Unchanged => Ok(()),
@@ -409,7 +410,7 @@ impl Node {
                 }
             }
             Kind::ReferenceTable => self.engine.references().remove(name.as_str()),
-            Kind::Endpoint | Kind::Intake(_) | Kind::Schedule | Kind::Rule => {}
+            Kind::Endpoint | Kind::Intake(_) | Kind::Model | Kind::Schedule | Kind::Rule => {}
         }
     }
 

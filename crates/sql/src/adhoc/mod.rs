@@ -43,7 +43,7 @@ use futures::StreamExt;
 use self::branches::SortBranches;
 use self::window::AccountForWindows;
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
-use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, weight};
+use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, SCORE, weight};
 use crate::plan::as_statement;
 use crate::session::Engine;
 
@@ -60,7 +60,7 @@ pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation}
 pub trait Relations: Send + Sync + fmt::Debug {
     /// The names, for messages.
     fn names(&self) -> Vec<String>;
-    /// Whether LOOKUP and IN_REFERENCE may be asked: they look into every reference table.
+    /// Whether LOOKUP, IN_REFERENCE and SCORE may be asked: they look into every reference table and model.
     fn may_look_up(&self) -> bool {
         true
     }
@@ -145,7 +145,8 @@ pub async fn query(
 
 /// Takes the functions from a session that would tell a reader more than relations do.
 fn withhold(context: &SessionContext, may_look_up: bool) {
-    for name in LOOKING_UP.iter().filter(|_| !may_look_up) {
+    // A model has learnt from rows of all tenants.
+    for name in LOOKING_UP.iter().chain([&SCORE]).filter(|_| !may_look_up) {
         context.deregister_udf(name);
     }
     // With it a reader could look tokens up by trying all values; declarations may use it.

@@ -73,6 +73,11 @@ pub enum Taking {
     Again(Replays),
     /// A row of a table.
     Row(RowWrites),
+    /// The name of a model that is to be trained.
+    Training {
+        /// The permission that a caller needs.
+        permission: String,
+    },
 }
 
 /// Old events that happen again.
@@ -97,6 +102,7 @@ impl Intake {
             Taking::One | Taking::Several => "ingest",
             Taking::Again(replays) => &replays.permission,
             Taking::Row(writes) => &writes.permission,
+            Taking::Training { permission } => permission,
         }
     }
 
@@ -166,6 +172,10 @@ impl Catalog {
         takes: Takes,
         text: String,
     ) -> Result<Intake, SqlError> {
+        if let Takes::Training { permission } = takes {
+            let taking = Taking::Training { permission };
+            return Ok(Intake { method, path, into: stream, taking, text });
+        }
         if let Takes::Row(writes) = takes {
             return self.plan_writes(engine, (method, path, stream), *writes, text).await;
         }
@@ -177,7 +187,7 @@ impl Catalog {
             ));
         }
         let taking = match takes {
-            Takes::One | Takes::Row(_) => Taking::One,
+            Takes::One | Takes::Row(_) | Takes::Training { .. } => Taking::One,
             Takes::Several => Taking::Several,
             Takes::Again(again) => {
                 let Again { parameters, permission, condition, set, job } = *again;

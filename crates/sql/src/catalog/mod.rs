@@ -6,6 +6,7 @@
 //! same catalog. It checks and plans; it starts nothing.
 
 mod endpoint;
+mod model;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,7 @@ use crate::session::Engine;
 use crate::stream::{JoinProgram, Step, TableProgram, Transform};
 
 pub use self::endpoint::{Answered, Endpoint, InPath, Intake, Parameter, Replays, Taking};
+pub use self::model::ModelEntry;
 pub use self::written::{CHANGE, CHANGED_BY, KEY, REQUEST, RowWrites, VERSION, Written};
 
 /// A declared or built-in stream.
@@ -123,6 +125,8 @@ pub enum Planned {
     Endpoint(Arc<Endpoint>),
     /// A path that events come in at, new or in the place of the one with its path.
     Intake(Arc<Intake>),
+    /// A model, new or in the place of the one with its name.
+    Model(Arc<ModelEntry>),
     /// A schedule, new or in the place of the one with its name.
     Schedule(Arc<ScheduleEntry>),
     /// A row filter or column mask.
@@ -183,6 +187,8 @@ pub struct Catalog {
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
     /// Paths that events come in at, or rows are written at, by how they are called.
     pub intakes: BTreeMap<(Method, String), Arc<Intake>>,
+    /// Models by name.
+    pub models: BTreeMap<StreamName, Arc<ModelEntry>>,
     /// Schedules by name.
     pub schedules: BTreeMap<StreamName, Arc<ScheduleEntry>>,
     /// Row filters, column masks and policies by name.
@@ -247,6 +253,7 @@ impl Catalog {
             // Endpoints read by name whatever has it.
             Statement::CreateEndpoint { .. }
             | Statement::CreateIntake { .. }
+            | Statement::CreateModel { .. }
             | Statement::CreateSchedule { .. } => return Ok(()),
             _ => {}
         }
@@ -388,6 +395,9 @@ impl Catalog {
                 }
                 let place = (method, path, into);
                 Planned::Intake(Arc::new(self.plan_intake(engine, place, takes, text).await?))
+            }
+            Statement::CreateModel { name, label, query } => {
+                Planned::Model(Arc::new(self.plan_model(engine, (&name, label), query, text).await?))
             }
             Statement::CreateSchedule { name, schedule } => {
                 Planned::Schedule(Arc::new(ScheduleEntry { name, schedule: *schedule, text }))
@@ -547,8 +557,10 @@ impl Catalog {
             .values()
             .filter(|intake| intake.into == *name)
             .map(|intake| format!("endpoint {} '{}/'", intake.method.text(), intake.path));
+        let models = self.models.values().filter(|entry| entry.reads.contains(name));
+        let models = models.map(|entry| format!("model \"{}\"", entry.name));
         let rules = self.rules_of(name).map(|entry| format!("rule \"{}\"", entry.name));
-        streams.chain(tables).chain(endpoints).chain(intakes).chain(rules).collect()
+        streams.chain(tables).chain(endpoints).chain(intakes).chain(models).chain(rules).collect()
     }
 
     fn plan_drop(&self, kind: Kind, name: &str, if_exists: bool) -> Result<Planned, SqlError> {
@@ -560,6 +572,7 @@ impl Catalog {
             (Kind::Stream, Some(name)) => self.streams.contains_key(name),
             (Kind::Table, Some(name)) => self.tables.contains_key(name),
             (Kind::ReferenceTable, Some(name)) => self.references.contains_key(name),
+            (Kind::Model, Some(name)) => self.models.contains_key(name),
             (Kind::Schedule, Some(name)) => self.schedules.contains_key(name),
             (Kind::Rule, Some(name)) => self.rules.contains_key(name),
         };
@@ -573,6 +586,7 @@ impl Catalog {
                 Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
                 Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
                 Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
+                Kind::Model => self.models.keys().map(StreamName::as_str).collect(),
                 Kind::Schedule => self.schedules.keys().map(StreamName::as_str).collect(),
                 Kind::Rule => self.rules.keys().map(StreamName::as_str).collect(),
             };
@@ -582,7 +596,9 @@ impl Catalog {
                 None => error,
             });
         }
-        if let Some(known) = known.as_ref().filter(|_| !matches!(kind, Kind::Rule | Kind::Schedule)) {
+        if let Some(known) =
+            known.as_ref().filter(|_| !matches!(kind, Kind::Rule | Kind::Schedule | Kind::Model))
+        {
             if self.streams.get(known).is_some_and(|entry| entry.text.is_empty()) {
                 return Err(SqlError::new(
                     "reserved_name",
@@ -752,6 +768,9 @@ impl Catalog {
             Planned::Intake(entry) => {
                 self.intakes.insert((entry.method, entry.path.clone()), entry.clone());
             }
+            Planned::Model(entry) => {
+                self.models.insert(entry.name.clone(), entry.clone());
+            }
             Planned::Schedule(entry) => {
                 self.schedules.insert(entry.name.clone(), entry.clone());
             }
@@ -777,6 +796,7 @@ impl Catalog {
         let Ok(name) = StreamName::new(name) else { return };
         match kind {
             Kind::Rule => return drop(self.rules.remove(&name)),
+            Kind::Model => return drop(self.models.remove(&name)),
             Kind::Schedule => return drop(self.schedules.remove(&name)),
             _ => {}
         }
@@ -819,6 +839,9 @@ impl Catalog {
             Statement::CreateIntake { method, path, .. } => {
                 self.intakes.get(&(*method, path.clone())).is_some_and(|entry| same(&entry.text))
             }
+            Statement::CreateModel { .. } => {
+                known.and_then(|name| self.models.get(name)).is_some_and(|entry| same(&entry.text))
+            }
             Statement::CreateSchedule { .. } => {
                 known.and_then(|name| self.schedules.get(name)).is_some_and(|entry| same(&entry.text))
             }
@@ -836,7 +859,7 @@ impl Catalog {
     /// anew at any time; streams and tables need OR REPLACE, and raw streams can't be replaced.
     fn check_free(&self, declared: &Declared) -> Result<bool, SqlError> {
         let Ok(name) = StreamName::new(declared.statement.name()) else { return Ok(false) };
-        if matches!(declared.statement, Statement::CreateSchedule { .. }) {
+        if matches!(declared.statement, Statement::CreateSchedule { .. } | Statement::CreateModel { .. }) {
             return Ok(false);
         }
         if matches!(declared.statement, Statement::CreateRule { .. }) {
@@ -971,7 +994,9 @@ fn stored_name(planned: &Planned) -> Option<&StreamName> {
 /// The streams, tables and reference tables that a statement reads, or is a rule about.
 pub fn read_by(statement: &Statement) -> BTreeSet<StreamName> {
     match statement {
-        Statement::CreateStreamAs { query, .. } | Statement::CreateTableAs { query, .. } => names_read(query),
+        Statement::CreateStreamAs { query, .. }
+        | Statement::CreateTableAs { query, .. }
+        | Statement::CreateModel { query, .. } => names_read(query),
         Statement::CreateEndpoint { query, answers, .. } => {
             let mut names = names_read(query);
             names.extend(answers.stream().cloned());

@@ -55,6 +55,8 @@ impl Words {
             Kind::Table
         } else if self.take("ENDPOINT") {
             Kind::Endpoint
+        } else if self.take("MODEL") {
+            Kind::Model
         } else if self.take("SCHEDULE") {
             Kind::Schedule
         } else if self.take("REFERENCE") {
@@ -70,7 +72,7 @@ impl Words {
             Kind::Rule
         } else {
             return Err(self.expected(
-                "STREAM, TABLE, REFERENCE TABLE, ENDPOINT, SCHEDULE, ROW FILTER, COLUMN MASK or POLICY",
+                "STREAM, TABLE, REFERENCE TABLE, ENDPOINT, MODEL, SCHEDULE, ROW FILTER, COLUMN MASK or POLICY",
             ));
         };
         let if_exists = self.take("IF");
@@ -217,6 +219,21 @@ impl Words {
             return Err(SqlError::new("invalid_option", detail));
         }
         Ok(Statement::CreateTable { name, columns, key, generated: !given.is_empty() })
+    }
+
+    /// `name PREDICTS column AS SELECT …`, after CREATE MODEL.
+    pub(super) fn create_model(&mut self, tokens: &[TokenWithSpan]) -> Result<Statement, SqlError> {
+        let name = self.name()?;
+        self.expect("PREDICTS")?;
+        let label = self.inner(|parser| parser.parse_identifier())?.value.to_ascii_lowercase();
+        self.expect("AS")?;
+        let clauses = self.query(tokens)?;
+        if clauses.window.is_some() || clauses.within.is_some() || clauses.emit != Emit::Unsaid {
+            return Err(SqlError::unsupported(
+                "a model learns from rows as they are: no WINDOW, WITHIN or EMIT",
+            ));
+        }
+        Ok(Statement::CreateModel { name, label, query: clauses.query })
     }
 
     pub(super) fn create_reference_table(&mut self) -> Result<Statement, SqlError> {

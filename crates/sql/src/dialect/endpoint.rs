@@ -7,6 +7,8 @@ use datafusion::sql::sqlparser::ast::{Query, SetExpr};
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
+use highwater_event::StreamName;
+
 use super::clauses::Emit;
 use super::error::SqlError;
 use super::parser::Words;
@@ -23,6 +25,9 @@ pub(super) const FILE_PARAMETERS: [&str; 1] = ["format"];
 
 /// Members of what a search answers, beside its parameters.
 const HITS_MEMBERS: [&str; 4] = ["recommendation", "results_found", "files", "hits"];
+
+/// The stream of trained models.
+pub const MODELS: &str = "_models";
 
 /// The shortest time between two answers of a live endpoint, microseconds.
 const SHORTEST_TICK: i64 = 250_000;
@@ -61,6 +66,13 @@ impl Words {
         let permission = self.permission()?;
         if let Some(change) = self.row_change(method)? {
             return self.create_writes(method, (path, &token), parameters, permission, change);
+        }
+        if posted && parameters.is_empty() && self.take("TRAINS") {
+            self.expect("MODELS")?;
+            self.end()?;
+            without_parameters(&path, &token)?;
+            let into = StreamName::system(MODELS);
+            return Ok(Statement::CreateIntake { method, path, into, takes: Takes::Training { permission } });
         }
         if posted && self.take("REPLAYS") {
             return self.create_replay(path, &token, parameters, permission);

@@ -15,7 +15,7 @@ mod statement;
 mod types;
 
 pub use clauses::{Emit, parse_duration};
-pub use endpoint::path_parameters;
+pub use endpoint::{MODELS, path_parameters};
 pub use error::{Place, SqlError};
 pub use parser::{check_statement, parse_live_query, parse_query, parse_script, quoted};
 pub use rules::{Asker, RuleEntry, of_tenant};

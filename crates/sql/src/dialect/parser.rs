@@ -158,6 +158,8 @@ fn statement(tokens: Vec<TokenWithSpan>) -> Result<(Statement, bool), SqlError> 
         words.create_reference_table()
     } else if words.take("ENDPOINT") {
         words.create_endpoint(&tokens)
+    } else if words.take("MODEL") {
+        words.create_model(&tokens)
     } else if words.take("SCHEDULE") {
         words.create_schedule()
     } else if words.take("ROW") {
@@ -170,7 +172,7 @@ fn statement(tokens: Vec<TokenWithSpan>) -> Result<(Statement, bool), SqlError> 
         let token = words.parser.peek_token();
         Err(SqlError::unsupported(format!("CREATE {token} is not supported"))
             .at(token.span)
-            .hint("supported: CREATE [OR REPLACE] STREAM, TABLE, REFERENCE TABLE, ENDPOINT, SCHEDULE, ROW FILTER, COLUMN MASK, POLICY"))
+            .hint("supported: CREATE [OR REPLACE] STREAM, TABLE, REFERENCE TABLE, ENDPOINT, MODEL, SCHEDULE, ROW FILTER, COLUMN MASK, POLICY"))
     };
     Ok((statement?, replace))
 }

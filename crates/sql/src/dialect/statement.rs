@@ -104,6 +104,15 @@ pub enum Statement {
         /// What comes in.
         takes: Takes,
     },
+    /// CREATE MODEL name PREDICTS column AS SELECT …: what is learnt, and from which rows.
+    CreateModel {
+        /// Its name.
+        name: StreamName,
+        /// The column that says whether it is so.
+        label: String,
+        /// The rows.
+        query: Box<Query>,
+    },
     /// CREATE SCHEDULE name CRON 'pattern' … RUN job: which job is begun when.
     CreateSchedule {
         /// Its name.
@@ -161,6 +170,8 @@ pub enum Kind {
     Endpoint,
     /// An endpoint that takes events or writes rows.
     Intake(Method),
+    /// A model.
+    Model,
     /// A schedule.
     Schedule,
     /// A row filter, a column mask or a policy.
@@ -176,6 +187,7 @@ impl Kind {
             Self::ReferenceTable => "reference table",
             Self::Endpoint => "endpoint",
             Self::Intake(method) => method.endpoint(),
+            Self::Model => "model",
             Self::Schedule => "schedule",
             Self::Rule => "rule",
         }
@@ -270,6 +282,11 @@ pub enum Takes {
     Again(Box<Again>),
     /// INSERTS INTO table, UPDATES table, DELETES FROM table: a row of it.
     Row(Box<Writes>),
+    /// TRAINS MODELS: the name of a model that is to be trained.
+    Training {
+        /// The permission that a caller needs.
+        permission: String,
+    },
 }
 
 /// What becomes of a row.
@@ -454,6 +471,7 @@ impl Statement {
             Self::CreateReferenceTable { .. } => "reference table",
             Self::CreateEndpoint { .. } => "endpoint",
             Self::CreateIntake { method, .. } => Kind::Intake(*method).text(),
+            Self::CreateModel { .. } => Kind::Model.text(),
             Self::CreateSchedule { .. } => Kind::Schedule.text(),
             Self::AlterStream { .. } => "stream",
             Self::CreateRule { rule, .. } => super::rules::kind(rule),
@@ -471,6 +489,7 @@ impl Statement {
             | Self::CreateTableAs { name, .. }
             | Self::CreateReferenceTable { name, .. }
             | Self::AlterStream { name, .. }
+            | Self::CreateModel { name, .. }
             | Self::CreateSchedule { name, .. }
             | Self::CreateRule { name, .. }
             | Self::Pause { name }

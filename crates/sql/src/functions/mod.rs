@@ -9,6 +9,7 @@ mod lookup;
 mod mask;
 mod matches;
 mod money;
+mod score;
 mod sum;
 mod tokenize;
 mod weight;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
+use crate::models::Models;
 use crate::reference::References;
 
 pub use aggregate::{
@@ -26,6 +28,7 @@ pub use aggregate::{
 pub use arithmetic::CheckedArithmetic;
 pub use bounded::bounded;
 pub use mask::mask_text;
+pub use score::{SCORE, as_numbers, is_feature};
 pub use weight::weight;
 
 /// Functions that hide what they are given, so that their result is no longer sensitive.
@@ -36,7 +39,11 @@ pub const HIDING: [&str; 6] =
 pub const LOOKING_UP: [&str; 2] = ["lookup", "in_reference"];
 
 /// All scalar functions.
-pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Vec<Arc<ScalarUDF>> {
+pub fn scalar_functions(
+    references: &Arc<References>,
+    models: &Arc<Models>,
+    token_key: [u8; 32],
+) -> Vec<Arc<ScalarUDF>> {
     let mut functions: Vec<Arc<ScalarUDF>> = mask::functions();
     functions.push(Arc::new(ScalarUDF::from(lookup::Lookup::new(references.clone()))));
     functions.push(Arc::new(ScalarUDF::from(lookup::InReference::new(references.clone()))));
@@ -44,6 +51,7 @@ pub fn scalar_functions(references: &Arc<References>, token_key: [u8; 32]) -> Ve
     functions.push(Arc::new(ScalarUDF::from(json::Json::new())));
     functions.push(Arc::new(ScalarUDF::from(matches::Matches::new())));
     functions.push(Arc::new(ScalarUDF::from(money::Money::new())));
+    functions.push(Arc::new(ScalarUDF::from(score::Score::new(models.clone()))));
     functions.push(Arc::new(ScalarUDF::from(tokenize::Tokenize::new(token_key))));
     functions
 }

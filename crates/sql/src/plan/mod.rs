@@ -9,13 +9,15 @@ mod transform;
 use arrow::datatypes::DataType;
 use datafusion::common::Column;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::sql::parser::Statement as DFStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement};
 use highwater_event::{StreamSchema, columns};
 
 use crate::dialect::SqlError;
-use crate::functions::{HIDING, LOOKING_UP};
+use crate::functions::{HIDING, LOOKING_UP, SCORE};
+use crate::models::split_version;
 
 pub use join::{JoinTarget, plan_join};
 pub use shape::{JoinShape, Reads, reads_of};
@@ -126,6 +128,7 @@ fn refuse_unrepeatable(plan: &LogicalPlan) -> Result<(), SqlError> {
                 if let Expr::ScalarFunction(function) = inner
                     && function.func.signature().volatility != Volatility::Immutable
                     && !LOOKING_UP.contains(&function.name())
+                    && !asks_one_version(function)
                 {
                     found = Some(function.name().to_owned());
                     return Ok(TreeNodeRecursion::Stop);
@@ -141,6 +144,15 @@ fn refuse_unrepeatable(plan: &LogicalPlan) -> Result<(), SqlError> {
         ))
         .hint("_recorded_at is when the log took an event, _event_time what the event says of itself")),
     }
+}
+
+/// Whether a function asks a model for one version of it: what that says never changes.
+fn asks_one_version(function: &ScalarFunction) -> bool {
+    let name = function.args.first().and_then(|name| match name {
+        Expr::Literal(name, _) => name.try_as_str().flatten(),
+        _ => None,
+    });
+    function.name() == SCORE && name.is_some_and(|name| split_version(name).1.is_some())
 }
 
 fn storable(name: &str, data_type: &DataType) -> Result<DataType, SqlError> {

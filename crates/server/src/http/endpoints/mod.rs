@@ -34,7 +34,7 @@ use super::call::Call;
 use super::jobs::plain_members;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
-use super::{events, replay};
+use super::{events, models, replay};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 pub use file::FORMATS;
@@ -83,6 +83,10 @@ pub async fn declared(
         return match &intake.taking {
             Taking::One => events::take_one(&node, &call, stream()?, &headers, request).await,
             Taking::Several => events::take_several(&node, &call, stream()?, &headers, request).await,
+            Taking::Training { .. } => {
+                let body = body_of(request).await?;
+                models::answer_declared(&node, &call, intake, &body).await
+            }
             Taking::Row(writes) => {
                 let path = path.to_owned();
                 let body = body_of(request).await?;

@@ -185,12 +185,7 @@ pub(super) fn schema() -> StreamSchema {
             text("principal", false),
             text("tenant", false),
         ],
-        options: StreamOptions {
-            partitions: 1,
-            lake: true,
-            tenant: Some("tenant".into()),
-            ..StreamOptions::default()
-        },
+        options: StreamOptions::of_engine("tenant"),
         raw: false,
     }
 }
