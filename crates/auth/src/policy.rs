@@ -33,7 +33,7 @@ pub const ROLES: [&str; 7] =
 
 /// Permissions that actions of the engine need; each is an action of its own in the policies. Any other
 /// permission is one of a declared endpoint or an application: `use`.
-pub const ACTIONS: [&str; 17] = [
+pub const ACTIONS: [&str; 18] = [
     "read",
     "query",
     "describe",
@@ -50,6 +50,7 @@ pub const ACTIONS: [&str; 17] = [
     "manage_keys",
     "back_up",
     "rotate_keys",
+    "erase",
     "self",
 ];
 
@@ -359,6 +360,7 @@ fn action_groups() -> &'static [(&'static str, &'static str)] {
         ("manage_keys", "people"),
         ("back_up", "node"),
         ("rotate_keys", "node"),
+        ("erase", "node"),
     ]
 }
 

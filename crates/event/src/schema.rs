@@ -66,6 +66,9 @@ pub struct StreamOptions {
     pub proof: bool,
     /// Columns that are found through an index, without reading every event.
     pub search: Vec<String>,
+    /// SENSITIVE column with the person that an event is about: what is SENSITIVE is encrypted under a key of that
+    /// person, and can't be read any more when it is destroyed.
+    pub subject: Option<String>,
 }
 
 /// [`StreamOptions::idle_timeout`] of streams that do not say one: a minute.
@@ -89,6 +92,7 @@ impl Default for StreamOptions {
             idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
             proof: false,
             search: Vec::new(),
+            subject: None,
         }
     }
 }
@@ -161,6 +165,11 @@ pub enum SchemaError {
         "proof = true proves events as they were written, so none of their columns can be SENSITIVE; declare the SENSITIVE columns in a stream of their own"
     )]
     Proven,
+    /// A person whose name would be left when everything else of theirs is gone.
+    #[error(
+        "subject = '{0}': the column must be SENSITIVE, or the name of whoever is to be forgotten would stay"
+    )]
+    Subject(String),
     /// An index over a stream that the lake does not have.
     #[error("search finds rows of the lake, so it needs lake = true")]
     SearchedLake,
@@ -245,6 +254,16 @@ impl StreamSchema {
                 return Err(SchemaError::Shown { role, column: column.clone() });
             }
         }
+        if let Some(column) = &schema.options.subject {
+            let declared = schema.role("subject", column)?;
+            if !matches!(declared.data_type, DataType::Utf8 | DataType::Int32 | DataType::Int64) {
+                let wanted = "a TEXT, INT or BIGINT";
+                return Err(SchemaError::WrongType { option: "subject", column: column.clone(), wanted });
+            }
+            if !declared.sensitive {
+                return Err(SchemaError::Subject(column.clone()));
+            }
+        }
         if schema.options.proof && schema.has_sensitive() {
             return Err(SchemaError::Proven);
         }
@@ -323,10 +342,12 @@ impl StreamSchema {
 
     /// The declared columns as Arrow fields.
     pub fn fields(&self) -> Vec<Field> {
-        self.columns
-            .iter()
-            .map(|column| Field::new(&column.name, column.data_type.clone(), column.nullable))
-            .collect()
+        // What was erased reads as null, whatever had to be said.
+        let erasable = |column: &Column| column.sensitive && self.options.subject.is_some();
+        let field = |column: &Column| {
+            Field::new(&column.name, column.data_type.clone(), column.nullable || erasable(column))
+        };
+        self.columns.iter().map(field).collect()
     }
 
     /// What the log holds: declared columns, `_extra` when raw, `_event_time`, and what the dedupe
@@ -362,7 +383,8 @@ impl StreamSchema {
             if self.raw {
                 paths.push(columns::EXTRA.to_owned());
             }
-            Sensitive { paths, tenant: self.options.tenant.clone() }
+            let StreamOptions { tenant, subject, .. } = &self.options;
+            Sensitive { paths, tenant: tenant.clone(), subject: subject.clone() }
         })
     }
 

@@ -7,6 +7,7 @@ use arrow::datatypes::{DataType, Field, Fields, Schema};
 
 const PATHS: &str = "highwater.sensitive";
 const TENANT: &str = "highwater.tenant";
+const SUBJECT: &str = "highwater.subject";
 /// Between paths; no name that a statement can declare holds it.
 const BETWEEN: &str = "\u{1f}";
 
@@ -17,6 +18,8 @@ pub struct Sensitive {
     pub paths: Vec<String>,
     /// The column with the tenant whose key it is; without one it is the node's own.
     pub tenant: Option<String>,
+    /// The column with the person whose key it is; without one, and where it says nothing, it is the tenant's.
+    pub subject: Option<String>,
 }
 
 impl Sensitive {
@@ -26,6 +29,7 @@ impl Sensitive {
         Some(Self {
             paths: paths.split(BETWEEN).map(str::to_owned).collect(),
             tenant: schema.metadata().get(TENANT).cloned(),
+            subject: schema.metadata().get(SUBJECT).cloned(),
         })
     }
 
@@ -33,6 +37,7 @@ impl Sensitive {
     pub(crate) fn metadata(&self) -> HashMap<String, String> {
         let mut metadata = HashMap::from([(PATHS.to_owned(), self.paths.join(BETWEEN))]);
         metadata.extend(self.tenant.iter().map(|tenant| (TENANT.to_owned(), tenant.clone())));
+        metadata.extend(self.subject.iter().map(|subject| (SUBJECT.to_owned(), subject.clone())));
         metadata
     }
 

@@ -8,7 +8,9 @@ use arrow::array::{
 };
 use arrow::datatypes::DataType;
 use highwater_event::identity::HOME;
-use highwater_event::{Column, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
+use highwater_event::{
+    Column, Digest128, StreamName, StreamOptions, StreamPartition, StreamSchema, columns, hexadecimal,
+};
 
 use crate::commit::Append;
 
@@ -17,6 +19,8 @@ pub const DEAD_LETTERS: &str = "_dead_letters";
 /// What came after its window had closed.
 pub const LATE_EVENTS: &str = "_late_events";
 
+/// Column with the name under whose key sealed letters are encrypted.
+pub const SEALED_FOR: &str = "sealed_for";
 /// What stands in the place of a reason that may show SENSITIVE values.
 const SEALED: &str = "the stream has SENSITIVE columns; the reason is in sealed_detail";
 
@@ -66,13 +70,26 @@ pub fn schema(name: &'static str) -> StreamSchema {
             Column { sensitive: true, ..Column::new("sealed_detail", DataType::Utf8, true) },
             Column { sensitive: true, ..Column::new("sealed_body", DataType::Binary, true) },
             Column::new("tenant", DataType::Utf8, true),
+            Column::new(SEALED_FOR, DataType::Utf8, true),
         ],
-        options: StreamOptions::of_engine("tenant"),
+        options: StreamOptions {
+            // Letters that were written together have a key of their own, so that they can be erased.
+            subject: Some(SEALED_FOR.into()),
+            ..StreamOptions::of_engine("tenant")
+        },
         raw: false,
     }
 }
 
 static STORED: LazyLock<arrow::datatypes::SchemaRef> = LazyLock::new(|| schema(DEAD_LETTERS).stored_schema());
+
+/// A name for letters that are written together, which says nothing of them.
+fn together(letters: &[DeadLetter], now: i64) -> String {
+    let first = letters.iter().find(|letter| letter.sealed);
+    let place = first.map(|letter| format!("{}{}{:?}", letter.source, letter.stream, letter.position));
+    let parts = [now.to_be_bytes().to_vec(), place.unwrap_or_default().into_bytes()];
+    hexadecimal::show(&Digest128::of_parts(parts.iter().map(Vec::as_slice)).0)
+}
 
 /// The rows as an append to `stream`, one of the two streams. `now` is their event time.
 pub fn append(
@@ -91,6 +108,8 @@ pub fn append(
     let mut sealed_detail = StringBuilder::new();
     let mut sealed_body = BinaryBuilder::new();
     let mut tenant = StringBuilder::new();
+    let mut sealed_for = StringBuilder::new();
+    let together = together(letters, now);
     let mut time = TimestampMicrosecondBuilder::new().with_data_type(columns::timestamp_type());
     for letter in letters {
         source.append_value(&letter.source);
@@ -104,6 +123,7 @@ pub fn append(
         body.append_value(if letter.sealed { &[][..] } else { &letter.body });
         sealed_body.append_option(letter.sealed.then_some(&letter.body));
         tenant.append_value(letter.tenant());
+        sealed_for.append_option(letter.sealed.then_some(&together));
         time.append_value(now);
     }
     let rows = RecordBatch::try_new(
@@ -120,6 +140,7 @@ pub fn append(
             Arc::new(sealed_detail.finish()),
             Arc::new(sealed_body.finish()),
             Arc::new(tenant.finish()),
+            Arc::new(sealed_for.finish()),
             Arc::new(time.finish()),
         ],
     )?;

@@ -35,6 +35,11 @@ impl Tail {
         }
     }
 
+    /// Drops all batches.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.capacity);
+    }
+
     /// The batches from `from` on; `None` when the tail does not reach back that far.
     pub fn read(&self, at: &StreamPartition, from: Offset, max_rows: usize) -> Option<Vec<LogBatch>> {
         let batches = self.batches.get(at)?;

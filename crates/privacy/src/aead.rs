@@ -10,6 +10,9 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 const FORMAT: u8 = 1;
 /// Bytes of the salt.
 pub const SALT_LEN: usize = 16;
@@ -127,22 +130,26 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// Decrypts values; remembers the key of the last batch that it saw.
+/// Keys that are remembered: values of many people lie next to each other.
+const REMEMBERED: usize = 4096;
+
+/// Decrypts values; remembers the keys of batches that it saw.
 #[derive(Default)]
 pub struct Opener {
-    last: Option<(u32, [u8; SALT_LEN], LessSafeKey)>,
+    known: HashMap<(u32, [u8; SALT_LEN]), LessSafeKey>,
     buffer: Vec<u8>,
 }
 
 impl Opener {
     /// The value, when it was encrypted under that data key for that place.
     pub fn open(&mut self, sealed: Sealed<'_>, key: &DataKey, place: &[u8]) -> Result<&[u8], AeadError> {
-        let known =
-            matches!(&self.last, Some((number, salt, _)) if *number == sealed.key && salt == sealed.salt);
-        if !known {
-            self.last = Some((sealed.key, *sealed.salt, derive(key, sealed.salt)?));
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
         }
-        let Some((.., derived)) = &self.last else { return Err(AeadError::Refused) };
+        let derived = match self.known.entry((sealed.key, *sealed.salt)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(missing) => missing.insert(derive(key, sealed.salt)?),
+        };
         self.buffer.clear();
         self.buffer.extend_from_slice(sealed.ciphertext);
         derived

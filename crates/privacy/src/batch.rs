@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, StructArray,
+    Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, RecordBatch, StringArray, StructArray,
 };
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use highwater_event::{Offset, Partition, Sensitive, columns};
 
 use crate::aead::{AeadError, Opener, Sealed, Sealer};
+use crate::ring::Owner;
 use crate::value;
 use crate::vault::{SealError, Vault};
 
@@ -88,14 +90,9 @@ impl Vault {
         sensitive: &Sensitive,
         rows: &RecordBatch,
     ) -> Result<RecordBatch, SealError> {
-        let tenants = match &sensitive.tenant {
-            Some(column) => rows.column_by_name(column).and_then(|column| column.as_string_opt::<i32>()),
-            None => None,
-        };
         let mut sealing = Sealing {
             work: Work { vault: self, stream, positions, place: Place(Vec::new()) },
-            tenants,
-            sealers: HashMap::new(),
+            owners: self.owners(sensitive, rows)?,
             buffer: Vec::new(),
             sealed: Vec::new(),
         };
@@ -107,6 +104,45 @@ impl Vault {
             .map(|(field, column)| sealing.column(field, column, sensitive));
         let columns = columns.collect::<Result<Vec<_>, _>>()?;
         Ok(RecordBatch::try_new(Arc::new(sensitive.stored(rows.schema_ref())), columns)?)
+    }
+
+    /// Who the values of each row belong to, and what encrypts them.
+    fn owners(&self, sensitive: &Sensitive, rows: &RecordBatch) -> Result<Owners, SealError> {
+        let texts = |column: &Option<String>| -> Result<Option<StringArray>, ArrowError> {
+            let column = column.as_ref().and_then(|column| rows.column_by_name(column));
+            Ok(match column {
+                Some(column) => Some(cast(column, &DataType::Utf8)?.as_string::<i32>().clone()),
+                None => None,
+            })
+        };
+        let (tenants, subjects) = (texts(&sensitive.tenant)?, texts(&sensitive.subject)?);
+        let said = |texts: &'_ Option<StringArray>, row: usize| {
+            texts.as_ref().filter(|texts| texts.is_valid(row)).map(|texts| texts.value(row).to_owned())
+        };
+        let mut known: HashMap<(String, Option<String>), usize> = HashMap::new();
+        let mut found: Vec<Owner> = Vec::new();
+        let mut owners = Vec::with_capacity(rows.num_rows());
+        for row in 0..rows.num_rows() {
+            let who = (said(&tenants, row).unwrap_or_default(), said(&subjects, row));
+            let at = match known.get(&who) {
+                Some(at) => *at,
+                None => {
+                    let (tenant, subject) = &who;
+                    let subject = subject.as_ref().map(|subject| self.tag(subject)).transpose()?;
+                    found.push(Owner { tenant: tenant.as_str().into(), subject });
+                    known.insert(who, found.len() - 1);
+                    found.len() - 1
+                }
+            };
+            owners.push(at);
+        }
+        self.prepare(&found)?;
+        let salt = self.salt()?;
+        let sealers = found.into_iter().map(|owner| {
+            let sealer = self.sealer_of(&owner, &salt)?;
+            Ok((owner, sealer))
+        });
+        Ok(Owners { of_rows: owners, sealers: sealers.collect::<Result<_, SealError>>()? })
     }
 
     /// Decrypts what [`Vault::encrypt`] encrypted: the rows in `schema`, whose other columns they have already.
@@ -158,10 +194,16 @@ impl Vault {
     }
 }
 
+/// Who the values of a batch belong to.
+struct Owners {
+    /// For each row, which of `sealers` is its own.
+    of_rows: Vec<usize>,
+    sealers: Vec<(Owner, Sealer)>,
+}
+
 struct Sealing<'a> {
     work: Work<'a>,
-    tenants: Option<&'a arrow::array::StringArray>,
-    sealers: HashMap<&'a str, Sealer>,
+    owners: Owners,
     buffer: Vec<u8>,
     sealed: Vec<u8>,
 }
@@ -204,20 +246,12 @@ impl Sealing<'_> {
                 sealed.append_null();
                 continue;
             }
-            let tenant = match self.tenants {
-                Some(tenants) if tenants.is_valid(row) => tenants.value(row),
-                _ => "",
-            };
-            let sealer = match self.sealers.entry(tenant) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(self.work.vault.sealer(tenant)?)
-                }
-            };
+            let (owner, sealer) = &mut self.owners.sealers[self.owners.of_rows[row]];
             self.buffer.clear();
             self.sealed.clear();
             value::write(column, row, &mut self.buffer)?;
-            let place = self.work.place.at(self.work.stream, path, tenant, self.work.positions.of(row));
+            let place =
+                self.work.place.at(self.work.stream, path, &owner.tenant, self.work.positions.of(row));
             sealer.seal(place, &self.buffer, &mut self.sealed)?;
             sealed.append_value(&self.sealed);
         }
@@ -251,16 +285,24 @@ impl Opening<'_> {
                 offset: position.1,
                 error: Box::new(error),
             };
-            let value = self.value(path, bytes, position).map_err(said)?;
-            values.push(Some(value));
+            values.push(self.value(path, bytes, position).map_err(said)?);
         }
         Ok(value::read(&values, data_type)?)
     }
 
-    fn value(&mut self, path: &[&str], bytes: &[u8], position: (u32, u64)) -> Result<Vec<u8>, SealError> {
+    /// A value; `None` when its key was destroyed.
+    fn value(
+        &mut self,
+        path: &[&str],
+        bytes: &[u8],
+        position: (u32, u64),
+    ) -> Result<Option<Vec<u8>>, SealError> {
         let sealed = Sealed::parse(bytes)?;
         let entry = self.work.vault.entry(sealed.key)?;
-        let place = self.work.place.at(self.work.stream, path, &entry.tenant, position);
-        Ok(self.opener.open(sealed, &entry.key, place)?.to_vec())
+        if entry.erased.is_some() {
+            return Ok(None);
+        }
+        let place = self.work.place.at(self.work.stream, path, &entry.owner.tenant, position);
+        Ok(Some(self.opener.open(sealed, &entry.key, place)?.to_vec()))
     }
 }

@@ -16,5 +16,5 @@ pub mod value;
 mod vault;
 
 pub use batch::Positions;
-pub use ring::{KeyFile, RingError};
+pub use ring::{KeyFile, RingError, Tag};
 pub use vault::{Described, SealError, Vault};

@@ -3,10 +3,14 @@
 //! The file is text, a JSON object on each line, newest last:
 //! ```text
 //! {"number":3,"tenant":"acme","made":1790000000000000,"master":"9f86d081","wrapped":"…"}
+//! {"number":4,"tenant":"acme","subject":"5d41402abc4b2a76b9719d911017c592","made":…,"master":"9f86d081","wrapped":"…"}
+//! {"number":4,"tenant":"acme","made":…,"erased":1800000000000000}
 //! ```
 //! `wrapped` is a nonce of 12 bytes and the data key under AES-256-GCM, bound to number and tenant. A line that a
 //! crash cut off was never used: a key encrypts nothing before its line is durable. A tenant's newest key encrypts,
-//! older ones decrypt what they have encrypted. Key 0 belongs to nobody: it makes fingerprints.
+//! older ones decrypt what they have encrypted. A person may have a key of their own: `subject` is a keyed hash of who that
+//! is. When it is destroyed its line says so, and what it has encrypted is gone wherever it stands. Key 0 belongs to
+//! nobody: it makes fingerprints.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -72,25 +76,50 @@ pub(crate) const FINGERPRINT: u32 = 0;
 struct Line {
     number: u32,
     tenant: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
     made: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    erased: Option<i64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     master: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     wrapped: String,
 }
 
-/// A key of a tenant.
+/// A person, told by a keyed hash of who they are.
+pub type Tag = [u8; 16];
+
+/// Whose a key is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Owner {
+    pub tenant: Arc<str>,
+    /// One person of the tenant's.
+    pub subject: Option<Tag>,
+}
+
+impl Owner {
+    pub fn tenant(tenant: &str) -> Self {
+        Self { tenant: tenant.into(), subject: None }
+    }
+}
+
+/// A key of a tenant, or of a person.
 #[derive(Clone)]
 pub(crate) struct Entry {
-    pub tenant: Arc<str>,
+    pub owner: Owner,
     pub key: DataKey,
     pub made: i64,
+    /// When it was destroyed, microseconds UTC; nothing of it is left then.
+    pub erased: Option<i64>,
 }
 
 /// All keys, unwrapped.
 pub(crate) struct Ring {
     masters: Vec<DataKey>,
     pub keys: BTreeMap<u32, Entry>,
-    /// The newest key of each tenant.
-    pub newest: HashMap<Arc<str>, u32>,
+    /// The newest key of each tenant, and of each person.
+    pub newest: HashMap<Owner, u32>,
     /// Some lines are not under the newest master key, or the file does not end in a whole line.
     pub stale: bool,
 }
@@ -122,19 +151,33 @@ impl Ring {
             let unreadable = |detail: String| RingError::Unreadable { line, detail };
             let parsed: Line =
                 serde_json::from_slice(bytes).map_err(|error| unreadable(error.to_string()))?;
+            if let Some(erased) = parsed.erased {
+                let owner = Owner::tenant(&parsed.tenant);
+                let entry = Entry { owner, key: [0; 32], made: parsed.made, erased: Some(erased) };
+                ring.insert(parsed.number, entry);
+                continue;
+            }
+            let subject = match &parsed.subject {
+                Some(tag) => {
+                    let tag = hexadecimal::read(tag).and_then(|tag| tag.try_into().ok());
+                    Some(tag.ok_or_else(|| unreadable("its subject is no hash".into()))?)
+                }
+                None => None,
+            };
             let master = ring.masters.iter().find(|master| name_of(master) == parsed.master);
             let master =
                 master.ok_or_else(|| RingError::UnknownMaster { line, master: parsed.master.clone() })?;
             let key = unwrap(master, &parsed).ok_or_else(|| unreadable("its key was changed".into()))?;
             ring.stale |= parsed.master != first;
-            ring.insert(parsed.number, Entry { tenant: parsed.tenant.into(), key, made: parsed.made });
+            let owner = Owner { tenant: parsed.tenant.into(), subject };
+            ring.insert(parsed.number, Entry { owner, key, made: parsed.made, erased: None });
         }
         Ok(ring)
     }
 
     fn insert(&mut self, number: u32, entry: Entry) {
-        if number != FINGERPRINT {
-            let newest = self.newest.entry(entry.tenant.clone()).or_default();
+        if number != FINGERPRINT && entry.erased.is_none() {
+            let newest = self.newest.entry(entry.owner.clone()).or_default();
             *newest = number.max(*newest);
         }
         self.keys.insert(number, entry);
@@ -144,13 +187,13 @@ impl Ring {
     pub fn make(
         &self,
         number: u32,
-        tenant: &str,
+        owner: &Owner,
         now: i64,
         randomness: &dyn Randomness,
     ) -> Result<(Entry, Vec<u8>), RingError> {
         let mut key = [0; 32];
         randomness.fill(&mut key)?;
-        let entry = Entry { tenant: tenant.into(), key, made: now };
+        let entry = Entry { owner: owner.clone(), key, made: now, erased: None };
         let line = self.line(number, &entry, randomness)?;
         Ok((entry, line))
     }
@@ -167,26 +210,48 @@ impl Ring {
 
     fn line(&self, number: u32, entry: &Entry, randomness: &dyn Randomness) -> Result<Vec<u8>, RingError> {
         let master = self.masters.first().ok_or(RingError::NoMaster)?;
+        let mut line = Line {
+            number,
+            tenant: entry.owner.tenant.to_string(),
+            subject: None,
+            made: entry.made,
+            erased: entry.erased,
+            master: String::new(),
+            wrapped: String::new(),
+        };
+        if entry.erased.is_some() {
+            return shown(&line);
+        }
         let mut nonce = [0; NONCE_LEN];
         randomness.fill(&mut nonce)?;
         let mut bytes = entry.key.to_vec();
         cipher(master)?
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
-                Aad::from(place(number, &entry.tenant)),
+                Aad::from(place(number, &entry.owner.tenant)),
                 &mut bytes,
             )
             .map_err(|_| RingError::Refused)?;
-        let line = Line {
-            number,
-            tenant: entry.tenant.to_string(),
-            made: entry.made,
-            master: name_of(master),
-            wrapped: hexadecimal::show(&[&nonce[..], &bytes].concat()),
+        line.subject = entry.owner.subject.map(|tag| hexadecimal::show(&tag));
+        line.master = name_of(master);
+        line.wrapped = hexadecimal::show(&[&nonce[..], &bytes].concat());
+        shown(&line)
+    }
+
+    /// The same keys without those of some people.
+    pub fn without(&self, people: impl Fn(&Owner) -> bool, now: i64) -> Self {
+        let mut left = Self {
+            masters: self.masters.clone(),
+            keys: self.keys.clone(),
+            newest: self.newest.clone(),
+            stale: false,
         };
-        let mut text = serde_json::to_vec(&line).map_err(io::Error::other)?;
-        text.push(b'\n');
-        Ok(text)
+        for entry in left.keys.values_mut().filter(|entry| people(&entry.owner)) {
+            let owner = Owner { subject: None, ..entry.owner.clone() };
+            *entry = Entry { owner, key: [0; 32], made: entry.made, erased: Some(now) };
+        }
+        left.newest.retain(|owner, _| !people(owner));
+        left
     }
 
     /// The whole file, under the first master key.
@@ -203,6 +268,12 @@ impl Ring {
     pub fn master_name(&self) -> String {
         self.masters.first().map(name_of).unwrap_or_default()
     }
+}
+
+fn shown(line: &Line) -> Result<Vec<u8>, RingError> {
+    let mut text = serde_json::to_vec(line).map_err(io::Error::other)?;
+    text.push(b'\n');
+    Ok(text)
 }
 
 fn unwrap(master: &DataKey, line: &Line) -> Option<DataKey> {

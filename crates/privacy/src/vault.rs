@@ -1,12 +1,14 @@
 //! What encrypts and decrypts, and the only owner of the keys.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arrow::error::ArrowError;
+use aws_lc_rs::hmac;
 use highwater_event::{Clock, Randomness};
 
 use crate::aead::{AeadError, DataKey, Opener, SALT_LEN, Sealed, Sealer};
-use crate::ring::{Entry, FINGERPRINT, KeyFile, Ring, RingError, name_of};
+use crate::ring::{Entry, FINGERPRINT, KeyFile, Owner, Ring, RingError, Tag, name_of};
 
 /// A value can't be encrypted or decrypted.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +77,7 @@ impl Vault {
             vault.write_anew()?;
         }
         if vault.entry(FINGERPRINT).is_err() {
-            vault.make(&[(FINGERPRINT, "")])?;
+            vault.make(&[(FINGERPRINT, Owner::tenant(""))])?;
         }
         Ok(vault)
     }
@@ -96,15 +98,15 @@ impl Vault {
     }
 
     /// Makes keys. They are used when their lines are durable and not before.
-    fn make(&self, wanted: &[(u32, &str)]) -> Result<(), RingError> {
+    fn make(&self, wanted: &[(u32, Owner)]) -> Result<(), RingError> {
         if self.ring().stale {
             // An append has failed and may have left half a line.
             self.write_anew()?;
         }
         let (mut made, mut lines) = (Vec::new(), Vec::new());
-        for (number, tenant) in wanted {
+        for (number, owner) in wanted {
             let now = self.clock.now_micros();
-            let (entry, line) = self.ring().make(*number, tenant, now, self.randomness.as_ref())?;
+            let (entry, line) = self.ring().make(*number, owner, now, self.randomness.as_ref())?;
             made.push((*number, entry));
             lines.extend(line);
         }
@@ -122,25 +124,75 @@ impl Vault {
 
     /// Encrypts the values of one batch of a tenant, whose key is made when it has none.
     pub fn sealer(&self, tenant: &str) -> Result<Sealer, SealError> {
-        let newest = |ring: &Ring| {
-            let number = *ring.newest.get(tenant)?;
-            Some((number, ring.keys.get(&number)?.key))
-        };
-        let known = newest(&self.ring());
-        let (number, key) = match known {
-            Some(known) => known,
-            None => {
-                let _alone = self.changing();
-                if newest(&self.ring()).is_none() {
-                    let number = self.ring().next_number();
-                    self.make(&[(number, tenant)])?;
-                }
-                newest(&self.ring()).ok_or(SealError::NoKey(0))?
-            }
-        };
+        let owner = Owner::tenant(tenant);
+        self.prepare(std::slice::from_ref(&owner))?;
+        self.sealer_of(&owner, &self.salt()?)
+    }
+
+    /// A salt for the values of one batch.
+    pub(crate) fn salt(&self) -> Result<[u8; SALT_LEN], SealError> {
         let mut salt = [0; SALT_LEN];
         self.randomness.fill(&mut salt).map_err(RingError::from)?;
-        Ok(Sealer::new(number, &key, &salt)?)
+        Ok(salt)
+    }
+
+    /// Makes keys for those who have none, all in one write.
+    pub(crate) fn prepare(&self, owners: &[Owner]) -> Result<(), SealError> {
+        let missing = |ring: &Ring| {
+            let missing = owners.iter().filter(|owner| !ring.newest.contains_key(*owner));
+            missing.cloned().collect::<Vec<_>>()
+        };
+        if missing(&self.ring()).is_empty() {
+            return Ok(());
+        }
+        let _alone = self.changing();
+        let (first, missing) = {
+            let ring = self.ring();
+            (ring.next_number(), missing(&ring))
+        };
+        let wanted: Vec<(u32, Owner)> = (first..).zip(missing).collect();
+        if !wanted.is_empty() {
+            self.make(&wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Encrypts the values of one batch of somebody who has a key. One salt serves several: their keys differ.
+    pub(crate) fn sealer_of(&self, owner: &Owner, salt: &[u8; SALT_LEN]) -> Result<Sealer, SealError> {
+        let (number, key) = {
+            let ring = self.ring();
+            let number = *ring.newest.get(owner).ok_or(SealError::NoKey(0))?;
+            (number, ring.keys.get(&number).ok_or(SealError::NoKey(number))?.key)
+        };
+        Ok(Sealer::new(number, &key, salt)?)
+    }
+
+    /// What a person is called in the file of keys: nobody without the keys can tell who it is.
+    pub fn tag(&self, subject: &str) -> Result<Tag, SealError> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.fingerprint_key()?);
+        let mut context = hmac::Context::with_key(&key);
+        context.update(b"subject\0");
+        context.update(subject.as_bytes());
+        let tag = context.sign();
+        tag.as_ref().first_chunk().copied().ok_or(SealError::NoKey(FINGERPRINT))
+    }
+
+    /// Destroys the keys of some people, of one tenant or of all: what they have encrypted reads as null from now on,
+    /// wherever it stands. Answers how many keys there were.
+    pub fn erase(&self, tenant: Option<&str>, people: &BTreeSet<Tag>) -> Result<usize, RingError> {
+        let people = |owner: &Owner| {
+            owner.subject.is_some_and(|tag| people.contains(&tag))
+                && tenant.is_none_or(|tenant| *owner.tenant == *tenant)
+        };
+        let _alone = self.changing();
+        let left = self.ring().without(people, self.clock.now_micros());
+        let gone = |ring: &Ring| ring.keys.values().filter(|entry| entry.erased.is_some()).count();
+        let count = gone(&left) - gone(&self.ring());
+        if count > 0 {
+            self.file.replace(&left.show(self.randomness.as_ref())?)?;
+            *self.ring.write().unwrap_or_else(PoisonError::into_inner) = left;
+        }
+        Ok(count)
     }
 
     /// A value that [`Vault::sealer`] encrypted, bound to `place`.
@@ -169,11 +221,13 @@ impl Vault {
         let _alone = self.changing();
         let (tenants, first) = {
             let ring = self.ring();
-            let mut tenants: Vec<Arc<str>> = ring.newest.keys().cloned().collect();
+            // Keys of people encrypt little, and would be as many again.
+            let all = ring.newest.keys().filter(|owner| owner.subject.is_none());
+            let mut tenants: Vec<Owner> = all.cloned().collect();
             tenants.sort();
             (tenants, ring.next_number())
         };
-        let wanted: Vec<(u32, &str)> = (first..).zip(tenants.iter().map(AsRef::as_ref)).collect();
+        let wanted: Vec<(u32, Owner)> = (first..).zip(tenants).collect();
         if !wanted.is_empty() {
             self.make(&wanted)?;
         }
@@ -193,15 +247,17 @@ impl Vault {
         Ok(keys)
     }
 
-    /// The keys, without anything of them, and what the master key is called.
+    /// The keys of tenants, without anything of them, and what the master key is called.
     pub fn describe(&self) -> (String, Vec<Described>) {
         let ring = self.ring();
-        let keys = ring.keys.iter().filter(|(number, _)| **number != FINGERPRINT);
-        let described = keys.map(|(number, entry)| Described {
+        let of_tenants = |(number, entry): &(&u32, &Entry)| {
+            **number != FINGERPRINT && entry.owner.subject.is_none() && entry.erased.is_none()
+        };
+        let described = ring.keys.iter().filter(of_tenants).map(|(number, entry)| Described {
             number: *number,
-            tenant: entry.tenant.clone(),
+            tenant: entry.owner.tenant.clone(),
             made: entry.made,
-            newest: ring.newest.get(&entry.tenant) == Some(number),
+            newest: ring.newest.get(&entry.owner) == Some(number),
         });
         (ring.master_name(), described.collect())
     }

@@ -5,18 +5,16 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow::util::pretty::pretty_format_batches;
-use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use highwater_event::SeededRandomness;
 use highwater_sim::setting;
 use serde_json::{Value, json};
+use support::bytes::{files, holding};
 use support::{Client, Node, empty_data};
 
 const PASSWORD: &str = "purple-mountain-42";
@@ -72,42 +70,6 @@ fn secrets(number: u64) -> Vec<Vec<u8>> {
     secrets.push(year(number).to_le_bytes().to_vec());
     secrets.push(year(number).to_be_bytes().to_vec());
     secrets
-}
-
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
-        let path = entry.path();
-        if path.is_dir() { files(&path, found) } else { found.push(path) }
-    }
-}
-
-/// Files that hold one of the byte strings, as they are or as rows of Parquet.
-fn holding(folder: &Path, sought: &[Vec<u8>]) -> Vec<String> {
-    let mut all = Vec::new();
-    files(folder, &mut all);
-    let mut by_length: BTreeMap<usize, HashSet<Vec<u8>>> = BTreeMap::new();
-    for word in sought {
-        by_length.entry(word.len()).or_default().insert(word.to_ascii_lowercase());
-    }
-    let mut holding = Vec::new();
-    for path in all {
-        let mut bytes = std::fs::read(&path).unwrap();
-        if path.extension().is_some_and(|extension| extension == "parquet") {
-            let file = std::fs::File::open(&path).unwrap();
-            let rows = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
-            let rows: Vec<_> = rows.map(Result::unwrap).collect();
-            bytes.extend(pretty_format_batches(&rows).unwrap().to_string().into_bytes());
-        }
-        bytes.make_ascii_lowercase();
-        for (length, words) in &by_length {
-            let found: HashSet<&[u8]> =
-                bytes.windows(*length).filter(|window| words.contains(*window)).collect();
-            holding.extend(
-                found.iter().map(|word| format!("{} in {}", String::from_utf8_lossy(word), path.display())),
-            );
-        }
-    }
-    holding
 }
 
 /// Somebody who may see everything.

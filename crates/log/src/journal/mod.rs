@@ -166,6 +166,11 @@ impl Journal {
         ends
     }
 
+    /// Forgets the decoded batches in memory: what they hold is read from the disk again, as it stands there.
+    pub fn forget_decoded(&self) {
+        lock(&self.shared.tail).clear();
+    }
+
     /// Bytes of all segments on disk.
     pub fn bytes_on_disk(&self) -> u64 {
         self.shared.segments().iter().filter_map(|segment| segment.file.len().ok()).sum()

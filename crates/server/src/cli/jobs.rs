@@ -131,7 +131,7 @@ pub fn job(command: JobCommand) -> Result<ExitCode, Failure> {
 }
 
 /// Shows how far a job is until it has ended, then its result.
-fn watch(client: &Client, id: &str) -> Result<ExitCode, Failure> {
+pub(super) fn watch(client: &Client, id: &str) -> Result<ExitCode, Failure> {
     let mut progress: Option<(Progress, u64)> = None;
     loop {
         let job = parse(&client.get(&path(id))?)?;

@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod dead_letters;
 mod encryption;
+mod erase;
 mod follow;
 mod generate;
 mod jobs;
@@ -87,6 +88,8 @@ enum Command {
     /// The keys of SENSITIVE columns.
     #[command(subcommand)]
     Encryption(encryption::EncryptionCommand),
+    /// Forget a person: destroy their keys, and make anew what was made of their values.
+    Erase(erase::EraseArgs),
     /// What is allowed, and why.
     #[command(subcommand)]
     Policy(people::PolicyCommand),
@@ -551,6 +554,7 @@ pub fn main() -> ExitCode {
         Command::DeadLetter(command) => dead_letters::dead_letter(command),
         Command::Job(command) => jobs::job(command),
         Command::Encryption(command) => encryption::encryption(command),
+        Command::Erase(arguments) => erase::erase(arguments),
         Command::Policy(command) => people::policy(command),
         Command::Login(arguments) => people::login(arguments),
         Command::Doctor(arguments) => operate::doctor(arguments),

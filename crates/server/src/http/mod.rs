@@ -16,6 +16,7 @@ mod dead_letters;
 mod edge;
 mod encryption;
 mod endpoints;
+mod erasures;
 mod events;
 mod health;
 mod jobs;

@@ -19,8 +19,8 @@ use utoipa::openapi::{PathItem, Ref, RefOr, Required, Schema};
 
 use super::endpoints::{FORMATS, NEWEST_FIRST, OLDEST_FIRST};
 use super::{
-    audit, claim, datalake, dead_letters, encryption, events, health, jobs, keys, live, metrics, models,
-    oidc, operate, people, replay, sign_in, socket, sql, statements, streams, views,
+    audit, claim, datalake, dead_letters, encryption, erasures, events, health, jobs, keys, live, metrics,
+    models, oidc, operate, people, replay, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -105,6 +105,7 @@ use crate::node::Node;
         jobs::show,
         jobs::cancel,
         jobs::schedules,
+        erasures::erase,
         models::list,
         models::moved,
         operate::maintain,

@@ -19,9 +19,9 @@ use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
-    CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, events, health, jobs, keys,
-    live, metrics, models, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql, statements,
-    streams, views,
+    CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, erasures, events, health, jobs,
+    keys, live, metrics, models, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql,
+    statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
 
@@ -99,6 +99,7 @@ fn guarded() -> Routes {
         .get("/api/v1/keys/encryption", Need::Node("manage_keys"), encryption::show)
         .post("/api/v1/keys/encryption/rotate", Need::Node("rotate_keys"), encryption::rotate)
         .get("/api/audit-logs", Need::Node("read_audit"), audit::pages)
+        .post("/api/v1/erasures", Need::Node("erase"), erasures::erase)
         .get("/api/v1/audit/logs", Need::Known("read_own_audit"), audit::logs)
         .get("/api/v1/audit/entries/{id}", Need::Known("read_own_audit"), audit::entry)
         .get("/api/v1/audit/entries/{id}/proof", Need::Known("read_own_audit"), audit::proof)

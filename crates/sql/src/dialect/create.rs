@@ -363,6 +363,7 @@ impl Words {
                 "sender",
                 "proof",
                 "search",
+                "subject",
             ]
         } else {
             &["lake", "aliases", "hidden", "retention", "idle_timeout", "tenant", "search"]
@@ -411,6 +412,7 @@ fn set_options(options: &mut StreamOptions, given: BTreeMap<String, Expr>) -> Re
             "event_time" => options.event_time = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "tenant" => options.tenant = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "sender" => options.sender = Some(text_value(&name, &value)?.to_ascii_lowercase()),
+            "subject" => options.subject = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "key" => options.key = Some(text_value(&name, &value)?.to_ascii_lowercase()),
             "hidden" => options.hidden = list(&text_value(&name, &value)?),
             "sensitive" => options.sensitive = list(&text_value(&name, &value)?),

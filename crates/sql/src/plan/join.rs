@@ -190,6 +190,12 @@ pub async fn plan_join(
     let with_carried: Vec<Expr> = cut.expressions.iter().chain(&carried).cloned().collect();
     let (output, wanted) =
         output_columns(&with_carried, &analyzed, &|expression| sides.shows_sensitive(expression))?;
+    if let Some(column) = needed.iter().find_map(|at| sides.erasable(*at)) {
+        return Err(SqlError::unsupported(format!(
+            "\"{column}\" is SENSITIVE and about one person: what a join remembers could not be forgotten"
+        ))
+        .hint("mask it, or tokenize(…) it, in a stream before the join"));
+    }
     let feed = Arc::new(FeedTable::new(joined_schema.clone()));
     let mut plan =
         LogicalPlanBuilder::scan("joined", datafusion::datasource::provider_as_source(feed.clone()), None)?;
@@ -461,6 +467,21 @@ struct Sides<'a> {
 }
 
 impl Sides<'_> {
+    /// The column at a place, when it is SENSITIVE and one person's.
+    fn erasable(&self, at: usize) -> Option<String> {
+        let (_, field) = self.joined.qualified_field(at);
+        let name = field.name();
+        let of_stream = |stream: &StreamSchema| stream.options.subject.is_some() && stream.is_sensitive(name);
+        let erasable = match self.right {
+            _ if at < self.arity => of_stream(self.left),
+            JoinTarget::Stream(stream) => of_stream(stream),
+            JoinTarget::Table(table) => {
+                table.source().options.subject.is_some() && table.sensitive().contains(name)
+            }
+        };
+        erasable.then(|| name.clone())
+    }
+
     fn shows_sensitive(&self, expression: &Expr) -> bool {
         let is_left = |column: &Column| self.joined.maybe_index_of_column(column).map(|at| at < self.arity);
         let of_right = |column: &Column| match self.right {

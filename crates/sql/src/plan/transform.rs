@@ -46,12 +46,35 @@ pub async fn plan_transform(
     let carried = projection.expr.len() - CARRIED.len();
     wanted.extend_from_slice(&projection.expr[carried..]);
     options.partitions = source.options.partitions;
+    options.subject = carried_subject(&source, &columns, &wanted)?;
     let schema = StreamSchema::new(name, columns, options, false)
         .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
     let plan = LogicalPlanBuilder::new(input.as_ref().clone()).project(wanted)?.build()?;
     let physical = state.create_physical_plan(&plan).await?;
     let plan = feed.runner(physical, state.task_ctx());
     Ok(Transform { schema: Arc::new(schema), source, plan })
+}
+
+/// The column of a derived stream that says whom its SENSITIVE columns are about, as the one of its source does.
+fn carried_subject(
+    source: &StreamSchema,
+    columns: &[Column],
+    expressions: &[Expr],
+) -> Result<Option<String>, SqlError> {
+    let Some(subject) = &source.options.subject else { return Ok(None) };
+    if !columns.iter().any(|column| column.sensitive) {
+        return Ok(None);
+    }
+    let is_subject = |expression: &Expr| matches!(expression.clone().unalias(), Expr::Column(column) if column.name == *subject);
+    let carried = columns.iter().zip(expressions).find(|(_, expression)| is_subject(expression));
+    match carried {
+        Some((column, _)) => Ok(Some(column.name.clone())),
+        None => Err(SqlError::unsupported(format!(
+            "what is SENSITIVE in \"{}\" is about whoever \"{subject}\" names; without that column nobody could be forgotten",
+            source.name.public()
+        ))
+        .hint(format!("select {subject}, too, or mask the SENSITIVE columns"))),
+    }
 }
 
 /// The columns of a derived stream and the expressions behind them, without the carried ones at the end.

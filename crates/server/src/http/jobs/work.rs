@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::http::call::Call;
 use crate::http::dead_letters::RetryLetters;
+use crate::http::erasures::EraseJob;
 use crate::http::models::TrainJob;
 use crate::http::problem::Problem;
 use crate::http::replay::{AgainJob, ReplayJob};
@@ -37,8 +38,8 @@ pub trait Offered: Kind {
 }
 
 /// All kinds.
-pub const KINDS: [&'static dyn Offered; 7] =
-    [&ReplayJob, &AgainJob, &RetryLetters, &TrainJob, &Maintenance, &Retention, &Verify];
+pub const KINDS: [&'static dyn Offered; 8] =
+    [&ReplayJob, &AgainJob, &RetryLetters, &TrainJob, &EraseJob, &Maintenance, &Retention, &Verify];
 
 /// All kinds, for the node.
 pub fn kinds() -> Vec<&'static dyn Kind> {

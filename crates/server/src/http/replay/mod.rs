@@ -495,6 +495,15 @@ fn stays_hidden(source: &StreamSchema, target: &StreamSchema) -> Result<(), Prob
         return Ok(());
     }
     let (from, to) = (source.name.public(), target.name.public());
+    if let Some(subject) =
+        source.options.subject.as_ref().filter(|it| target.options.subject.as_ref() != Some(it))
+    {
+        let detail = format!(
+            "what is SENSITIVE in \"{from}\" can be erased by \"{subject}\"; in \"{to}\" it could not"
+        );
+        return Err(Problem::new(StatusCode::CONFLICT, "would_outlive", detail)
+            .hint(format!("declare \"{to}\" WITH (subject = '{subject}')")));
+    }
     let refuse = |detail: String, hint: &str| {
         Err(Problem::new(StatusCode::CONFLICT, "would_reveal", detail).hint(hint))
     };
