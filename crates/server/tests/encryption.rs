@@ -6,7 +6,7 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use highwater_event::SeededRandomness;
 use highwater_sim::setting;
 use serde_json::{Value, json};
-use support::bytes::{files, holding};
+use support::bytes::holding;
 use support::{Client, Node, empty_data};
 
 const PASSWORD: &str = "purple-mountain-42";
