@@ -129,8 +129,13 @@ pub(crate) fn name_of(master: &DataKey) -> String {
     hexadecimal::show(&digest::digest(&digest::SHA256, master).as_ref()[..4])
 }
 
-fn place(number: u32, tenant: &str) -> Vec<u8> {
-    [b"highwater data key\0", &number.to_be_bytes()[..], tenant.as_bytes()].concat()
+/// What a wrapped key is bound to.
+fn place(number: u32, owner: &Owner) -> Vec<u8> {
+    let tenant = [b"highwater data key\0", &number.to_be_bytes()[..], owner.tenant.as_bytes()].concat();
+    match &owner.subject {
+        Some(tag) => [&tenant[..], b"\0", tag].concat(),
+        None => tenant,
+    }
 }
 
 fn cipher(master: &DataKey) -> Result<LessSafeKey, RingError> {
@@ -167,9 +172,10 @@ impl Ring {
             let master = ring.masters.iter().find(|master| name_of(master) == parsed.master);
             let master =
                 master.ok_or_else(|| RingError::UnknownMaster { line, master: parsed.master.clone() })?;
-            let key = unwrap(master, &parsed).ok_or_else(|| unreadable("its key was changed".into()))?;
+            let owner = Owner { tenant: parsed.tenant.as_str().into(), subject };
+            let key = unwrap(master, &parsed, &owner);
+            let key = key.ok_or_else(|| unreadable("its key was changed".into()))?;
             ring.stale |= parsed.master != first;
-            let owner = Owner { tenant: parsed.tenant.into(), subject };
             ring.insert(parsed.number, Entry { owner, key, made: parsed.made, erased: None });
         }
         Ok(ring)
@@ -228,7 +234,7 @@ impl Ring {
         cipher(master)?
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
-                Aad::from(place(number, &entry.owner.tenant)),
+                Aad::from(place(number, &entry.owner)),
                 &mut bytes,
             )
             .map_err(|_| RingError::Refused)?;
@@ -276,13 +282,13 @@ fn shown(line: &Line) -> Result<Vec<u8>, RingError> {
     Ok(text)
 }
 
-fn unwrap(master: &DataKey, line: &Line) -> Option<DataKey> {
+fn unwrap(master: &DataKey, line: &Line, owner: &Owner) -> Option<DataKey> {
     let mut bytes = hexadecimal::read(&line.wrapped)?;
     let (nonce, _) = bytes.split_first_chunk::<NONCE_LEN>()?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let key = cipher(master).ok()?.open_within(
         nonce,
-        Aad::from(place(line.number, &line.tenant)),
+        Aad::from(place(line.number, owner)),
         &mut bytes,
         NONCE_LEN..,
     );

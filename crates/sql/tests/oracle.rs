@@ -243,7 +243,7 @@ fn expand(rows: &RecordBatch, window: Window) -> RecordBatch {
 
 /// Aggregates whose result is the same in whatever order rows come.
 const AGGREGATES: &str = "count(*) AS c, count(n) AS cn, sum(n) AS sn, sum(big) AS sb, sum(d) AS sd, min(n) AS mn, \
-    max(k) AS mk, min(d) AS md, max(f) AS mf, avg(d) AS ad, avg(n) AS an, latest_by_offset(n) AS ln, \
+    max(k) AS mk, min(d) AS md, max(f) AS mf, avg(d) AS ad, avg(n) AS an, latest_by_offset(n) AS ln, latest_by_offset(n, false) AS lnn, \
     earliest_by_offset(big) AS eb, collect_list(big) AS lb, count(*) FILTER (WHERE big > 0) AS cp, min(at) AS ma, \
     count(DISTINCT big) AS cdb, count(DISTINCT k) FILTER (WHERE n > 0) AS cdk, collect_set(k) AS sk, topk(big, 3) AS tb, \
     topkdistinct(d, 2) AS td, approx_count_distinct(n) AS acn, bool_and(n > 0) AS ba, bool_or(big > 490) AS bo";

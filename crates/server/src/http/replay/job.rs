@@ -80,7 +80,7 @@ pub(super) fn work(node: &Arc<Node>, mut replay: Replay, rate: Option<u64>, dry_
 struct Replaying {
     replay: Replay,
     rate: Option<u64>,
-    /// How long it has to wait, so as not to be faster than its rate.
+    /// How long it has to wait, so as not to be faster than its rate, or to let others work.
     owed: Duration,
     dry_run: bool,
     node: Arc<Node>,
@@ -109,8 +109,10 @@ impl Work for Replaying {
         if self.dry_run || !self.replay.step().await? {
             return Ok(Step::Done(Progress { said: self.replay.summary(), ..self.progress() }));
         }
+        let took = self.node.machine.scheduler.elapsed().saturating_sub(began);
+        // Callers are served first: who gives no rate has half of the time.
+        self.owed = took;
         if let Some(rate) = self.rate {
-            let took = self.node.machine.scheduler.elapsed().saturating_sub(began);
             let events = self.replay.totals.events - before;
             let wanted = Duration::from_micros(events.saturating_mul(1_000_000) / rate);
             self.owed = wanted.saturating_sub(took);
