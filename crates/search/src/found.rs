@@ -6,11 +6,11 @@ use std::sync::Arc;
 use highwater_event::{Offset, Partition};
 use tantivy::collector::{Collector, Count, SegmentCollector};
 use tantivy::columnar::Column;
+use tantivy::query::Query;
 use tantivy::{DocId, Score, Searcher, SegmentOrdinal, SegmentReader};
 
 use crate::SearchError;
 use crate::fields::{OFFSET, PARTITION, TIME};
-use crate::question::Question;
 
 /// Where a found row stands.
 #[derive(Debug, Clone, Copy)]
@@ -37,14 +37,12 @@ pub(crate) type Until = Arc<BTreeMap<Partition, Offset>>;
 /// How many rows fit before some offsets; everything that the index holds without them.
 pub(crate) fn count(
     searcher: &Searcher,
-    question: &Question,
+    query: &dyn Query,
     until: Option<&Until>,
 ) -> Result<u64, SearchError> {
-    Ok(match (until, question.times) {
-        (None, None) => searcher.search(question.query.as_ref(), &Count)? as u64,
-        (until, times) => {
-            searcher.search(question.query.as_ref(), &Counting { until: until.cloned(), times })?
-        }
+    Ok(match until {
+        None => searcher.search(query, &Count)? as u64,
+        Some(until) => searcher.search(query, &Counting(until.clone()))?,
     })
 }
 
@@ -71,12 +69,11 @@ pub struct Found {
 /// Where the rows that fit stand.
 pub(crate) fn places(
     searcher: &Searcher,
-    question: &Question,
+    query: &dyn Query,
     until: Option<&Until>,
     wanted: Wanted,
 ) -> Result<Found, SearchError> {
-    let places = Places { until: until.cloned(), times: question.times, wanted };
-    Ok(searcher.search(question.query.as_ref(), &places)?)
+    Ok(searcher.search(query, &Places { until: until.cloned(), wanted })?)
 }
 
 /// Columns that say where a document's row stands.
@@ -101,23 +98,11 @@ fn is_before(until: &BTreeMap<Partition, Offset>, (partition, offset): (i64, i64
     end.is_some_and(|end| offset >= 0 && (offset as Offset) < *end)
 }
 
-/// Times between which rows must lie, microseconds UTC.
-type Times = Option<(i64, i64)>;
-
-fn lies_within(times: Times, time: i64) -> bool {
-    times.is_none_or(|(first, last)| (first..=last).contains(&time))
-}
-
-struct Counting {
-    until: Option<Until>,
-    times: Times,
-}
+struct Counting(Until);
 
 struct CountingSegment {
-    time: Column<i64>,
     standing: Standing,
-    until: Option<Until>,
-    times: Times,
+    until: Until,
     count: u64,
 }
 
@@ -126,13 +111,7 @@ impl Collector for Counting {
     type Child = CountingSegment;
 
     fn for_segment(&self, _: SegmentOrdinal, segment: &SegmentReader) -> tantivy::Result<CountingSegment> {
-        Ok(CountingSegment {
-            time: segment.fast_fields().i64(TIME)?,
-            standing: Standing::of(segment)?,
-            until: self.until.clone(),
-            times: self.times,
-            count: 0,
-        })
+        Ok(CountingSegment { standing: Standing::of(segment)?, until: self.0.clone(), count: 0 })
     }
 
     fn requires_scoring(&self) -> bool {
@@ -148,10 +127,7 @@ impl SegmentCollector for CountingSegment {
     type Fruit = u64;
 
     fn collect(&mut self, document: DocId, _: Score) {
-        let time = self.time.first(document).unwrap_or_default();
-        let counts = lies_within(self.times, time)
-            && self.until.as_ref().is_none_or(|until| is_before(until, self.standing.get(document)));
-        self.count += u64::from(counts);
+        self.count += u64::from(is_before(&self.until, self.standing.get(document)));
     }
 
     fn harvest(self) -> u64 {
@@ -161,7 +137,6 @@ impl SegmentCollector for CountingSegment {
 
 struct Places {
     until: Option<Until>,
-    times: Times,
     wanted: Wanted,
 }
 
@@ -240,7 +215,6 @@ struct PlacesSegment {
     times: Vec<Option<i64>>,
     standing: Standing,
     until: Option<Until>,
-    between: Times,
     first: First,
 }
 
@@ -255,7 +229,6 @@ impl Collector for Places {
             times: Vec::new(),
             standing: Standing::of(segment)?,
             until: self.until.clone(),
-            between: self.times,
             first: First::of(self.wanted),
         })
     }
@@ -277,9 +250,6 @@ impl Collector for Places {
 
 impl PlacesSegment {
     fn take(&mut self, document: DocId, time: i64) {
-        if !lies_within(self.between, time) {
-            return;
-        }
         // Most rows stand behind those that are wanted, which their time tells.
         if self.until.is_none() && self.first.is_behind(time) {
             self.first.total += 1;

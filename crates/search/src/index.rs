@@ -13,7 +13,7 @@ use highwater_log::reader::RowReader;
 use highwater_privacy::{Positions, Vault};
 use serde::{Deserialize, Serialize};
 use tantivy::directory::MmapDirectory;
-use tantivy::query::EmptyQuery;
+use tantivy::query::{EmptyQuery, Query};
 use tantivy::schema::Value;
 use tantivy::tokenizer::{RawTokenizer, TextAnalyzer, TokenizerManager};
 use tantivy::{
@@ -23,7 +23,7 @@ use tantivy::{
 use crate::SearchError;
 use crate::fields::{Fields, JSON_WORDS, WORDS};
 use crate::found::{self, Found, Until, Wanted};
-use crate::question::{Question, query, question};
+use crate::question::query;
 use crate::tokens::Cutter;
 
 /// Bytes of documents that are gathered before they are written.
@@ -159,8 +159,7 @@ impl SearchIndex {
             };
             query(&self.fields, &bound).unwrap_or_else(|| Box::new(EmptyQuery))
         };
-        let question = Question { query: old(), times: None };
-        let count = found::count(&self.current().searcher, &question, None)?;
+        let count = found::count(&self.current().searcher, old().as_ref(), None)?;
         if count > 0 {
             self.commit(|writer, _| Ok(writer.delete_query(old()).map(drop)?))?;
         }
@@ -279,19 +278,19 @@ impl Snapshot {
         query(&self.index.fields, condition).is_some()
     }
 
-    fn question(&self, condition: &Condition) -> Result<Question, SearchError> {
-        question(&self.index.fields, condition)
+    fn query(&self, condition: &Condition) -> Result<Box<dyn Query>, SearchError> {
+        query(&self.index.fields, condition)
             .ok_or_else(|| tantivy::TantivyError::InvalidArgument(format!("{condition:?}")).into())
     }
 
     /// How many rows fit.
     pub fn count(&self, condition: &Condition) -> Result<u64, SearchError> {
-        found::count(&self.committed.searcher, &self.question(condition)?, self.until.as_ref())
+        found::count(&self.committed.searcher, self.query(condition)?.as_ref(), self.until.as_ref())
     }
 
     /// Where the rows that fit stand.
     pub fn places(&self, condition: &Condition, wanted: Wanted) -> Result<Found, SearchError> {
-        found::places(&self.committed.searcher, &self.question(condition)?, self.until.as_ref(), wanted)
+        found::places(&self.committed.searcher, self.query(condition)?.as_ref(), self.until.as_ref(), wanted)
     }
 
     /// The columns of [`rows`](Self::rows): those of the lake, texts as views.

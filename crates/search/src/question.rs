@@ -17,42 +17,6 @@ use crate::tokens::{CUT, LONGEST_TEXT, LONGEST_WORD, exact};
 /// Hours that are looked up one by one; with more of them the times of all rows are looked at.
 const MOST_HOURS: i64 = 24 * 31;
 
-/// What is asked of the index: a query, and between which times, microseconds UTC, the rows that it finds must lie.
-pub(crate) struct Question {
-    pub query: Box<dyn Query>,
-    pub times: Option<(i64, i64)>,
-}
-
-/// The question of a condition; `None` when the index can't tell which rows fit. Where hours are looked up, the times of
-/// the few rows in them are looked at one by one, not those of all rows.
-pub(crate) fn question(fields: &Fields, condition: &Condition) -> Option<Question> {
-    if let Condition::All(parts) = condition
-        && let Some(hours) = hours(fields, condition)
-    {
-        let (mut first, mut last) = (i64::MIN, i64::MAX);
-        let mut all = vec![(Occur::Must, hours)];
-        for part in parts {
-            match part {
-                Condition::Number { column, from, to } if column == columns::EVENT_TIME => {
-                    first = first.max(match from {
-                        Bound::Included(time) => *time,
-                        Bound::Excluded(time) => time.saturating_add(1),
-                        Bound::Unbounded => i64::MIN,
-                    });
-                    last = last.min(match to {
-                        Bound::Included(time) => *time,
-                        Bound::Excluded(time) => time.saturating_sub(1),
-                        Bound::Unbounded => i64::MAX,
-                    });
-                }
-                part => all.push((Occur::Must, query(fields, part)?)),
-            }
-        }
-        return Some(Question { query: both(all), times: Some((first, last)) });
-    }
-    Some(Question { query: query(fields, condition)?, times: None })
-}
-
 /// The query of a condition; `None` when the index can't tell which rows fit.
 pub(crate) fn query(fields: &Fields, condition: &Condition) -> Option<Box<dyn Query>> {
     let several = |parts: &[Condition], occur| {
@@ -62,7 +26,11 @@ pub(crate) fn query(fields: &Fields, condition: &Condition) -> Option<Box<dyn Qu
     Some(match condition {
         Condition::All(parts) if parts.is_empty() => Box::new(AllQuery),
         Condition::Any(parts) if parts.is_empty() => Box::new(EmptyQuery),
-        Condition::All(parts) => both(several(parts, Occur::Must)?),
+        Condition::All(parts) => {
+            let mut all = several(parts, Occur::Must)?;
+            all.extend(hours(fields, condition).map(|hours| (Occur::Must, hours)));
+            both(all)
+        }
         Condition::Any(parts) => both(several(parts, Occur::Should)?),
         Condition::Text { column, text } => {
             let By::Text { exact: field, .. } = fields.by(column)? else { return None };

@@ -235,8 +235,11 @@ pub async fn logs(
         wanted.add(|value| format!("_event_time < {value}"), to);
     }
     if let Some(before) = given.get("before") {
-        let before =
-            before.parse().map_err(|_| Problem::parameter("before", format!("\"{before}\" is not an id")))?;
+        let before = before
+            .parse()
+            .ok()
+            .filter(|before| *before >= 0_i64)
+            .ok_or_else(|| Problem::parameter("before", format!("\"{before}\" is not an id")))?;
         wanted.add(|value| format!("_offset < {value}"), ScalarValue::Int64(Some(before)));
     }
     let found = Trail::now(&node).await?.newest(&wanted, limit, 0).await?;

@@ -107,7 +107,11 @@ impl Which {
             let value = ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into()));
             values.push((name.to_owned(), value));
         }
-        conditions.extend(self.cursor.map(|cursor| format!("id < {cursor}")));
+        if let Some(cursor) = self.cursor {
+            let cursor = i64::try_from(cursor)
+                .map_err(|_| Problem::parameter("cursor", format!("\"{cursor}\" is not an id")))?;
+            conditions.push(format!("id < {cursor}"));
+        }
         conditions.extend(self.after.map(|after| format!("id > {after}")));
         if conditions.is_empty() {
             conditions.push("TRUE".into());

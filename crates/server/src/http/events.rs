@@ -57,7 +57,8 @@ fn too_large() -> Problem {
     params(("stream" = String, Path, description = "name of a declared stream")),
     request_body(content = serde_json::Value, content_type = "application/json", description = "an event, or an array of events; or NDJSON"),
     responses((status = 202, description = "all accepted, or known already"), (status = 207, description = "some were rejected; they are dead letters"),
-        (status = 400, description = "the body is not JSON"), (status = 404, description = "no such stream"), (status = 422, description = "all were rejected"),
+        (status = 400, description = "the body is not JSON"), (status = 404, description = "no such stream"),
+        (status = 409, description = "the stream is written by the engine"), (status = 422, description = "all were rejected"),
         (status = 503, description = "busy; Retry-After says when to send again"), (status = 507, description = "the disk is full")))]
 pub async fn stream_events(
     State(node): State<Arc<Node>>,

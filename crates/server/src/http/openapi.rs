@@ -189,6 +189,8 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
                     answers.entry(status.into()).or_insert_with(|| RefOr::T(answer()));
                 }
             }
+            // What is wrong with each of several events is no problem of the call.
+            let takes_events = answers.contains_key("207");
             if operation.request_body.is_some() {
                 let other = || ResponseBuilder::new().description("another media type is needed").build();
                 answers.entry("415".into()).or_insert_with(|| RefOr::T(other()));
@@ -200,6 +202,10 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
                     && !OPEN.contains(&path.as_str())
                 {
                     answer.content.insert("application/problem+json".into(), RefOr::T(as_problem()));
+                    if takes_events && status == "422" {
+                        let verdicts = ContentBuilder::new().schema(Some(ObjectBuilder::new())).build();
+                        answer.content.insert("application/json".into(), RefOr::T(verdicts));
+                    }
                 }
             }
         }
@@ -380,12 +386,15 @@ fn parameters_of(answers: &Answers) -> Vec<(&'static str, &'static str, RefOr<Sc
 
 /// A path that lets old events happen again.
 fn again(intake: &Intake, replays: &Replays) -> OperationBuilder {
+    let mut body = body_of(&replays.parameters, false);
+    // All of them are meant when nothing is said.
+    body.required = replays.parameters.iter().any(|it| it.default.is_none()).then_some(Required::True);
     let answer = |description: &str| ResponseBuilder::new().description(description);
     let operation = OperationBuilder::new()
         .tag("declared")
         .summary(Some(format!("Needs the permission {}", replays.permission)))
         .description(Some(format!("```sql\n{}\n```", intake.text)))
-        .request_body(Some(body_of(&replays.parameters, false)))
+        .request_body(Some(body))
         .response("422", answer("what is said beside is not what the stream declares"));
     match replays.job {
         true => operation.response("202", answer("a job has begun; job_id names it")),

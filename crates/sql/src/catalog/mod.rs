@@ -521,6 +521,9 @@ impl Catalog {
     pub fn endpoint<'a>(&'a self, path: &'a str) -> Option<(&'a Arc<Endpoint>, InPath<'a>)> {
         let exact = self.endpoints.get(path).map(|endpoint| (endpoint, Vec::new()));
         exact.or_else(|| {
+            if self.is_literal(path) {
+                return None;
+            }
             self.endpoints.values().find_map(|endpoint| Some((endpoint, fitted(&endpoint.path, path)?)))
         })
     }
@@ -531,8 +534,27 @@ impl Catalog {
         let exact = self.intakes.get(&(method, path.to_owned()));
         exact.or_else(|| {
             let called = self.intakes.values().filter(|intake| intake.method == method);
-            called.into_iter().find(|intake| intake.in_path(path).is_some())
+            called
+                .into_iter()
+                .find(|intake| intake.in_path(path).is_some())
+                .filter(|_| !self.is_literal(path))
         })
+    }
+
+    /// How a path may be called that something comes in at.
+    pub fn methods(&self, path: &str) -> impl Iterator<Item = Method> {
+        let literal = self.is_literal(path);
+        let fits = move |intake: &&Arc<Intake>| match literal {
+            true => intake.path == path,
+            false => intake.in_path(path).is_some(),
+        };
+        self.intakes.values().filter(fits).map(|intake| intake.method)
+    }
+
+    /// Whether something is declared at just this path, whatever its method: then no parameter of another path stands for it.
+    fn is_literal(&self, path: &str) -> bool {
+        self.endpoints.contains_key(path)
+            || Method::ALL.into_iter().any(|method| self.intakes.contains_key(&(method, path.to_owned())))
     }
 
     /// Who reads a name: streams, tables and endpoints, in words.

@@ -157,8 +157,8 @@ fn wrong_method(node: &Node, endpoint: Option<&Endpoint>, path: &str) -> Problem
         None => &[],
     };
     let catalog = node.catalog();
-    let written = catalog.intakes.values().filter(|intake| intake.in_path(path).is_some());
-    let mut methods: Vec<&str> = asked.iter().copied().chain(written.map(|it| it.method.text())).collect();
+    let taken = catalog.methods(path).map(|method| method.text());
+    let mut methods: Vec<&str> = asked.iter().copied().chain(taken).collect();
     methods.dedup();
     if methods.is_empty() {
         return Problem::not_found("path_not_found", format!("there is nothing at {path}"))

@@ -110,8 +110,8 @@ impl Work for Replaying {
             return Ok(Step::Done(Progress { said: self.replay.summary(), ..self.progress() }));
         }
         let took = self.node.machine.scheduler.elapsed().saturating_sub(began);
-        // Callers are served first: who gives no rate has half of the time.
-        self.owed = took;
+        // Callers are served first: who gives no rate has a third of the time.
+        self.owed = took * 2;
         if let Some(rate) = self.rate {
             let events = self.replay.totals.events - before;
             let wanted = Duration::from_micros(events.saturating_mul(1_000_000) / rate);
