@@ -24,7 +24,7 @@ CREATE STREAM transaction_log (
   event_id = 'transaction_id, status, timestamp',
   event_time = 'timestamp',
   key = 'user_id',
-  -- What is SENSITIVE is encrypted for each user: `highwater erase USER-0001` destroys that key.
+  -- What is SENSITIVE is encrypted for each user: `highwater erase --subject …` destroys that key.
   subject = 'user_id',
   sensitive = 'shipping_address.street, shipping_address.zip, device_info.ip_address'
 );
