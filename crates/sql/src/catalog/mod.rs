@@ -5,8 +5,10 @@
 //! deterministic view of the statements in the log: applying the same statements in the same order gives the
 //! same catalog. It checks and plans; it starts nothing.
 
+mod change;
 mod endpoint;
 mod model;
+mod replace;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,9 +24,7 @@ use highwater_event::{StreamName, StreamSchema};
 
 use self::endpoint::{fitted, parameter, same_places};
 use crate::adhoc;
-use crate::dialect::{
-    Alteration, Declared, Kind, Method, RuleEntry, Schedule, SqlError, Statement, Takes, parse_script,
-};
+use crate::dialect::{Declared, Kind, Method, RuleEntry, Schedule, SqlError, Statement, Takes, parse_script};
 use crate::functions::LOOKING_UP;
 use crate::plan::{JoinTarget, Reads, plan_join, plan_table, plan_transform, reads_of};
 use crate::reference::ReferenceTable;
@@ -242,45 +242,6 @@ impl Catalog {
         self.plan_creation(engine, declared, csv).await
     }
 
-    /// A statement must not meet what is being replaced at the moment: it would be left with the old version.
-    fn check_not_building(&self, statement: &Statement) -> Result<(), SqlError> {
-        let own = StreamName::new(statement.name()).ok();
-        let mut touched: BTreeSet<StreamName> = own.iter().cloned().collect();
-        match statement {
-            Statement::CreateStreamAs { query, .. } | Statement::CreateTableAs { query, .. } => {
-                touched.extend(names_read(query));
-            }
-            // Endpoints read by name whatever has it.
-            Statement::CreateEndpoint { .. }
-            | Statement::CreateIntake { .. }
-            | Statement::CreateModel { .. }
-            | Statement::CreateSchedule { .. } => return Ok(()),
-            _ => {}
-        }
-        for building in self.building.values().filter(|building| own.as_ref() != Some(&building.root)) {
-            let reads = building.members.iter().flat_map(|member| match member {
-                Planned::Stream(entry) => entry.reads.iter().cloned().collect(),
-                Planned::Table(entry) => entry.reads.iter().cloned().collect(),
-                _ => Vec::new(),
-            });
-            let names: BTreeSet<StreamName> = building.names().into_iter().collect();
-            let ends = matches!(statement, Statement::Drop { .. });
-            let met = touched
-                .iter()
-                .find(|name| names.contains(*name))
-                .cloned()
-                .or_else(|| reads.into_iter().find(|name| ends && touched.contains(name)));
-            if let Some(name) = met {
-                return Err(SqlError::new(
-                    "being_replaced",
-                    format!("a new version of \"{}\" is being built, and \"{name}\" is part of it", building.root),
-                )
-                .hint("wait until it has taken its place (GET /api/v1/statements shows how far it is), or declare the old text again with OR REPLACE to give it up"));
-            }
-        }
-        Ok(())
-    }
-
     /// Plans a CREATE under the next version of its name.
     async fn plan_creation(
         &self,
@@ -419,98 +380,6 @@ impl Catalog {
         name.at_version(self.versions.get(name).map_or(1, |version| version + 1))
     }
 
-    /// Plans a new version of a statement and of everything that is derived from it.
-    async fn plan_replacement(&self, engine: &Engine, declared: Declared) -> Result<Building, SqlError> {
-        let root = StreamName::new(declared.statement.name())
-            .map_err(|error| SqlError::new("invalid_name", error.to_string()))?;
-        let mut next = self.clone();
-        next.drop_building(&root);
-        let planned = next.plan_creation(engine, declared, None).await?;
-        next.take(engine, &planned);
-        let mut members = vec![planned];
-        for name in self.derived_from(&root) {
-            let text = match (self.streams.get(&name), self.tables.get(&name)) {
-                (Some(entry), _) => &entry.text,
-                (None, Some(entry)) => &entry.text,
-                (None, None) => continue,
-            };
-            let mut parts = parse_script(text)?.into_iter();
-            let Some(created) = parts.next() else { continue };
-            let mut planned = next.plan_creation(engine, created, None).await.map_err(|error| SqlError {
-                message: format!(
-                    "\"{name}\", which is derived from \"{root}\", would not work any more: {}",
-                    error.message
-                ),
-                at: None,
-                ..error
-            })?;
-            next.take(engine, &planned);
-            // What was altered since is altered again.
-            for part in parts {
-                if let Statement::AlterStream { name, changes } = &part.statement
-                    && let Planned::Altered(entry) = next.plan_alter(name, changes, &part.text)?
-                {
-                    planned = Planned::Stream(entry);
-                    next.take(engine, &planned);
-                }
-            }
-            members.push(planned);
-        }
-        let names: BTreeSet<StreamName> = members.iter().filter_map(Planned::name).collect();
-        for endpoint in self.endpoints.values().filter(|endpoint| !endpoint.reads.is_disjoint(&names)) {
-            let broken = |error: SqlError| SqlError {
-                message: format!("the endpoint {} would not work any more: {}", endpoint.path, error.message),
-                at: None,
-                ..error
-            };
-            let (parameters, query) = (&endpoint.parameters, &endpoint.query);
-            let columns = adhoc::check_endpoint(engine, &next, parameters, query).await.map_err(broken)?;
-            next.check_answers(&endpoint.answers, query, &columns).map_err(broken)?;
-        }
-        Ok(Building { root, members })
-    }
-
-    /// Everything that is derived from a name, each after what it reads.
-    fn derived_from(&self, root: &StreamName) -> Vec<StreamName> {
-        let mut found: Vec<StreamName> = Vec::new();
-        let reads = |name: &StreamName| {
-            let stream = self.streams.get(name).map(|entry| &entry.reads);
-            stream.or_else(|| self.tables.get(name).map(|entry| &entry.reads))
-        };
-        let names: Vec<&StreamName> = self.streams.keys().chain(self.tables.keys()).collect();
-        let mut affected: BTreeSet<StreamName> = BTreeSet::from([root.clone()]);
-        loop {
-            let more: Vec<StreamName> = names
-                .iter()
-                .filter(|name| {
-                    !affected.contains(**name)
-                        && reads(name).is_some_and(|reads| !reads.is_disjoint(&affected))
-                })
-                .map(|name| (*name).clone())
-                .collect();
-            if more.is_empty() {
-                break;
-            }
-            affected.extend(more);
-        }
-        affected.remove(root);
-        while !affected.is_empty() {
-            let ready: Vec<StreamName> = affected
-                .iter()
-                .filter(|name| reads(name).is_none_or(|reads| reads.is_disjoint(&affected)))
-                .cloned()
-                .collect();
-            if ready.is_empty() {
-                break;
-            }
-            for name in ready {
-                affected.remove(&name);
-                found.push(name);
-            }
-        }
-        found
-    }
-
     /// The row filters and column masks of a relation.
     pub fn rules_of(&self, name: &StreamName) -> impl Iterator<Item = &Arc<RuleEntry>> {
         self.rules.values().filter(move |entry| entry.relation.as_ref() == Some(name))
@@ -555,181 +424,6 @@ impl Catalog {
     fn is_literal(&self, path: &str) -> bool {
         self.endpoints.contains_key(path)
             || Method::ALL.into_iter().any(|method| self.intakes.contains_key(&(method, path.to_owned())))
-    }
-
-    /// Who reads a name: streams, tables and endpoints, in words.
-    pub fn readers(&self, name: &StreamName) -> Vec<String> {
-        let streams = self
-            .streams
-            .iter()
-            .filter(|(_, entry)| entry.reads.contains(name))
-            .map(|(name, _)| format!("stream \"{name}\""));
-        let tables = self
-            .tables
-            .iter()
-            .filter(|(_, entry)| entry.reads.contains(name))
-            .map(|(name, _)| format!("table \"{name}\""));
-        let endpoints = self
-            .endpoints
-            .values()
-            .filter(|endpoint| endpoint.reads.contains(name))
-            .map(|endpoint| format!("endpoint '{}/'", endpoint.path));
-        let intakes = self
-            .intakes
-            .values()
-            .filter(|intake| intake.into == *name)
-            .map(|intake| format!("endpoint {} '{}/'", intake.method.text(), intake.path));
-        let models = self.models.values().filter(|entry| entry.reads.contains(name));
-        let models = models.map(|entry| format!("model \"{}\"", entry.name));
-        let rules = self.rules_of(name).map(|entry| format!("rule \"{}\"", entry.name));
-        streams.chain(tables).chain(endpoints).chain(intakes).chain(models).chain(rules).collect()
-    }
-
-    fn plan_drop(&self, kind: Kind, name: &str, if_exists: bool) -> Result<Planned, SqlError> {
-        let known = StreamName::new(name).ok();
-        let exists = match (kind, &known) {
-            (Kind::Endpoint, _) => self.endpoints.contains_key(name),
-            (Kind::Intake(method), _) => self.intakes.contains_key(&(method, name.to_owned())),
-            (_, None) => false,
-            (Kind::Stream, Some(name)) => self.streams.contains_key(name),
-            (Kind::Table, Some(name)) => self.tables.contains_key(name),
-            (Kind::ReferenceTable, Some(name)) => self.references.contains_key(name),
-            (Kind::Model, Some(name)) => self.models.contains_key(name),
-            (Kind::Schedule, Some(name)) => self.schedules.contains_key(name),
-            (Kind::Rule, Some(name)) => self.rules.contains_key(name),
-        };
-        if !exists && if_exists {
-            return Ok(Planned::Unchanged);
-        }
-        if !exists {
-            let names: Vec<&str> = match kind {
-                Kind::Endpoint => self.endpoints.keys().map(String::as_str).collect(),
-                Kind::Intake(_) => self.intakes.keys().map(|(_, path)| path.as_str()).collect(),
-                Kind::Stream => self.streams.keys().map(StreamName::as_str).collect(),
-                Kind::Table => self.tables.keys().map(StreamName::as_str).collect(),
-                Kind::ReferenceTable => self.references.keys().map(StreamName::as_str).collect(),
-                Kind::Model => self.models.keys().map(StreamName::as_str).collect(),
-                Kind::Schedule => self.schedules.keys().map(StreamName::as_str).collect(),
-                Kind::Rule => self.rules.keys().map(StreamName::as_str).collect(),
-            };
-            let error = SqlError::new("not_found", format!("no {} \"{name}\"", kind.text()));
-            return Err(match nearest(name, names) {
-                Some(near) => error.hint(format!("did you mean \"{near}\"?")),
-                None => error,
-            });
-        }
-        if let Some(known) =
-            known.as_ref().filter(|_| !matches!(kind, Kind::Rule | Kind::Schedule | Kind::Model))
-        {
-            if self.streams.get(known).is_some_and(|entry| entry.text.is_empty()) {
-                return Err(SqlError::new(
-                    "reserved_name",
-                    format!("\"{name}\" belongs to the engine and can't be dropped"),
-                ));
-            }
-            if kind == Kind::Stream
-                && let Some(table) = self.written_by(known)
-            {
-                return Err(SqlError::new(
-                    "in_use",
-                    format!("\"{name}\" has the changes of the table \"{table}\""),
-                )
-                .hint(format!("DROP TABLE {table} ends both")));
-            }
-            let mut readers = self.readers(known);
-            let written = self.tables.get(known).filter(|_| kind == Kind::Table);
-            if let Some(written) = written.and_then(|entry| entry.written.as_ref()) {
-                let own = format!("table \"{known}\"");
-                let changes = written.changes.schema.name.at_version(1);
-                readers.extend(self.readers(&changes).into_iter().filter(|reader| *reader != own));
-            }
-            if kind != Kind::Endpoint && !readers.is_empty() {
-                return Err(SqlError::new(
-                    "in_use",
-                    format!("the {} \"{name}\" is read by {}", kind.text(), readers.join(", ")),
-                )
-                .hint("drop those first"));
-            }
-        }
-        Ok(Planned::Dropped(kind, name.to_owned()))
-    }
-
-    fn plan_alter(&self, name: &StreamName, changes: &[Alteration], text: &str) -> Result<Planned, SqlError> {
-        let entry = self.streams.get(name).ok_or_else(|| self.no_stream(name))?;
-        if entry.text.is_empty() {
-            return Err(SqlError::new(
-                "reserved_name",
-                format!("\"{name}\" belongs to the engine and can't be altered"),
-            ));
-        }
-        if let Some(table) = self.written_by(name) {
-            return Err(SqlError::unsupported(format!(
-                "\"{name}\" has the changes of the table \"{table}\", and keeps all of them"
-            )));
-        }
-        let mut columns = entry.schema.columns.clone();
-        let mut options = entry.schema.options.clone();
-        for change in changes {
-            match change {
-                Alteration::Add(_) if !entry.schema.raw => {
-                    return Err(SqlError::unsupported(format!(
-                        "\"{name}\" is derived: its columns come from its SELECT"
-                    ))
-                    .hint("CREATE OR REPLACE STREAM builds a new version beside the old one"));
-                }
-                // Said before: a script may be applied again.
-                Alteration::Add(column) if entry.schema.columns.contains(column) => {}
-                Alteration::Add(column) => columns.push(column.clone()),
-                Alteration::Set(_) => change.apply(&mut options)?,
-            }
-        }
-        if columns == entry.schema.columns && options == entry.schema.options {
-            return Ok(Planned::Unchanged);
-        }
-        let schema = StreamSchema::new(entry.schema.name.clone(), columns, options, entry.schema.raw)
-            .map_err(|error| SqlError::new("invalid_schema", error.to_string()))?;
-        // Its undeclared members are stored as they are, and its events known by what anybody can work out.
-        if schema.has_sensitive() && !entry.schema.has_sensitive() {
-            return Err(SqlError::unsupported(format!(
-                "\"{name}\" was declared without SENSITIVE columns: what it stores already would stay as it is"
-            ))
-            .hint("declare a stream with the SENSITIVE column, and replay the events of this one into it"));
-        }
-        Ok(Planned::Altered(Arc::new(StreamEntry {
-            schema: Arc::new(schema),
-            derivation: entry.derivation.clone(),
-            reads: entry.reads.clone(),
-            text: format!("{};\n{text}", entry.text),
-        })))
-    }
-
-    fn plan_pause(&self, name: &StreamName, pause: bool) -> Result<Planned, SqlError> {
-        let derived = self.streams.get(name).is_some_and(|entry| entry.derivation.is_some());
-        if !derived && self.streams.contains_key(name) {
-            return Err(SqlError::unsupported(format!(
-                "\"{}\" takes events; only what is derived can be paused",
-                name.public()
-            ))
-            .hint("pause what reads it, or let its senders wait"));
-        }
-        if !derived && !self.tables.contains_key(name) {
-            let names = self.streams.keys().chain(self.tables.keys()).map(StreamName::as_str);
-            let error = SqlError::new("not_found", format!("no derived stream or table \"{name}\""));
-            return Err(match nearest(name.as_str(), names) {
-                Some(near) => error.hint(format!("did you mean \"{near}\"?")),
-                None => error,
-            });
-        }
-        Ok(match (pause, self.paused.contains(name)) {
-            (true, false) => Planned::Paused(name.clone()),
-            (false, true) => Planned::Resumed(name.clone()),
-            _ => Planned::Unchanged,
-        })
-    }
-
-    /// The new version of a name takes its place.
-    pub fn plan_swap(&self, root: &StreamName) -> Option<Planned> {
-        self.building.get(root).cloned().map(Planned::Swapped)
     }
 
     /// Takes a planned statement in.
