@@ -5,8 +5,6 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use support::bytes::holding;
 use support::{Client, Node, empty_data};
@@ -107,19 +105,6 @@ fn found(text: &str, who: u64) -> Vec<String> {
     secrets(who).into_iter().filter(|secret| text.contains(&secret.to_lowercase())).collect()
 }
 
-fn end_of(client: &Client, job: &str) -> Value {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let (status, job) = client.get(&format!("/api/v1/jobs/{job}"));
-        assert_eq!(status, 200, "{job}");
-        if ["finished", "failed", "cancelled"].contains(&job["state"].as_str().unwrap()) {
-            return job;
-        }
-        assert!(Instant::now() < deadline, "{job}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn whoever_is_forgotten_is_nowhere_any_more() {
     let (_folder, data) = empty_data();
@@ -160,7 +145,7 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
     node.kill();
     node = Node::start(&data);
     let grace = signed_in(&node);
-    let job = end_of(&grace, answer["job_id"].as_str().unwrap());
+    let job = grace.end_of(answer["job_id"].as_str().unwrap());
     assert_eq!(job["state"], "finished", "{job}");
     assert_eq!(job["said"]["rebuilt"], json!(["table:pages"]), "{job}");
     assert_eq!(job["said"]["subject"], answer["subject"]);
@@ -193,12 +178,12 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
     let grace = signed_in(&node);
     let (status, answer) = grace.post("/api/v1/jobs", &json!({"kind": "maintenance"}));
     assert_eq!(status, 202, "{answer}");
-    assert_eq!(end_of(&grace, answer["id"].as_str().unwrap())["state"], "finished");
+    assert_eq!(grace.end_of(answer["id"].as_str().unwrap())["state"], "finished");
     check(&grace, &data);
 
     // The trail is whole, and has the act, without the name.
     let (_, answer) = grace.post("/api/v1/jobs", &json!({"kind": "verify"}));
-    let verified = end_of(&grace, answer["id"].as_str().unwrap());
+    let verified = grace.end_of(answer["id"].as_str().unwrap());
     assert_eq!(verified["said"]["whole"], true, "{verified}");
     assert!(node.run(&["audit", "verify"]).contains("verified"), "the tree and its checkpoint");
     let acts =
@@ -208,7 +193,7 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
 
     // A second time there is nothing left; and whoever comes back is known again.
     let (_, answer) = grace.post("/api/v1/erasures", &json!({"subject": person(7)}));
-    assert_eq!(end_of(&grace, answer["job_id"].as_str().unwrap())["said"]["keys_destroyed"], 0);
+    assert_eq!(grace.end_of(answer["job_id"].as_str().unwrap())["said"]["keys_destroyed"], 0);
     send(&grace, &[visit(5007)]);
     assert_eq!(
         rows(&grace, "SELECT name FROM visits WHERE who IS NOT NULL AND visit = 'v5007'"),

@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
-
 use highwater_event::SeededRandomness;
 use serde_json::{Value, json};
 use support::{Client, Node, empty_data};
@@ -33,20 +31,6 @@ fn send(client: &Client, first: u64, count: u64, scale: u64) {
     let (status, answer) =
         client.post("/api/v1/streams/transaction_log/events", &Value::from(events.collect::<Vec<_>>()));
     assert_eq!((status, &answer["accepted"]), (202, &json!(count)), "{answer}");
-}
-
-/// Waits for a job to end.
-fn end_of(client: &Client, job: &str) -> Value {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let (status, job) = client.get(&format!("/api/v1/jobs/{job}"));
-        assert_eq!(status, 200, "{job}");
-        if ["finished", "failed", "cancelled"].contains(&job["state"].as_str().unwrap()) {
-            return job;
-        }
-        assert!(Instant::now() < deadline, "{job}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn ask(client: &Client, sql: &str) -> (u16, Value) {
@@ -80,7 +64,7 @@ fn a_model_is_trained_judged_asked_and_watched() {
     node.client.settle();
     let (status, answer) = train(&node.client);
     assert_eq!((status, &answer["status"]), (202, &json!("success")), "{answer}");
-    let job = end_of(&node.client, answer["job_id"].as_str().unwrap());
+    let job = node.client.end_of(answer["job_id"].as_str().unwrap());
     assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("too_few_rows")), "{job}");
 
     send(&node.client, 50, 2950, 1);
@@ -92,7 +76,7 @@ fn a_model_is_trained_judged_asked_and_watched() {
     assert_eq!(status, 201);
     let (status, answer) = train(&trainer);
     assert_eq!(status, 202, "{answer}");
-    let job = end_of(&trainer, answer["job_id"].as_str().unwrap());
+    let job = trainer.end_of(answer["job_id"].as_str().unwrap());
     assert_eq!(job["state"], "finished", "{job}");
     assert_eq!(job["said"]["model"], "fraud_detection_v1");
     let report = &job["said"]["report"];
@@ -158,7 +142,7 @@ fn a_model_is_trained_judged_asked_and_watched() {
     assert!(moved["moved"].as_f64().unwrap() > 0.25, "{moved}");
     let (_, answer) =
         node.client.post("/api/v1/jobs", &json!({"kind": "train", "input": {"model": "fraud_detection"}}));
-    let job = end_of(&node.client, answer["id"].as_str().unwrap());
+    let job = node.client.end_of(answer["id"].as_str().unwrap());
     assert_eq!(job["said"]["model"], "fraud_detection_v2", "{job}");
     let (_, models) = node.client.get("/api/v1/models");
     let versions = models["models"][0]["versions"].as_array().unwrap();

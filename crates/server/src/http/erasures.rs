@@ -32,14 +32,14 @@ use serde_json::{Value, json};
 use super::call::Call;
 use super::jobs::{self, Offered, members};
 use super::problem::{Answer, Problem};
-use crate::node::Node;
 use crate::node::jobs::{JOBS, Kind, Order, Progress, Setback, Step, Work};
+use crate::node::{Node, SYSTEM};
 
 /// How often a table that is made again is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 /// Streams of the engine whose rows are never changed: what somebody asked or declared with a person's name in it stays, and
 /// the receipt says how often.
-const KEPT: [&str; 3] = [AUDIT, JOBS, "_system"];
+const KEPT: [&str; 3] = [AUDIT, JOBS, SYSTEM];
 /// The shortest name that is looked for inside of dead letters: a shorter one would be found everywhere.
 const SHORTEST: usize = 3;
 

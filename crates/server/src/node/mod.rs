@@ -82,7 +82,7 @@ pub use publish::{Destination, PublishOptions};
 pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
 pub use remembered::Remembered;
 pub use secrets::{replace, replace_secret};
-pub use system::EVENTS;
+pub use system::{EVENTS, SYSTEM};
 pub use trail::{Leaf, Trail};
 pub use turns::{Turn, Turns};
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::ScalarValue;
 use highwater_auth::{Asked, Identity};
 use highwater_event::identity::HOME;
 use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, planted, time};
@@ -15,15 +16,17 @@ use highwater_log::audit::AUDIT;
 use highwater_log::dead_letter::{DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{
-    Day, Lens, Relations, RowIndex, Searchable, StreamRows, stream_relation, table_relation,
+    self, Day, Lens, QueryResult, Relations, RowIndex, Searchable, StreamRows, stream_relation,
+    table_relation,
 };
 use highwater_sql::dialect::{Asker, Kind, Rule, Statement, of_tenant, parse_script};
+use highwater_sql::stream::TableProgram;
 use highwater_sql::stream::table::Extent;
 use highwater_sql::{Catalog, Engine, SqlError};
 
 use serde_json::Value;
 
-use super::{FORBIDDEN, Node, needs};
+use super::{FORBIDDEN, Node, QUERY_LIMITS, needs};
 
 /// For whom relations are read.
 #[derive(Debug, Clone)]
@@ -156,10 +159,8 @@ impl Relations for NodeRelations {
         }
         let Some(rows) = self.node.table(&name) else { return Ok(None) };
         let lens = self.lens("table", &name)?;
-        let program = rows.program();
         let batches = rows.read(extent).await?;
-        table_relation(&self.node.engine, program.schema().clone(), batches, program.sensitive(), &lens)
-            .map(Some)
+        self.node.rows_as_seen(rows.program(), batches, &lens).map(Some)
     }
 
     async fn searchable(&self, name: &str) -> Result<Option<Searchable>, SqlError> {
@@ -283,6 +284,26 @@ impl Node {
         }
         lens.revealed = self.allows(identity, Asked::on("reveal", kind, name.as_str()).shared(shared));
         lens
+    }
+
+    /// Some rows of a table as somebody sees them.
+    pub fn rows_as_seen(
+        &self,
+        program: &TableProgram,
+        rows: Vec<RecordBatch>,
+        lens: &Lens,
+    ) -> Result<Arc<dyn TableProvider>, SqlError> {
+        table_relation(&self.engine, program.schema().clone(), rows, program.sensitive(), lens)
+    }
+
+    /// Asks a question of the engine's own.
+    pub async fn ask_engine(
+        self: &Arc<Self>,
+        sql: String,
+        values: Vec<(String, ScalarValue)>,
+    ) -> Result<QueryResult, SqlError> {
+        let (node, relations) = (self.clone(), Arc::new(NodeRelations::for_engine(self.clone())));
+        self.ask(async move { adhoc::query(&node.engine, relations, &sql, values, QUERY_LIMITS).await }).await
     }
 
     /// A stream as a relation: lake and log at once, or the lake alone at an earlier moment.

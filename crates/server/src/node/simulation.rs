@@ -19,9 +19,9 @@ use highwater_ingest::{Format, Outcome, Submission};
 use highwater_log::view::ViewState;
 use highwater_log::{Log, Machine, audit};
 use highwater_sim::{Fault, SimClock, SimDisk, SimScheduler, SimStore, setting};
-use highwater_sql::{SqlError, adhoc};
+use highwater_sql::SqlError;
 
-use super::{DeclareError, Node, NodeOptions, NodeRelations, QUERY_LIMITS, Script, lock};
+use super::{DeclareError, Node, NodeOptions, Script, lock};
 
 const STREAMS: &str = "
 CREATE STREAM readings (id TEXT, k TEXT, n INT, at TIMESTAMP) WITH (event_id = 'id', event_time = 'at', partitions = 2, idle_timeout = '3s');
@@ -484,11 +484,8 @@ fn trail_holds(node: &Node, memory: &Memory) {
 
 /// Rows that a question answers, one JSON object each.
 async fn ask(node: &Arc<Node>, sql: String) -> Vec<String> {
-    let (asked, relations) = (node.clone(), Arc::new(NodeRelations::for_engine(node.clone())));
-    let text = sql.clone();
-    let question =
-        async move { adhoc::query(&asked.engine, relations, &text, Vec::new(), QUERY_LIMITS).await };
-    let answer = node.ask(question).await.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
+    let answered = node.ask_engine(sql.clone(), Vec::new()).await;
+    let answer = answered.unwrap_or_else(|error| panic!("{sql}: {}", error.message));
     assert!(!answer.truncated);
     let names = answer.names();
     let mut rows = String::new();

@@ -8,7 +8,7 @@ use datafusion::prelude::SessionContext;
 use highwater_event::StreamName;
 use highwater_lake::LakeTable;
 use highwater_log::fold::Program;
-use highwater_sql::adhoc::{Lens, table_relation};
+use highwater_sql::adhoc::Lens;
 use highwater_sql::stream::TableRows;
 use highwater_sql::stream::table::Extent;
 
@@ -67,10 +67,8 @@ async fn masked(
     rows: &TableRows,
     batches: Vec<RecordBatch>,
 ) -> anyhow::Result<Vec<RecordBatch>> {
-    let program = rows.program();
-    let schema = program.schema().clone();
-    let relation =
-        table_relation(&node.engine, schema.clone(), batches, program.sensitive(), &Lens::default())?;
+    let schema = rows.program().schema().clone();
+    let relation = node.rows_as_seen(rows.program(), batches, &Lens::default())?;
     let context = SessionContext::new_with_state(node.engine.state());
     let masked = context.read_table(relation)?.collect().await?;
     let same = |rows: RecordBatch| {

@@ -41,13 +41,6 @@ impl Leaf {
             .map_err(|error| AppendError::Encode(error.to_string()))
     }
 
-    /// Notes that the commit is durable, if it is.
-    pub fn settle_if(&self, durable: bool) {
-        if durable {
-            self.settle();
-        }
-    }
-
     /// Notes that the commit is durable.
     pub fn settle(&self) {
         self.written.store(true, Ordering::Release);

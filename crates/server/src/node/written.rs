@@ -11,21 +11,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch, TimestampMicrosecondArray};
-use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use datafusion::common::ScalarValue;
 use highwater_auth::Identity;
 use highwater_event::{Digest128, StreamName, StreamPartition, columns, hexadecimal};
 use highwater_log::{Append, Commit};
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{self, Lens, QueryResult, table_relation};
+use highwater_sql::adhoc::{self, Lens};
 use highwater_sql::catalog::{CHANGE, CHANGED_BY, REQUEST, TableEntry, VERSION, Written};
 use highwater_sql::dialect::{RowChange, quoted};
 use highwater_sql::stream::TableRows;
 use highwater_sql::stream::table::LAST_UPDATED_AT;
 
 use super::relations::Fixed;
-use super::{ChangeError, Leaf, Node, NodeRelations, QUERY_LIMITS, lock};
+use super::{ChangeError, Leaf, Node, QUERY_LIMITS, lock};
 
 /// Changes of keys that share one of these wait for each other.
 const LOCKS: usize = 64;
@@ -173,6 +173,14 @@ fn value_in(rows: &[RecordBatch], column: &str) -> Option<ScalarValue> {
     ScalarValue::try_from_array(batch.column_by_name(column)?, 0).ok()
 }
 
+/// The same of a column of whole numbers.
+pub fn whole_number_in(rows: &[RecordBatch], column: &str) -> Option<i64> {
+    match value_in(rows, column) {
+        Some(ScalarValue::Int64(value)) => value,
+        _ => None,
+    }
+}
+
 /// A row of the table as it will be.
 fn as_it_will_be(
     schema: &SchemaRef,
@@ -260,9 +268,8 @@ impl Node {
         let leaf = leaf(&key);
         let entry_of_trail = leaf.append().map_err(ChangeError::Append)?;
         let commit = Commit { appends: vec![row, entry_of_trail], ..Commit::default() };
-        let appended = self.log.append(commit).await.map_err(ChangeError::Append);
-        leaf.settle_if(appended.is_ok());
-        appended?;
+        self.log.append(commit).await.map_err(ChangeError::Append)?;
+        leaf.settle();
         if let Some(request) = said(&wanted)
             && let Some(given) = writer.given.lock().await.as_mut()
         {
@@ -294,10 +301,7 @@ impl Node {
         if !(insert || there && self.is_visible(entry, before.to_vec(), &lens).await?) {
             return Err(RowError::Missing);
         }
-        let version = match value_in(before, VERSION) {
-            Some(ScalarValue::Int64(Some(version))) => version,
-            _ => 0,
-        };
+        let version = whole_number_in(before, VERSION).unwrap_or(0);
         if wanted.version.is_some_and(|expected| expected != version) {
             return Err(RowError::Stale(version));
         }
@@ -336,23 +340,12 @@ impl Node {
             return Ok(true);
         }
         let name = entry.program.table().public().to_owned();
-        let relation = self.as_relation(entry, rows, lens)?;
+        let relation = self.rows_as_seen(&entry.program, rows, lens)?;
         let sql = format!("SELECT 1 FROM {}", quoted(&name));
         let (node, relations) = (self.clone(), Arc::new(Fixed::new(name, relation)));
         let question =
             async move { adhoc::query(&node.engine, relations, &sql, Vec::new(), QUERY_LIMITS).await };
         Ok(self.ask(question).await?.row_count() > 0)
-    }
-
-    /// Some rows of a table as somebody sees them.
-    pub fn as_relation(
-        &self,
-        entry: &TableEntry,
-        rows: Vec<RecordBatch>,
-        lens: &Lens,
-    ) -> Result<Arc<dyn datafusion::catalog::TableProvider>, SqlError> {
-        let program = &entry.program;
-        table_relation(&self.engine, program.schema().clone(), rows, program.sensitive(), lens)
     }
 
     async fn wait_for(&self, rows: &TableRows, end: u64) -> Result<(), RowError> {
@@ -408,18 +401,17 @@ impl Node {
 
     async fn read_given(self: &Arc<Self>, written: &Written) -> Result<Given, RowError> {
         let (key, changes) = (quoted(&written.key.name), quoted(written.changes.schema.name.public()));
-        let mut given = Given { next: 1, ..Given::default() };
+        let mut given = Given::default();
         if written.generated {
-            let newest = self.ask_engine(format!("SELECT max({key}) AS newest FROM {changes}")).await?;
-            if let Some(ScalarValue::Int64(Some(newest))) = value_in(&newest.batches, "newest") {
-                given.next = newest + 1;
-            }
+            let sql = format!("SELECT max({key}) AS newest FROM {changes}");
+            let newest = self.ask_engine(sql, Vec::new()).await?;
+            given.next = whole_number_in(&newest.batches, "newest").map_or(1, |newest| newest + 1);
         }
         let oldest = self.machine.clock.now_micros() - REQUESTS_KEPT;
         let sql = format!(
-            "SELECT {REQUEST}, {key} AS row_key, _event_time FROM {changes} WHERE {REQUEST} IS NOT NULL AND _event_time > to_timestamp_micros({oldest}) ORDER BY _offset LIMIT {MOST_REQUESTS}"
+            "SELECT {REQUEST}, {key} AS row_key, _event_time FROM {changes} WHERE {REQUEST} IS NOT NULL AND _event_time > to_timestamp_micros({oldest}) ORDER BY _offset DESC LIMIT {MOST_REQUESTS}"
         );
-        for batch in self.ask_engine(sql).await?.batches {
+        for batch in self.ask_engine(sql, Vec::new()).await?.batches {
             let requests = batch.column(0).as_string_opt::<i32>();
             let times = batch.column(2).as_primitive_opt::<TimestampMicrosecondType>();
             let (Some(requests), Some(times)) = (requests, times) else { return Err(RowError::Behind) };
@@ -430,17 +422,4 @@ impl Node {
         }
         Ok(given)
     }
-
-    async fn ask_engine(self: &Arc<Self>, sql: String) -> Result<QueryResult, SqlError> {
-        let relations = Arc::new(NodeRelations::for_engine(self.clone()));
-        let node = self.clone();
-        self.ask(async move { adhoc::query(&node.engine, relations, &sql, Vec::new(), QUERY_LIMITS).await })
-            .await
-    }
-}
-
-/// The version of a row.
-pub fn version_of(rows: &[RecordBatch]) -> Option<i64> {
-    let batch = rows.iter().find(|batch| batch.num_rows() > 0)?;
-    Some(batch.column_by_name(VERSION)?.as_primitive_opt::<Int64Type>()?.value(0))
 }

@@ -263,6 +263,20 @@ impl Client {
             .unwrap_or_else(|| panic!("no answer to {path}"))
     }
 
+    /// Waits for a job to end; answers it.
+    pub fn end_of(&self, job: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let (status, job) = self.get(&format!("/api/v1/jobs/{job}"));
+            assert_eq!(status, 200, "{job}");
+            if ["finished", "failed", "cancelled"].contains(&job["state"].as_str().unwrap()) {
+                return job;
+            }
+            assert!(Instant::now() < deadline, "{job}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     pub fn put(&self, path: &str) -> (u16, Value) {
         let request = self
             .agent

@@ -399,14 +399,10 @@ impl Catalog {
 
     /// The path that something comes in at, called so; one without parameters in its path goes first.
     pub fn intake(&self, method: &str, path: &str) -> Option<&Arc<Intake>> {
-        let method = Method::ALL.into_iter().find(|known| known.text() == method)?;
-        let exact = self.intakes.get(&(method, path.to_owned()));
-        exact.or_else(|| {
-            let called = self.intakes.values().filter(|intake| intake.method == method);
-            called
-                .into_iter()
-                .find(|intake| intake.in_path(path).is_some())
-                .filter(|_| !self.is_literal(path))
+        let called = || self.intakes.values().filter(|intake| intake.method.text() == method);
+        called().find(|intake| intake.path == path).or_else(|| {
+            let fitting = called().find(|intake| intake.in_path(path).is_some());
+            fitting.filter(|_| !self.is_literal(path))
         })
     }
 
@@ -422,8 +418,7 @@ impl Catalog {
 
     /// Whether something is declared at just this path, whatever its method: then no parameter of another path stands for it.
     fn is_literal(&self, path: &str) -> bool {
-        self.endpoints.contains_key(path)
-            || Method::ALL.into_iter().any(|method| self.intakes.contains_key(&(method, path.to_owned())))
+        self.endpoints.contains_key(path) || self.intakes.keys().any(|(_, known)| known == path)
     }
 
     /// Takes a planned statement in.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use highwater_event::{Column, StreamName, StreamOptions, StreamSchema};
+use highwater_event::{Column, SchemaError, StreamName, StreamOptions, StreamSchema};
 
 use super::endpoint::{Taking, parameter};
 use super::{Answered, Catalog, Endpoint, Intake, Parameter, StreamEntry, TableEntry, names_read};
@@ -106,7 +106,7 @@ impl Catalog {
                 format!("\"{changes}\" is declared already, and the changes of \"{name}\" need that name");
             return Err(SqlError::new("already_exists", detail));
         }
-        let schema = self.changes_schema(&changes, &columns, &key)?;
+        let schema = self.changes_schema(&changes, &columns, &key);
         let schema = Arc::new(schema.map_err(|error| invalid(error.to_string()))?);
         let newest = columns.iter().filter(|column| column.name != key.name).map(|column| {
             let column = quoted(&column.name);
@@ -133,14 +133,14 @@ impl Catalog {
         name: &StreamName,
         columns: &[Column],
         key: &Column,
-    ) -> Result<Result<StreamSchema, highwater_event::SchemaError>, SqlError> {
+    ) -> Result<StreamSchema, SchemaError> {
         // A row that is gone has a key and nothing else.
         let kept =
             columns.iter().map(|column| Column { nullable: column.name != key.name, ..column.clone() });
         let text = |name: &str, nullable| Column::new(name, DataType::Utf8, nullable);
         let own = [text(CHANGE, false), text(CHANGED_BY, false), text(REQUEST, true)];
         let options = StreamOptions { partitions: 1, lake: true, ..StreamOptions::default() };
-        Ok(StreamSchema::new(self.next_version(name), kept.chain(own).collect(), options, false))
+        StreamSchema::new(self.next_version(name), kept.chain(own).collect(), options, false)
     }
 
     /// The table that a stream has the changes of.

@@ -29,12 +29,14 @@ use highwater_sql::adhoc::{
 use highwater_sql::catalog::{Endpoint, InPath, Intake, Parameter, Taking};
 use highwater_sql::dialect::{Answers, Asker};
 use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value};
 
 use super::call::Call;
 use super::jobs::plain_members;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::{events, models, replay};
+use crate::node::written::whole_number_in;
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 pub use file::FORMATS;
@@ -131,15 +133,21 @@ async fn posted(node: Arc<Node>, call: Arc<Call>, endpoint: Arc<Endpoint>, reque
     let path = request.uri().path().to_owned();
     let body = body_of(request).await?;
     let in_path = endpoint.in_path(&path).unwrap_or_default();
-    let members: serde_json::Value = serde_json::from_slice(&body)
-        .map_err(|error| Problem::bad_request("malformed_json", format!("the body is not JSON: {error}")))?;
-    let members = members.as_object().ok_or_else(|| {
-        Problem::bad_request("malformed_json", "the body is a JSON object whose members are the parameters")
-    })?;
-    let (question, asked) = Question::of(&node, &call, &endpoint, plain_members(members)?, in_path).await?;
+    let given = plain_members(&members_of(&body, "the parameters")?)?;
+    let (question, asked) = Question::of(&node, &call, &endpoint, given, in_path).await?;
     match &question.endpoint.answers {
         Answers::Hits => hits::answer(&question, &asked).await,
         _ => plain(&question, &path).await,
+    }
+}
+
+/// The members of a body, which are what `they_are` says.
+fn members_of(body: &[u8], they_are: &str) -> Result<Map<String, Value>, Problem> {
+    let malformed = |detail: String| Problem::bad_request("malformed_json", detail);
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(members)) => Ok(members),
+        Ok(_) => Err(malformed(format!("the body is a JSON object whose members are {they_are}"))),
+        Err(error) => Err(malformed(format!("the body is not JSON: {error}"))),
     }
 }
 
@@ -177,13 +185,11 @@ struct Asked {
 
 impl Asked {
     /// What was asked for, for the audit trail; long texts are cut.
-    fn said(&self) -> serde_json::Value {
+    fn said(&self) -> Value {
         let own = self.given.iter().map(|(name, value)| (name.as_str(), value));
         let all = own.chain(self.beside.iter().map(|(name, value)| (*name, value)));
         let cut = |value: &String| value.chars().take(LONGEST_SAID).collect::<String>();
-        all.map(|(name, value)| (name.to_owned(), serde_json::Value::from(cut(value))))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
+        all.map(|(name, value)| (name.to_owned(), Value::from(cut(value)))).collect::<Map<_, _>>().into()
     }
 
     /// Reads what was given: `own` parameters, in the path or not, and those `of_kind`.
@@ -343,7 +349,8 @@ fn nothing_at(path: &str) -> Problem {
 async fn plain(question: &Question, path: &str) -> Answer {
     let mut result = question.rows().await?;
     let object = question.endpoint.answers == Answers::Object;
-    let version = if object { write::version_shown(&result) } else { None };
+    // It is no member of an answer, but its tag.
+    let version = whole_number_in(&result.batches, "_version").filter(|_| object);
     if version.is_some() {
         result = shown(result)?;
     }

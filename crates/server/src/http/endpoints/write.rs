@@ -14,16 +14,16 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::{QueryResult, Relations, endpoint_values, run_endpoint};
-use highwater_sql::catalog::{Intake, KEY, Parameter, RowWrites, TableEntry};
+use highwater_sql::catalog::{Intake, KEY, Parameter, RowWrites, TableEntry, VERSION};
 use highwater_sql::dialect::{Asker, RowChange};
 use serde_json::{Map, Value, json};
 
-use super::{Asked, first_row, of_own_tenant, shown};
+use super::{Asked, first_row, members_of, of_own_tenant, shown};
 use crate::http::call::Call;
 use crate::http::jobs::plain_members;
 use crate::http::problem::{Answer, Problem};
 use crate::http::sql::typed;
-use crate::node::written::{Changed, RowError, Wanted, version_of};
+use crate::node::written::{Changed, RowError, Wanted, whole_number_in};
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 /// The header by which a request that is sent again is known.
@@ -77,7 +77,7 @@ pub async fn answer(
     if writes.change == RowChange::Delete {
         return Ok(status.into_response());
     }
-    let version = version_of(&rows);
+    let version = whole_number_in(&rows, VERSION);
     let row = returned(node, call, entry, writes, (key.clone(), rows)).await?;
     let body = first_row(&shown(row)?);
     let mut response = typed("application/json", body);
@@ -103,17 +103,7 @@ pub fn tag(version: i64) -> String {
 
 /// The members of a body; none when there is no body.
 fn members(body: &[u8]) -> Result<Map<String, Value>, Problem> {
-    if body.trim_ascii().is_empty() {
-        return Ok(Map::new());
-    }
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(members)) => Ok(members),
-        Ok(_) => Err(Problem::bad_request(
-            "malformed_json",
-            "the body is a JSON object whose members are columns of the row",
-        )),
-        Err(error) => Err(Problem::bad_request("malformed_json", format!("the body is not JSON: {error}"))),
-    }
+    if body.trim_ascii().is_empty() { Ok(Map::new()) } else { members_of(body, "columns of the row") }
 }
 
 /// The columns that a caller says.
@@ -198,7 +188,7 @@ async fn returned(
     let lens = node.lens(&call.identity, "table", &name);
     let relations = Arc::new(OneRow {
         name: name.to_string(),
-        row: node.as_relation(entry, rows, &lens)?,
+        row: node.rows_as_seen(&entry.program, rows, &lens)?,
         others: NodeRelations::new(node.clone(), Reader::Endpoint(call.identity.clone())),
     });
     let (asked, endpoint, call) = (node.clone(), writes.returning.clone(), call.clone());
@@ -236,15 +226,6 @@ impl Relations for OneRow {
     async fn relation(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, SqlError> {
         if name == self.name { Ok(Some(self.row.clone())) } else { self.others.relation(name).await }
     }
-}
-
-/// The version that a row shows as `_version`, which is no member of an answer but its tag.
-pub fn version_shown(result: &QueryResult) -> Option<i64> {
-    use arrow::array::{Array, AsArray};
-    use arrow::datatypes::Int64Type;
-    let batch = result.batches.iter().find(|batch| batch.num_rows() > 0)?;
-    let column = batch.column_by_name("_version")?.as_primitive_opt::<Int64Type>()?;
-    column.is_valid(0).then(|| column.value(0))
 }
 
 #[cfg(test)]

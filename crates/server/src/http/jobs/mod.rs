@@ -13,15 +13,14 @@ use datafusion::common::ScalarValue;
 use highwater_auth::Asked;
 use highwater_event::name::nearest;
 use highwater_event::time::show_micros;
-use highwater_sql::adhoc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::rows;
+use crate::node::Node;
 use crate::node::jobs::{JOBS, Job, NewJob};
-use crate::node::{Node, NodeRelations, QUERY_LIMITS};
 
 pub use work::{Offered, kinds, members, plain_members};
 
@@ -117,11 +116,7 @@ pub async fn show(
     let sql = format!(
         "SELECT _event_time AS at, change, attempt, done, \"of\", json(detail) AS detail FROM {JOBS} WHERE job = $job ORDER BY _offset DESC LIMIT {SHOWN}"
     );
-    let relations = Arc::new(NodeRelations::for_engine(node.clone()));
-    let values = vec![("job".to_owned(), ScalarValue::Utf8(Some(id)))];
-    let asked = node.clone();
-    let question = async move { adhoc::query(&asked.engine, relations, &sql, values, QUERY_LIMITS).await };
-    let found = node.ask(question).await?;
+    let found = node.ask_engine(sql, vec![("job".to_owned(), ScalarValue::Utf8(Some(id)))]).await?;
     let names = found.names();
     let changes = rows(&found, &names, ",");
     let mut body = shown(&job);
