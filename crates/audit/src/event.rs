@@ -246,7 +246,7 @@ pub struct Proven {
 impl EventProof {
     /// Puts a proof together; an error when its parts do not belong together: rows or entry were changed.
     pub fn new(sealed: Sealed, seal: &Record, proof: Proof) -> Result<Self, AuditError> {
-        let seal = SealEntry { entry: seal.json.clone(), salt: hexadecimal::show(&seal.salt) };
+        let seal = SealEntry { entry: seal.json.clone(), salt: hexadecimal::show(seal.whole()?) };
         let whole = Self { sealed, seal, proof };
         whole.stream()?;
         Ok(whole)
@@ -445,7 +445,8 @@ mod tests {
     fn what_was_changed_has_no_proof() {
         let (good, _) = proven(5, 3);
         let sealer = EventSealer::new(&[7; 32]);
-        let seal = Record { salt: leaf::read_salt(&good.seal.salt).unwrap(), json: good.seal.entry.clone() };
+        let salt = leaf::Salt::Kept(leaf::read_salt(&good.seal.salt).unwrap());
+        let seal = Record { salt, json: good.seal.entry.clone() };
         let build = |rows: &[RecordBatch]| {
             EventProof::new(sealer.sealed(&SEAL_SALT, rows, 3).unwrap(), &seal, good.proof.clone())
         };

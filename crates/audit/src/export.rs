@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! entries.ndjson   a line for each entry: {"entry":RECORD,"index":N,"salt":"HEX"}, in order and from 0;
-//!                  {"commitment":"HEX","index":N} for an entry that was erased or is past its retention
+//!                  {"commitment":"HEX","index":N} for an entry that something was taken out of or that is past its retention
 //! checkpoint       the signed checkpoint of exactly these entries
 //! keys             verifier keys, one a line
 //! statements       what the keys have signed beside checkpoints: changes of keys, entries that are gone
@@ -17,7 +17,7 @@ use highwater_event::hexadecimal;
 
 use crate::AuditError;
 use crate::checkpoint::Checkpoint;
-use crate::leaf::{Record, commitment, read_salt};
+use crate::leaf::{Record, Salt, commitment, read_salt};
 use crate::note::{SignedNote, Verifier};
 use crate::statement::{self, Said, Statement};
 use crate::tree::{Frontier, Hash, leaf_hash};
@@ -33,13 +33,13 @@ pub const STATEMENTS: &str = "statements";
 /// Bytes of the longest line: what an entry may hold is bounded where it is made.
 const MAX_LINE: u64 = 4 << 20;
 
-/// The line of an entry.
+/// The line of an entry; when something was taken out of it, that of its commitment.
 pub fn line(index: u64, record: &Record) -> String {
-    format!(
-        "{{\"entry\":{},\"index\":{index},\"salt\":\"{}\"}}\n",
-        record.json,
-        hexadecimal::show(&record.salt)
-    )
+    let salt = match &record.salt {
+        Salt::Kept(salt) => salt,
+        Salt::Erased(commitment) => return erased_line(index, commitment),
+    };
+    format!("{{\"entry\":{},\"index\":{index},\"salt\":\"{}\"}}\n", record.json, hexadecimal::show(salt))
 }
 
 /// The line of an entry whose content is gone.
@@ -157,6 +157,11 @@ pub fn verify(entries: impl BufRead, signed: &Signed, trust: &Trust) -> Result<V
     let believed = statement::successors(known, &statements);
     let checkpoint = Checkpoint::open(&note, &believed)?;
     let gone = pruned.iter().map(|point| point.size).max().unwrap_or(0);
+    let erased_by = |index: u64| {
+        statements
+            .iter()
+            .any(|statement| matches!(&statement.said, Said::Erased(entries) if entries.contain(index)))
+    };
 
     let mut points = pruned;
     let old_keys = statement::predecessors(&believed, &statements);
@@ -204,7 +209,7 @@ pub fn verify(entries: impl BufRead, signed: &Signed, trust: &Trust) -> Result<V
         let leaf = text.and_then(|line| read_line(index, line));
         let (commitment, is_erased) =
             leaf.ok_or_else(|| changed(format!("line {} is not entry {index}", index + 1)))?;
-        if is_erased && index >= gone {
+        if is_erased && index >= gone && !erased_by(index) {
             return Err(changed(format!("entry {index} is gone, and no statement of the log says why")));
         }
         erased += u64::from(is_erased);
@@ -251,7 +256,7 @@ mod tests {
 
     fn record(number: u64) -> Record {
         let json = format!(r#"{{"action":"query","actor":"user {number}","cost":1}}"#);
-        Record { salt: [number as u8; 16], json }
+        Record { salt: Salt::Kept([number as u8; 16]), json }
     }
 
     fn signer() -> Signer {
@@ -345,7 +350,7 @@ mod tests {
                 4 => records.truncate(at),
                 5 => records.insert(at, record(1000 + edit)),
                 // The salt tells equal entries apart.
-                6 => records[at].salt[(edit % 16) as usize] ^= 1,
+                6 => records[at].salt = Salt::Kept([99; 16]),
                 _ => continue,
             }
             kinds[kind] += 1;
@@ -383,6 +388,23 @@ mod tests {
         assert!(found(&lines, &said(13, root)).is_err(), "more than there ever were");
         let other = Signer::new(ORIGIN, &[6; 32]).unwrap();
         assert!(found(&lines, &state(Said::Pruned { end: 4, root }, &[other])).is_err(), "another key");
+    }
+
+    #[test]
+    fn something_is_taken_out_only_where_the_log_says_so() {
+        let mut lines = lines(&(0..12).map(record).collect::<Vec<_>>());
+        let left = Record { salt: Salt::Erased(record(5).commitment()), json: "{}".into() };
+        lines[5] = line(5, &left);
+        let found = |places: &[u64], key: u8| {
+            let signer = Signer::new(ORIGIN, &[key; 32]).unwrap();
+            let said = Said::Erased(statement::Entries::of(places.iter().copied()));
+            let signed = Signed { statements: state(said, &[signer]), ..sign(&lines) };
+            verify(lines.concat().as_bytes(), &signed, &Trust::default()).map(|verified| verified.erased)
+        };
+        assert_eq!(found(&[5], 5).unwrap(), 1);
+        assert_eq!(found(&[4, 5, 9], 5).unwrap(), 1, "others may be whole");
+        assert!(found(&[4, 6], 5).is_err(), "others");
+        assert!(found(&[5], 6).is_err(), "another key");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use checkpoint::Checkpoint;
 pub use event::{EventProof, EventSealer};
 pub use note::{SignedNote, Signer, Verifier};
 pub use published::Tree;
-pub use statement::{Said, Statement};
+pub use statement::{Entries, Said, Statement};
 pub use tree::Hash;
 pub use view::AuditTree;
 pub use witness::Witness;

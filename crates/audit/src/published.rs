@@ -86,6 +86,12 @@ impl Tree {
         self.pruned.load(Ordering::Acquire)
     }
 
+    /// Whether it was stated that something was taken out of an entry.
+    pub fn is_erased(&self, entry: u64) -> bool {
+        let erased = |said: &Said| matches!(said, Said::Erased(entries) if entries.contain(entry));
+        self.state().statements.iter().any(|(statement, _)| erased(&statement.said))
+    }
+
     /// Signs a statement with its keys, and with one that it is about.
     pub fn state_that(&self, said: Said, at: i64, also: Option<&Signer>) -> SignedNote {
         let state = self.state();

@@ -1,4 +1,5 @@
-//! What the log's keys sign beside checkpoints: that another key takes over, and that old entries are gone.
+//! What the log's keys sign beside checkpoints: that another key takes over, that old entries are gone, and that something
+//! was taken out of others.
 //!
 //! ```text
 //! highwater audit statement v1
@@ -6,8 +7,11 @@
 //! TIME                      RFC 3339
 //! key OLD NEW               verifier keys; signed by both
 //! pruned END ROOT           entries before END are gone; the root of the tree over them, base64
+//! erased A B-C ...          something was taken out of these entries; in rising order
 //! ```
-//! A statement has one of the two last lines, and is a signed note. Several stand one behind the other.
+//! A statement has one of the last lines, and is a signed note. Several stand one behind the other.
+
+use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -37,6 +41,59 @@ pub enum Said {
         /// The root of the tree over those that are gone.
         root: Hash,
     },
+    /// Something was taken out of entries, such as the name of a person: their commitments stay.
+    Erased(Entries),
+}
+
+/// Entries, as ranges of their places.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entries(Vec<(u64, u64)>);
+
+impl Entries {
+    /// Entries in rising order.
+    pub fn of(places: impl IntoIterator<Item = u64>) -> Self {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for place in places {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == place => *last = place,
+                _ => ranges.push((place, place)),
+            }
+        }
+        Self(ranges)
+    }
+
+    /// Whether an entry is among them.
+    pub fn contain(&self, place: u64) -> bool {
+        let at = self.0.partition_point(|(_, last)| *last < place);
+        self.0.get(at).is_some_and(|(first, _)| *first <= place)
+    }
+
+    fn parse(words: &[&str]) -> Option<Self> {
+        let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(words.len());
+        for word in words {
+            let (first, last) = word.split_once('-').unwrap_or((word, word));
+            let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+            // Ranges that touch would be one.
+            let behind = ranges
+                .last()
+                .is_none_or(|(_, before)| before.checked_add(1).is_some_and(|next| first > next));
+            (first <= last && behind).then(|| ranges.push((first, last)))?;
+        }
+        (!ranges.is_empty()).then_some(Self(ranges))
+    }
+}
+
+impl fmt::Display for Entries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (first, last)) in self.0.iter().enumerate() {
+            let space = if at == 0 { "" } else { " " };
+            match first == last {
+                true => write!(f, "{space}{first}")?,
+                false => write!(f, "{space}{first}-{last}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A statement.
@@ -56,6 +113,7 @@ impl Statement {
         let said = match &self.said {
             Said::Key { from, to } => format!("key {from} {to}"),
             Said::Pruned { end, root } => format!("pruned {end} {}", STANDARD.encode(root)),
+            Said::Erased(entries) => format!("erased {entries}"),
         };
         format!("{HEAD}{}\n{}\n{said}\n", self.origin, time::show_micros(self.at))
     }
@@ -70,6 +128,7 @@ impl Statement {
             ["pruned", end, root] => {
                 Said::Pruned { end: end.parse().ok()?, root: STANDARD.decode(root).ok()?.try_into().ok()? }
             }
+            ["erased", ref entries @ ..] => Said::Erased(Entries::parse(entries)?),
             _ => return None,
         };
         let statement = Self { origin: origin.to_owned(), at: time::parse_micros(at)?, said };
@@ -162,6 +221,34 @@ mod tests {
         assert!(read("else\n").is_err());
         for bad in [pruned.text().replace("512", "0512"), pruned.text() + "more\n", "pruned".into()] {
             assert!(Statement::open(&SignedNote::sign(bad, [&two])).is_err());
+        }
+    }
+
+    #[test]
+    fn entries_are_named_in_one_way_only() {
+        let entries = Entries::of([3, 4, 5, 9, 11, 12]);
+        assert_eq!(entries.to_string(), "3-5 9 11-12");
+        let inside: Vec<u64> = (0..20).filter(|place| entries.contain(*place)).collect();
+        assert_eq!(inside, [3, 4, 5, 9, 11, 12]);
+        let (one, _) = (signer(1), signer(2));
+        let stated = Statement { said: Said::Erased(entries), ..change(&one, &one) };
+        let note = SignedNote::sign(stated.text(), [&one]);
+        assert_eq!(Statement::open(&note).unwrap(), stated);
+        for bad in [
+            "",
+            "3-4 5",
+            "5 3",
+            "3-3",
+            "5-3",
+            "03",
+            "3  9",
+            "3-5 9 11-12 ",
+            "x",
+            "3-",
+            "18446744073709551615 3",
+        ] {
+            let text = stated.text().replace("3-5 9 11-12", bad);
+            assert!(Statement::open(&SignedNote::sign(text, [&one])).is_err(), "{bad}");
         }
     }
 

@@ -34,7 +34,7 @@ use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
 use highwater_event::{columns, planted};
 use highwater_privacy::SealError;
-pub use maintain::{Compacted, Past, Version};
+pub use maintain::{Compacted, Edit, Past, Version};
 pub use scan::{FILE_COLUMN, LakeFiles};
 pub use stream::{Folder, LakeSnapshot, LakeStream, LakeView, Moment};
 pub use table::LakeTable;

@@ -5,17 +5,20 @@
 //! rows before and after. Files that no version needs any more are removed by the vacuum, after the time
 //! for which earlier versions can be read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use deltalake::kernel::Action;
 use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use deltalake::protocol::SaveMode;
+use deltalake::protocol::{SaveMode, checkpoints};
+use deltalake::{DeltaTable, ensure_table_uri};
 use futures::TryStreamExt;
 use highwater_event::{Offset, columns};
 
@@ -26,8 +29,14 @@ use crate::{DAY_COLUMNS, LakeError, commit, write_files};
 const SMALL_FILES: usize = 8;
 /// A file below this many bytes is small.
 const SMALL: u64 = 8 << 20;
+/// How long readers may take to their end before files that must go are taken from them, and how often they are looked at.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
 /// About how many bytes one compaction reads; a day with more is compacted in parts.
 const BATCH: u64 = 64 << 20;
+
+/// What is to become of the rows of a file, as they are stored; `None` leaves them as they are.
+pub type Edit = dyn Fn(&RecordBatch) -> Result<Option<RecordBatch>, ArrowError> + Send + Sync;
 
 /// What a compaction did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,6 +114,7 @@ impl LakeStream {
 
     /// Writes small files of the same day together. Answers what was done; nothing when there was no need.
     pub async fn compact(self: &Arc<Self>) -> Result<Compacted, LakeError> {
+        let _writing = self.writing.read().await;
         let mut days: BTreeMap<Vec<Option<String>>, Vec<DataFile>> = BTreeMap::new();
         for file in self.files()?.into_iter().filter(|file| file.size < SMALL) {
             days.entry(file.day.clone()).or_default().push(file);
@@ -128,6 +138,66 @@ impl LakeStream {
         Ok(done)
     }
 
+    /// Lets `edit` change rows in all files of the newest version, and removes what others could still be read from: the files
+    /// that held them, earlier versions, and what the table's log says of both. `edit` gets the rows of a file as they are
+    /// stored, and answers `None` when they stay as they are. Answers how many files were written anew; safe to begin again.
+    pub async fn edit(self: &Arc<Self>, edit: Arc<Edit>) -> Result<usize, LakeError> {
+        // Files that nobody is writing and no version has were left by a crash.
+        let _nobody_writes = self.writing.write().await;
+        let _alone = self.committing.lock().await;
+        let state = self.current();
+        let mut table = state.table.clone();
+        let (mut adds, mut gone) = (Vec::new(), Vec::new());
+        for file in self.files()? {
+            let (lake, edit, path) = (self.clone(), edit.clone(), file.path.clone());
+            let left = move || -> Result<_, LakeError> {
+                let rows = read_files(&lake.dir, &[path], &lake.schema)?;
+                edit(&rows)?.map(|rows| lake.with_day(&rows)).transpose().map_err(LakeError::from)
+            };
+            let left = tokio::task::spawn_blocking(left).await.map_err(std::io::Error::other)??;
+            if let Some(rows) = left {
+                adds.extend(write_files(&table, move || Ok(vec![rows])).await?);
+                gone.push(file.path);
+            }
+        }
+        if !gone.is_empty() {
+            let removes = removals(&table, &gone, true).await?;
+            commit(&mut table, &self.dir, adds, removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
+        }
+        let before = state.read_by();
+        self.put(State::new(table.clone(), state.marks.clone()));
+        drop(state);
+        // Whoever reads what is about to go may come to an end.
+        let mut waited = Duration::ZERO;
+        while before.strong_count() > 0 && waited < PATIENCE {
+            tokio::time::sleep(LOOK).await;
+            waited += LOOK;
+        }
+        // Also when nothing was changed: what was begun before may have been cut short here.
+        self.forget_history(&table).await?;
+        // What was known of the table refers to commits that are gone.
+        let table = DeltaTable::try_from_url(ensure_table_uri(self.dir.to_string_lossy())?).await?;
+        let state = self.current();
+        self.put(state.then(table, state.marks.clone()));
+        Ok(gone.len())
+    }
+
+    /// Removes every file that the newest version does not need, and what the table's log says of earlier versions. Nobody may
+    /// be writing files meanwhile.
+    async fn forget_history(&self, table: &DeltaTable) -> Result<(), LakeError> {
+        let version = table.version().unwrap_or(0);
+        checkpoints::create_checkpoint(table, None).await?;
+        crate::sync_commit(self.dir.clone(), version).await?;
+        let live =
+            table.snapshot()?.log_data().iter().map(|file| self.dir.join(file.path().as_ref())).collect();
+        let dir = self.dir.clone();
+        let remove = move || -> std::io::Result<()> {
+            remove_others(&dir, &live)?;
+            remove_before(&dir.join("_delta_log"), version)
+        };
+        Ok(tokio::task::spawn_blocking(remove).await.map_err(std::io::Error::other)??)
+    }
+
     async fn rewrite(self: &Arc<Self>, paths: Vec<String>, done: &mut Compacted) -> Result<(), LakeError> {
         let (lake, read) = (self.clone(), paths.clone());
         let rows = move || {
@@ -147,7 +217,7 @@ impl LakeStream {
             return Ok(());
         }
         commit(&mut table, &self.dir, adds, removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
-        self.put(State::new(table, state.marks.clone()));
+        self.put(state.then(table, state.marks.clone()));
         done.removed += paths.len();
         done.added += added;
         Ok(())
@@ -166,7 +236,7 @@ impl LakeStream {
         let removes = removals(&table, &old, true).await?;
         let count = removes.len();
         commit(&mut table, &self.dir, Vec::new(), removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
-        self.put(State::new(table, state.marks.clone()));
+        self.put(state.then(table, state.marks.clone()));
         Ok(count)
     }
 
@@ -179,7 +249,7 @@ impl LakeStream {
         let (table, metrics) =
             vacuum.with_retention_period(period).with_enforce_retention_duration(false).await?;
         crate::sync_commit(self.dir.clone(), table.version().unwrap_or(0)).await?;
-        self.put(State::new(table, state.marks.clone()));
+        self.put(state.then(table, state.marks.clone()));
         Ok(metrics.files_deleted.len())
     }
 
@@ -201,7 +271,7 @@ impl LakeStream {
 }
 
 /// Reads whole files into the columns that a table has, without those of the day.
-fn read_files(dir: &std::path::Path, paths: &[String], wanted: &SchemaRef) -> Result<RecordBatch, LakeError> {
+fn read_files(dir: &Path, paths: &[String], wanted: &SchemaRef) -> Result<RecordBatch, LakeError> {
     let mut batches: Vec<RecordBatch> = Vec::new();
     let kept: Vec<_> = wanted
         .fields()
@@ -233,11 +303,37 @@ fn read_files(dir: &std::path::Path, paths: &[String], wanted: &SchemaRef) -> Re
     Ok(concat_batches(&schema, &batches)?)
 }
 
-async fn removals(
-    table: &deltalake::DeltaTable,
-    paths: &[String],
-    data_change: bool,
-) -> Result<Vec<Action>, LakeError> {
+/// Removes files of a table's folder that are not among those to keep, but nothing of its log.
+fn remove_others(dir: &Path, live: &BTreeSet<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_name() == "_delta_log" || live.contains(&path) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            remove_others(&path, live)?;
+        } else {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+/// Removes what a table's log says of versions before one of which it has a checkpoint.
+fn remove_before(log: &Path, version: u64) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(log)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let of = name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
+        if of.is_some_and(|of| of < version) {
+            std::fs::remove_file(log.join(name.as_ref()))?;
+        }
+    }
+    File::open(log)?.sync_all()
+}
+
+async fn removals(table: &DeltaTable, paths: &[String], data_change: bool) -> Result<Vec<Action>, LakeError> {
     let log_store = table.log_store();
     let found = table
         .snapshot()?

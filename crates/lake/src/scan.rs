@@ -5,7 +5,7 @@
 //! page of the newest events opens the newest files only, and a count without conditions opens none.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -42,16 +42,28 @@ const MOST_SIDE_BY_SIDE: usize = 64;
 /// A column of [`LakeFiles::relation`]: the number of the file that a row is in.
 pub const FILE_COLUMN: &str = "_file";
 
+/// Held by those who read files of a table.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Readers(Arc<()>);
+
+impl Readers {
+    /// Tells how many hold it, and is none of them.
+    pub fn watch(&self) -> Weak<()> {
+        Arc::downgrade(&self.0)
+    }
+}
+
 /// The live files of a version of a stream's table, newest first. A file never changes.
 #[derive(Debug, Clone)]
 pub struct LakeFiles {
     table: TableSchema,
+    /// Each of them, and so every plan that reads it, holds the readers.
     files: Vec<PartitionedFile>,
 }
 
 impl LakeFiles {
     /// Takes the list from a table's log. No file is opened.
-    pub(crate) fn of(table: &DeltaTable, dir: &Path) -> Result<Self, LakeError> {
+    pub(crate) fn of(table: &DeltaTable, dir: &Path, readers: Readers) -> Result<Self, LakeError> {
         let snapshot = table.snapshot()?;
         let schema: Schema = snapshot.schema().as_ref().try_into_arrow()?;
         let of_files: Vec<Field> = schema
@@ -70,7 +82,10 @@ impl LakeFiles {
         constants.push(Arc::new(Field::new(FILE_COLUMN, DataType::Int32, false)));
         let table = TableSchema::builder(of_files.clone()).with_table_partition_cols(constants).build();
         let live = snapshot.log_data();
-        let files = live.iter().zip(0..).map(|(file, number)| listed(&file, number, dir, &of_files));
+        let files = live.iter().zip(0..).map(|(file, number)| {
+            let listed = listed(&file, number, dir, &of_files);
+            listed.map(|file| file.with_extension(readers.clone()))
+        });
         let mut files = files.collect::<Result<Vec<_>, _>>()?;
         let newest = |file: &PartitionedFile| -> Option<i64> {
             let at = of_files.index_of(columns::EVENT_TIME).ok()?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{SortColumn, SortOptions, cast, concat, lexsort_to_indices, take_record_batch};
@@ -21,7 +21,7 @@ use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Log, LogBatch};
 use highwater_privacy::{Positions, Vault};
 
-use crate::scan::LakeFiles;
+use crate::scan::{LakeFiles, Readers};
 use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, write_files};
 
 /// A stream's Delta table, shared by the view that writes it and those who read it.
@@ -35,6 +35,8 @@ pub struct LakeStream {
     sensitive: Option<Sensitive>,
     vault: Arc<Vault>,
     current: RwLock<Arc<State>>,
+    /// Held, shared, from before files are written until they are committed or left.
+    pub(crate) writing: tokio::sync::RwLock<()>,
     /// Held while a commit is made: appends and maintenance take turns.
     pub(crate) committing: tokio::sync::Mutex<()>,
 }
@@ -44,11 +46,24 @@ pub(crate) struct State {
     pub(crate) marks: BTreeMap<Partition, Offset>,
     /// Listed when they are first asked for.
     files: OnceLock<Arc<LakeFiles>>,
+    /// Held by whoever reads its files, or those of an earlier version.
+    readers: Readers,
 }
 
 impl State {
+    /// The first version that is known.
     pub(crate) fn new(table: DeltaTable, marks: BTreeMap<Partition, Offset>) -> Self {
-        Self { table, marks, files: OnceLock::new() }
+        Self { table, marks, files: OnceLock::new(), readers: Readers::default() }
+    }
+
+    /// A later version.
+    pub(crate) fn then(&self, table: DeltaTable, marks: BTreeMap<Partition, Offset>) -> Self {
+        Self { table, marks, files: OnceLock::new(), readers: self.readers.clone() }
+    }
+
+    /// Knows whether somebody still reads what this version, or one before it, has.
+    pub(crate) fn read_by(&self) -> Weak<()> {
+        self.readers.watch()
     }
 }
 
@@ -155,6 +170,7 @@ impl LakeStream {
         let schema = Arc::new(Schema::new(fields));
         let lake = Self {
             current: RwLock::new(Arc::new(State::new(table.clone(), BTreeMap::new()))),
+            writing: tokio::sync::RwLock::new(()),
             committing: tokio::sync::Mutex::new(()),
             stream,
             root,
@@ -189,7 +205,7 @@ impl LakeStream {
     async fn refresh(&self, mut table: DeltaTable) -> Result<(), LakeError> {
         table.update_state().await?;
         let marks = self.marks_of(&table).await?;
-        self.put(State::new(table, marks));
+        self.put(self.current().then(table, marks));
         Ok(())
     }
 
@@ -217,7 +233,7 @@ impl LakeStream {
                 let files = match state.files.get() {
                     Some(files) => files.clone(),
                     None => {
-                        let files = Arc::new(LakeFiles::of(&table, &self.dir)?);
+                        let files = Arc::new(LakeFiles::of(&table, &self.dir, state.readers.clone())?);
                         state.files.get_or_init(|| files).clone()
                     }
                 };
@@ -239,7 +255,7 @@ impl LakeStream {
                 table.load_with_datetime(moment).await?;
             }
         }
-        let files = Arc::new(LakeFiles::of(&table, &self.dir)?);
+        let files = Arc::new(LakeFiles::of(&table, &self.dir, state.readers.clone())?);
         let marks = self.marks_of(&table).await?;
         Ok(LakeSnapshot { files, marks, version: table.version().unwrap_or(0) })
     }
@@ -353,6 +369,7 @@ impl LakeStream {
 
     async fn append(self: &Arc<Self>, partition: Partition, batches: Vec<LogBatch>) -> Result<(), LakeError> {
         let Some(end) = batches.last().map(LogBatch::end) else { return Ok(()) };
+        let _writing = self.writing.read().await;
         let lake = self.clone();
         let rows = move || Ok(vec![lake.lake_rows(partition, &batches)?]);
         let adds = write_files(&self.current().table, rows).await?;
@@ -364,7 +381,7 @@ impl LakeStream {
         commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, position).await?;
         let mut marks = state.marks.clone();
         marks.insert(partition, end);
-        self.put(State::new(table, marks));
+        self.put(state.then(table, marks));
         Ok(())
     }
 
@@ -528,7 +545,7 @@ impl View for LakeView {
             .await
             .map_err(retry)?;
         let state = fresh.current();
-        self.lake.put(State::new(state.table.clone(), state.marks.clone()));
+        self.lake.put(lake.current().then(state.table.clone(), state.marks.clone()));
         Ok(())
     }
 }

@@ -21,9 +21,14 @@ pub struct LakeTable {
 }
 
 impl LakeTable {
+    /// Where the snapshots of a table lie.
+    pub fn folder(root: &Path, name: &StreamName) -> PathBuf {
+        root.join("tables").join(name.public().to_ascii_uppercase())
+    }
+
     /// Opens a table's snapshots under the lake's root.
     pub async fn open(root: &Path, name: StreamName, schema: &SchemaRef) -> Result<Self, LakeError> {
-        let dir = root.join("tables").join(name.public().to_ascii_uppercase());
+        let dir = Self::folder(root, &name);
         let table = open_or_create(&dir, name.as_str(), schema, &[]).await?;
         let id = application_id(&name);
         let mark =

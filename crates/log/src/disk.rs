@@ -14,6 +14,9 @@ pub trait Disk: Send + Sync {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// The files of a folder, sorted by name.
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
+    /// Gives a file another name, in the place of whatever had it: at every moment there is the one or the other. Durable only
+    /// after [`Disk::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the folder's list of files durable.
@@ -70,6 +73,10 @@ impl Disk for RealDisk {
             .collect::<io::Result<Vec<PathBuf>>>()?;
         paths.sort();
         Ok(paths)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -35,6 +35,8 @@ pub const COMMIT_PREFIX_LEN: usize = 24;
 pub const TRAILER_LEN: usize = 36;
 /// Extension of segment files.
 pub const EXTENSION: &str = "hwlog";
+/// Extension of a segment that is written in the place of another and has not taken it yet.
+pub const NEW_EXTENSION: &str = "hwlog-new";
 /// The largest head or body that a reader believes in; a larger length is damage.
 pub const MAX_PART_LEN: u64 = 1 << 30;
 

@@ -39,7 +39,7 @@ use tokio::sync::watch;
 pub use commit::{Advance, Append, Commit, LogBatch, Receipt};
 pub use error::{AppendError, OpenError, ReadError};
 pub use growth::Growth;
-pub use journal::{Extent, Journal, JournalOptions, Retired};
+pub use journal::{EditError, Edited, Extent, Journal, JournalOptions, Retired};
 pub use machine::Machine;
 
 /// An append-only sequence of commits over partitioned streams.

@@ -419,3 +419,123 @@ fn write_fixture(dir: &Path) {
     journal.close();
     std::fs::remove_file(dir.join("lock")).unwrap();
 }
+
+/// Takes all texts of every fifth row out.
+fn redact(
+    _at: &StreamPartition,
+    _base: u64,
+    rows: &RecordBatch,
+) -> Result<Option<RecordBatch>, arrow::error::ArrowError> {
+    let numbers = rows.column(0).as_primitive::<Int64Type>();
+    let texts = rows.column(1).as_string::<i32>();
+    let left: StringArray = (0..rows.num_rows())
+        .map(|row| if numbers.value(row) % 5 == 0 { Some("gone") } else { texts.iter().nth(row)? })
+        .collect();
+    if left == *texts {
+        return Ok(None);
+    }
+    RecordBatch::try_new(rows.schema(), vec![rows.column(0).clone(), Arc::new(left)]).map(Some)
+}
+
+/// The texts of all rows of a stream.
+fn texts(journal: &Journal, of: &str) -> Vec<Option<String>> {
+    let (at, mut texts) = (stream(of), Vec::new());
+    while (texts.len() as u64) < journal.end(&at) {
+        for batch in journal.read(&at, texts.len() as u64, 100).unwrap() {
+            let batch = batch.from_offset(texts.len() as u64).unwrap();
+            texts.extend(batch.rows.column(1).as_string::<i32>().iter().map(|text| text.map(str::to_owned)));
+        }
+    }
+    texts
+}
+
+fn written(number: i64) -> Option<String> {
+    rows(number, 1).column(1).as_string::<i32>().iter().next().unwrap().map(str::to_owned)
+}
+
+fn left(number: i64) -> Option<String> {
+    if number % 5 == 0 { Some("gone".into()) } else { written(number) }
+}
+
+#[test]
+fn rows_are_edited_and_nothing_else() {
+    let disk = SimDisk::new();
+    let journal = open_with(&disk, 1500).unwrap();
+    for number in 0..60 {
+        append(&journal, "a", number, 1).unwrap();
+        append(&journal, "b", number, 1).unwrap();
+    }
+    let advance = Advance { writer: "view".into(), source: stream("b"), from: 0, to: 60 };
+    wait(journal.append(Commit { advances: vec![advance], ..Commit::default() })).unwrap();
+    wait(journal.close_segment()).unwrap();
+    // A reader that is in a segment reads on in it.
+    let before = segments(&disk);
+    let edited = journal.edit(&[stream("a").stream], &redact).unwrap();
+    assert_eq!((edited.batches, edited.segments), (12, 12), "{edited:?}");
+    assert_eq!(journal.edit(&[stream("a").stream], &redact).unwrap(), Default::default(), "once");
+    append(&journal, "a", 60, 1).unwrap();
+    let check = |journal: &Journal| {
+        assert_eq!(texts(journal, "a"), (0..60).map(left).chain([written(60)]).collect::<Vec<_>>());
+        assert_eq!(texts(journal, "b"), (0..60).map(written).collect::<Vec<_>>());
+        assert_eq!(read_all(journal, "a").unwrap(), (0..=60).collect::<Vec<_>>());
+        assert_eq!(journal.advanced("view", &stream("b")), 60);
+        assert!(journal.damage().is_empty());
+    };
+    check(&journal);
+    journal.close();
+    let journal = open_with(&disk, 1500).unwrap();
+    check(&journal);
+    assert_eq!(segments(&disk), before, "no file is left");
+    // A segment that is damaged is refused, and stays as it is.
+    wait(journal.close_segment()).unwrap();
+    disk.damage(&before[1], |bytes| bytes[100] ^= 1);
+    let all = |_: &StreamPartition, _: u64, rows: &RecordBatch| Ok(Some(rows.clone()));
+    let error = journal.edit(&[stream("a").stream], &all).unwrap_err().to_string();
+    assert!(error.contains("is damaged at byte") && error.contains("backup"), "{error}");
+}
+
+/// Power cuts and faults at every operation of an edit: each row is as it was or as it is to be, and the edit can be ended.
+#[test]
+fn an_edit_that_is_cut_short_leaves_whole_rows() {
+    let prepare = || {
+        let disk = SimDisk::new();
+        let journal = open_with(&disk, 900).unwrap();
+        for number in 0..40 {
+            append(&journal, "a", number, 1).unwrap();
+        }
+        (disk, journal)
+    };
+    let run = |journal: &Journal| {
+        wait(journal.close_segment()).map_err(|error| error.to_string())?;
+        journal.edit(&[stream("a").stream], &redact).map_err(|error| error.to_string())
+    };
+    let (disk, journal) = prepare();
+    let before = disk.operations();
+    assert!(run(&journal).unwrap().segments > 3);
+    let operations = disk.operations() - before;
+    for fault in [Fault::Fails, Fault::Tears, Fault::Full, Fault::PowerCut] {
+        for operation in 0..operations {
+            let (disk, journal) = prepare();
+            disk.fault_at(disk.operations() + operation, fault);
+            let outcome = run(&journal);
+            journal.close();
+            disk.free();
+            for seed in 0..4 {
+                let survivor = disk.after_power_cut(seed);
+                let journal = open_with(&survivor, 900).unwrap();
+                assert!(journal.damage().is_empty(), "{fault:?} at {operation}: {:?}", journal.damage());
+                for (number, text) in (0..).zip(texts(&journal, "a")) {
+                    let fits = text == left(number) || (outcome.is_err() && text == written(number));
+                    assert!(fits, "{fault:?} at {operation}: row {number} is {text:?}; {outcome:?}");
+                }
+                run(&journal).unwrap();
+                assert_eq!(
+                    texts(&journal, "a"),
+                    (0..40).map(left).collect::<Vec<_>>(),
+                    "{fault:?} at {operation}"
+                );
+                append(&journal, "a", 40, 1).unwrap();
+            }
+        }
+    }
+}

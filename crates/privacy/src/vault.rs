@@ -195,6 +195,27 @@ impl Vault {
         Ok(count)
     }
 
+    /// Encrypts a text under a key of its own, until [`Vault::erase`] destroys it by the tag of `name`.
+    pub fn seal(&self, name: &str, text: &str) -> Result<Vec<u8>, SealError> {
+        let owner = Owner { subject: Some(self.tag(name)?), ..Owner::tenant("") };
+        self.prepare(std::slice::from_ref(&owner))?;
+        let mut sealed = Vec::new();
+        self.sealer_of(&owner, &self.salt()?)?.seal(name.as_bytes(), text.as_bytes(), &mut sealed)?;
+        Ok(sealed)
+    }
+
+    /// What [`Vault::seal`] has encrypted; `None` when its key was destroyed.
+    pub fn unseal(&self, name: &str, bytes: &[u8]) -> Result<Option<String>, SealError> {
+        let sealed = Sealed::parse(bytes)?;
+        let entry = self.entry(sealed.key)?;
+        if entry.erased.is_some() {
+            return Ok(None);
+        }
+        let mut opener = Opener::default();
+        let text = opener.open(sealed, &entry.key, name.as_bytes())?;
+        Ok(Some(String::from_utf8_lossy(text).into_owned()))
+    }
+
     /// A value that [`Vault::sealer`] encrypted, bound to `place`.
     pub fn decrypt_value(
         &self,

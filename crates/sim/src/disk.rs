@@ -46,7 +46,7 @@ struct State {
     files: BTreeMap<PathBuf, Arc<Mutex<Inode>>>,
     /// The folder as a power cut leaves it for certain.
     synced_names: BTreeMap<PathBuf, Arc<Mutex<Inode>>>,
-    /// Operations so far: writes, syncs, creations, removals, truncations.
+    /// Operations so far: writes, syncs, creations, renames, removals, truncations.
     operations: u64,
     faults: BTreeMap<u64, Fault>,
     full: bool,
@@ -316,6 +316,14 @@ impl Disk for SimDisk {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(lock(&self.0).files.keys().filter(|path| path.parent() == Some(dir)).cloned().collect())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step(false)?;
+        let mut state = lock(&self.0);
+        let inode = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.files.insert(to.to_owned(), inode);
+        Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

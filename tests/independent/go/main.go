@@ -60,7 +60,7 @@ func commitment(line []byte) []byte {
 	}
 	check(json.Unmarshal(line, &entry))
 	if entry.Commitment != "" {
-		// The entry is past its retention.
+		// Something was taken out of the entry, or it is past its retention.
 		kept, err := hex.DecodeString(entry.Commitment)
 		check(err)
 		return kept

@@ -7,8 +7,11 @@
 //! What a schema calls SENSITIVE is encrypted when rows get their offsets, because each value is bound to its own;
 //! the newest rows, which stay decoded in memory, and all that readers get are as they were handed in.
 //!
-//! Non-goals: editing, deleting single events, reading what is not durable yet.
+//! Rows never change, with one exception: [`Journal::edit`] takes out of them what a person has asked to be taken out.
+//!
+//! Non-goals: deleting single events, reading what is not durable yet.
 
+mod edit;
 mod open;
 mod retire;
 mod writer;
@@ -34,6 +37,7 @@ use crate::segment::Segment;
 use crate::tail::Tail;
 
 pub use crate::recovery::Damage;
+pub use edit::{Edit, EditError, Edited};
 pub use retire::{Extent, Retired};
 
 /// How a journal is kept.
@@ -284,7 +288,8 @@ fn missing(at: &StreamPartition, from: Offset, to: Offset) -> ReadError {
 impl Log for Journal {
     async fn append(&self, commit: Commit) -> Result<Receipt, AppendError> {
         let (answer, answered) = oneshot::channel();
-        if self.queue.send(writer::Request { commit, answer }).await.is_err() {
+        let waiting = writer::Waiting { commit, answer };
+        if self.queue.send(writer::Request::Append(waiting)).await.is_err() {
             return Err(self.shared.closed());
         }
         answered.await.unwrap_or_else(|_| Err(self.shared.closed()))

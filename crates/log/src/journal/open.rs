@@ -8,7 +8,9 @@ use highwater_event::{Clock, Randomness, planted};
 use super::{Damage, JournalOptions, State};
 use crate::disk::{Disk, DiskFile, LockGuard};
 use crate::error::OpenError;
-use crate::format::{EXTENSION, HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, SegmentSummary, VERSION};
+use crate::format::{
+    EXTENSION, HeaderFault, NEW_EXTENSION, SEGMENT_HEADER_LEN, SegmentHeader, SegmentSummary, VERSION,
+};
 use crate::recovery::{self, Scan};
 use crate::segment::{Segment, read_footer};
 
@@ -35,7 +37,10 @@ pub(super) fn open(
         _ => OpenError::Io { context: "the log's folder can't be locked".into(), source },
     })?;
     let mut paths = disk.list(dir).map_err(OpenError::io("the log's folder can't be listed"))?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
+    for unfinished in paths.iter().filter(|path| has_extension(path, NEW_EXTENSION)) {
+        disk.remove(unfinished).map_err(OpenError::io("what an edit has left can't be removed"))?;
+    }
+    paths.retain(|path| has_extension(path, EXTENSION));
 
     let mut opened = Opened {
         state: State::default(),
@@ -72,6 +77,10 @@ pub(super) fn open(
         opened.active = Some((segment, SEGMENT_HEADER_LEN as u64));
     }
     Ok(opened)
+}
+
+fn has_extension(path: &Path, wanted: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == wanted)
 }
 
 /// Makes a new segment durable: its header and its name in the folder.

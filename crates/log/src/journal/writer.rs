@@ -22,7 +22,16 @@ use crate::segment::Segment;
 /// Where the outcome of an append goes.
 pub(super) type Answer = oneshot::Sender<Result<Receipt, AppendError>>;
 
-pub(super) struct Request {
+/// What the writer is asked for.
+pub(super) enum Request {
+    /// To make a commit durable.
+    Append(Waiting),
+    /// To close the segment that grows, and begin another.
+    Roll(oneshot::Sender<Result<(), AppendError>>),
+}
+
+/// A commit that is to be made durable.
+pub(super) struct Waiting {
     pub commit: Commit,
     pub answer: Answer,
 }
@@ -93,21 +102,41 @@ impl Writer {
     }
 
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        while let Some(first) = requests.recv().await {
-            let mut rows = row_count(&first);
-            let mut group = vec![first];
-            while rows < GROUP_ROWS
-                && group.len() < GROUP_REQUESTS
-                && let Ok(next) = requests.try_recv()
-            {
-                rows += row_count(&next);
-                group.push(next);
+        let mut next = requests.recv().await;
+        while let Some(first) = next.take() {
+            match first {
+                Request::Append(first) => {
+                    let mut rows = row_count(&first);
+                    let mut group = vec![first];
+                    while rows < GROUP_ROWS && group.len() < GROUP_REQUESTS {
+                        match requests.try_recv() {
+                            Ok(Request::Append(waiting)) => {
+                                rows += row_count(&waiting);
+                                group.push(waiting);
+                            }
+                            // It comes after those that were there before it.
+                            Ok(roll) => {
+                                next = Some(roll);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    self.commit(group);
+                }
+                Request::Roll(answer) => {
+                    if answer.send(self.roll(0)).is_err() {
+                        tracing::debug!("a segment was closed after its caller had gone");
+                    }
+                }
             }
-            self.commit(group);
+            if next.is_none() {
+                next = requests.recv().await;
+            }
         }
     }
 
-    fn commit(&mut self, requests: Vec<Request>) {
+    fn commit(&mut self, requests: Vec<Waiting>) {
         if let Some(reason) = &self.poisoned {
             let error = AppendError::Poisoned(reason.clone());
             return refuse(requests.into_iter().map(|request| request.answer), &error);
@@ -128,11 +157,11 @@ impl Writer {
     }
 
     /// Gives every row its offset and checks every mark; requests that lose are answered here.
-    fn assemble(&self, requests: Vec<Request>, recorded_at: i64) -> Group {
+    fn assemble(&self, requests: Vec<Waiting>, recorded_at: i64) -> Group {
         let mut group =
             Group { next: self.state.clone(), rows: Vec::new(), advances: Vec::new(), answers: Vec::new() };
         let mut slots: HashMap<StreamPartition, usize> = HashMap::new();
-        for Request { commit, answer } in requests {
+        for Waiting { commit, answer } in requests {
             if let Err(error) = check_marks(&group.next, &commit.advances)
                 .and_then(|()| check_ends(&group.next, &commit.ends))
             {
@@ -172,7 +201,7 @@ impl Writer {
     }
 
     fn encode(&mut self, group: &Group, recorded_at: i64) -> Result<Encoded, AppendError> {
-        self.roll_if_full()?;
+        self.roll(self.options.segment_bytes)?;
         let position = self.active.as_ref().map_or(0, |(_, position)| *position);
         let encode = |error: arrow::error::ArrowError| AppendError::Encode(error.to_string());
         let mut body = Vec::new();
@@ -330,9 +359,13 @@ impl Writer {
         self.shared.followers.wake(&grown);
     }
 
-    fn roll_if_full(&mut self) -> Result<(), AppendError> {
+    /// Closes the segment that grows when it has grown beyond so many bytes and holds anything; there is one after it.
+    fn roll(&mut self, beyond: u64) -> Result<(), AppendError> {
+        if let Some(reason) = &self.poisoned {
+            return Err(AppendError::Poisoned(reason.clone()));
+        }
         if let Some((segment, position)) = self.active.clone()
-            && position > self.options.segment_bytes.max(SEGMENT_HEADER_LEN as u64)
+            && position > beyond.max(SEGMENT_HEADER_LEN as u64)
         {
             self.close_segment(&segment, position)?;
             self.active = None;
@@ -410,8 +443,8 @@ fn known_schemas(segment: &Segment) -> Vec<SchemaRef> {
     schemas.iter().map(|bytes| batch::decode_schema(bytes).map_or_else(|_| unreadable(), Arc::new)).collect()
 }
 
-fn row_count(request: &Request) -> usize {
-    request.commit.appends.iter().map(|append| append.rows.num_rows()).sum()
+fn row_count(waiting: &Waiting) -> usize {
+    waiting.commit.appends.iter().map(|append| append.rows.num_rows()).sum()
 }
 
 fn same_schema(batches: &[RecordBatch], rows: &RecordBatch) -> bool {

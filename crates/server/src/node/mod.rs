@@ -30,6 +30,7 @@ pub mod models;
 pub mod offline;
 mod people;
 mod publish;
+pub mod redaction;
 mod relations;
 mod remembered;
 mod search;
@@ -206,6 +207,8 @@ pub struct Node {
     catalog: RwLock<Arc<Catalog>>,
     /// Housekeeping or a backup: one at a time.
     keeping: tokio::sync::Mutex<()>,
+    /// Tables in the lake.
+    snapshots: tokio::sync::Mutex<snapshots::Snapshots>,
     /// One declaration at a time.
     declaring: tokio::sync::Mutex<()>,
     /// One dead letter at a time: each is resolved once.
@@ -307,6 +310,7 @@ impl Node {
             operator_token,
             catalog: RwLock::default(),
             keeping: tokio::sync::Mutex::new(()),
+            snapshots: tokio::sync::Mutex::default(),
             declaring: tokio::sync::Mutex::new(()),
             resolved: tokio::sync::Mutex::default(),
             jobs: jobs::Jobs::default(),

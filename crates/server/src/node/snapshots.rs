@@ -14,25 +14,29 @@ use highwater_sql::stream::table::Extent;
 
 use super::{Node, rest};
 
+/// What is known of the tables in the lake.
+#[derive(Default)]
+pub struct Snapshots {
+    lakes: BTreeMap<StreamName, LakeTable>,
+    /// Until when windows were closed in the newest snapshot.
+    closed: BTreeMap<StreamName, i64>,
+}
+
 /// Writes snapshots until the node is gone.
 pub async fn keep(node: Weak<Node>) {
-    let (mut lakes, mut closed) = (BTreeMap::new(), BTreeMap::new());
     while let Some(node) = rest(&node, |options| options.snapshot_every).await {
         let names: Vec<StreamName> = node.catalog().tables.keys().cloned().collect();
         for name in names {
-            if let Err(error) = snapshot(&node, &name, &mut lakes, &mut closed).await {
+            let mut known = node.snapshots.lock().await;
+            if let Err(error) = snapshot(&node, &name, &mut known).await {
                 tracing::warn!(table = %name, error = format!("{error:#}"), "no snapshot in the lake this time");
             }
         }
     }
 }
 
-async fn snapshot(
-    node: &Arc<Node>,
-    name: &StreamName,
-    lakes: &mut BTreeMap<StreamName, LakeTable>,
-    closed: &mut BTreeMap<StreamName, i64>,
-) -> anyhow::Result<()> {
+async fn snapshot(node: &Arc<Node>, name: &StreamName, known: &mut Snapshots) -> anyhow::Result<()> {
+    let Snapshots { lakes, closed } = known;
     let Some(rows) = node.table(name) else { return Ok(()) };
     let lake = match lakes.entry(name.clone()) {
         std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -59,6 +63,22 @@ async fn snapshot(
         closed.insert(name.clone(), shown);
     }
     Ok(())
+}
+
+impl Node {
+    /// Removes all snapshots of a table from the lake, with their history, and writes one of now.
+    pub async fn renew_snapshots(self: &Arc<Self>, name: &StreamName) -> anyhow::Result<()> {
+        let mut known = self.snapshots.lock().await;
+        let folder = LakeTable::folder(&self.options.data.join("lake"), name);
+        if !folder.exists() {
+            return Ok(());
+        }
+        known.lakes.remove(name);
+        known.closed.remove(name);
+        let remove = move || std::fs::remove_dir_all(folder);
+        self.machine.scheduler.work(remove).await??;
+        snapshot(self, name, &mut known).await
+    }
 }
 
 /// The rows of a table with masks in the place of what is SENSITIVE.

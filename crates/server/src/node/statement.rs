@@ -42,7 +42,7 @@ pub(super) fn finish_key_change(data: &Path, tree: &Tree) -> anyhow::Result<()> 
 
 impl Node {
     /// A statement and its entry of the trail are one commit.
-    async fn state(&self, note: SignedNote, leaf: &Leaf) -> anyhow::Result<()> {
+    pub(super) async fn state(&self, note: SignedNote, leaf: &Leaf) -> anyhow::Result<()> {
         let _one_at_a_time = self.declaring.lock().await;
         let command = Command::new(CommandKind::State, note.to_string());
         let now = self.machine.clock.now_micros();

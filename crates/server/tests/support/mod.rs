@@ -53,12 +53,24 @@ impl Node {
 
     /// Runs the program against it; panics when that does not end well.
     pub fn run(&self, arguments: &[&str]) -> String {
+        let (success, said) = self.outcome(arguments);
+        assert!(success, "{arguments:?}: {said}");
+        said
+    }
+
+    /// Runs the program against it; panics when that ends well.
+    pub fn fails(&self, arguments: &[&str]) -> String {
+        let (success, said) = self.outcome(arguments);
+        assert!(!success, "{arguments:?}: {said}");
+        said
+    }
+
+    fn outcome(&self, arguments: &[&str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_highwater"));
         let output = command.args(arguments).arg("--data").arg(&self.data).output().unwrap();
         let said =
             format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{arguments:?}: {said}");
-        said
+        (output.status.success(), said)
     }
 
     /// The same with some environment; `None` when it ends before it gives acks.

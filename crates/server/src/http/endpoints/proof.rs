@@ -62,7 +62,7 @@ pub async fn answer(question: &Question, stream: &StreamName, path: &str) -> Ans
         let proof = included(node, entry).await?;
         let (sealer, batches) = (node.sealer.clone(), sealed.batches.clone());
         let text = node.machine.scheduler.work(move || {
-            let way = sealer.sealed(&seal.salt, &batches, before(&batches, partition, offset))?;
+            let way = sealer.sealed(seal.whole()?, &batches, before(&batches, partition, offset))?;
             EventProof::new(way, &seal, proof)?.text()
         });
         match text.await.map_err(Problem::internal)? {

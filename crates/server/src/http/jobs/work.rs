@@ -303,6 +303,12 @@ fn differs(node: &Node, batch: &LogBatch) -> Vec<Value> {
     let mut faults = Vec::new();
     let mut bundle = (u64::MAX, Vec::new());
     for (entry, record) in (batch.base..).zip(records) {
+        if matches!(record.salt, leaf::Salt::Erased(_)) && !node.tree.is_erased(entry) {
+            faults.push(fault(
+                entry,
+                "something was taken out of the entry, and no statement of the log says so".into(),
+            ));
+        }
         let index = entry / BUNDLE;
         if bundle.0 != index {
             bundle = (index, node.tree.bundle(index).unwrap_or_default());

@@ -16,6 +16,7 @@ use arrow::error::ArrowError;
 use highwater_event::{Column, Principal, StreamName, StreamOptions, StreamPartition, StreamSchema, columns};
 use highwater_log::reader::each_batch;
 use highwater_log::{Append, Commit, LogBatch};
+use highwater_privacy::Name;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -261,6 +262,15 @@ impl Jobs {
 
     fn kind(&self, name: &str) -> Option<&'static dyn Kind> {
         self.kinds.get()?.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// Takes a name out of what is known of jobs that have ended.
+    pub fn take_out(&self, name: &Name) {
+        for job in self.known().values_mut().filter(|job| job.state.is_end()) {
+            name.clear(&mut job.input);
+            name.clear(&mut job.said);
+            job.error.iter_mut().for_each(|error| name.clear(error));
+        }
     }
 
     /// When a schedule has begun a job last, by when that was due.
