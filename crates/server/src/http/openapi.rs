@@ -169,6 +169,7 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
         |problem, member| problem.property(*member, text()),
     );
     let components = document.components.get_or_insert_with(Default::default);
+    components.schemas.values_mut().for_each(unsigned);
     components.schemas.insert("Problem".into(), RefOr::T(problem.into()));
     let as_problem = || {
         let schema = RefOr::Ref(Ref::from_schema_name("Problem"));
@@ -179,6 +180,11 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
         let operations = [("get", get), ("put", put), ("post", post), ("delete", delete), ("patch", patch)];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    parameter.schema.iter_mut().for_each(unsigned);
+                }
+            }
             operation.operation_id = Some(operation_id(method, path.trim_end_matches('/')));
             let answers = &mut operation.responses.responses;
             if OPEN.contains(&path.as_str()) {
@@ -209,6 +215,29 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
                 }
             }
         }
+    }
+}
+
+/// Says of numbers without a sign how large they may be: the formats that are derived for them are those of half their range.
+fn unsigned(schema: &mut RefOr<Schema>) {
+    let RefOr::T(schema) = schema else { return };
+    match schema {
+        Schema::Object(object) => {
+            let range = match &object.format {
+                Some(SchemaFormat::KnownFormat(KnownFormat::Int32)) => Some(("uint32", u64::from(u32::MAX))),
+                Some(SchemaFormat::KnownFormat(KnownFormat::Int64)) => Some(("uint64", u64::MAX)),
+                _ => None,
+            };
+            if let Some((format, largest)) = range.filter(|_| object.minimum.is_some()) {
+                object.format = Some(SchemaFormat::Custom(format.into()));
+                object.maximum = Some(utoipa::Number::UInt(largest as usize));
+            }
+            object.properties.values_mut().for_each(unsigned);
+        }
+        Schema::OneOf(several) => several.items.iter_mut().for_each(unsigned),
+        Schema::AllOf(several) => several.items.iter_mut().for_each(unsigned),
+        Schema::AnyOf(several) => several.items.iter_mut().for_each(unsigned),
+        _ => {}
     }
 }
 
@@ -273,15 +302,27 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
     operation
 }
 
-/// What a parameter may be given; one that is needed is never null.
+/// What a parameter may be given in a path or behind it; one that is needed is never null.
 fn given(parameter: &Parameter, needed: bool) -> RefOr<Schema> {
-    let kind = kind_of(&parameter.data_type);
+    given_as(parameter, vec![kind_of(&parameter.data_type)], needed)
+}
+
+/// What a member of a body may be: values are read from their texts, whether they stand in quotes or not.
+fn given_as_member(parameter: &Parameter, needed: bool) -> RefOr<Schema> {
+    let kinds = match kind_of(&parameter.data_type) {
+        Type::String => vec![Type::String, Type::Number, Type::Boolean],
+        kind => vec![kind, Type::String],
+    };
+    given_as(parameter, kinds, needed)
+}
+
+fn given_as(parameter: &Parameter, mut kinds: Vec<Type>, needed: bool) -> RefOr<Schema> {
     let format = match parameter.data_type {
         DataType::Int32 => Some(SchemaFormat::KnownFormat(KnownFormat::Int32)),
         DataType::Int64 => Some(SchemaFormat::KnownFormat(KnownFormat::Int64)),
         _ => None,
     };
-    let kinds = if needed { vec![kind] } else { vec![kind, Type::Null] };
+    kinds.extend((!needed).then_some(Type::Null));
     ObjectBuilder::new().schema_type(SchemaType::from_iter(kinds)).format(format).into()
 }
 
@@ -296,7 +337,7 @@ fn one_of(words: &[&str]) -> RefOr<Schema> {
 fn body_of(parameters: &[Parameter], partial: bool) -> RequestBody {
     let object = parameters.iter().fold(ObjectBuilder::new(), |object, parameter| {
         let needed = parameter.default.is_none() && !partial;
-        let object = object.property(&parameter.name, given(parameter, needed));
+        let object = object.property(&parameter.name, given_as_member(parameter, needed));
         if needed { object.required(&parameter.name) } else { object }
     });
     let content = ContentBuilder::new().schema(Some(RefOr::T(Schema::from(object)))).build();

@@ -300,7 +300,8 @@ pub struct ChangedUser {
 
 /// Changes a user: turns it off or on, gives or takes a role, sets its password.
 #[utoipa::path(patch, path = "/api/v1/users/{user}", tag = "people", params(("user" = String, Path, description = "name")), request_body = ChangedUser,
-    responses((status = 200, description = "the user"), (status = 404, description = "no such user")))]
+    responses((status = 200, description = "the user"), (status = 404, description = "no such user"),
+        (status = 409, description = "a service account has no password; or the last administrator would be gone")))]
 pub async fn change(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,

@@ -50,7 +50,7 @@ pub struct JobRequest {
     kind: String,
     /// What it is told.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     input: Option<Value>,
 }
 
