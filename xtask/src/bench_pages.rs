@@ -193,6 +193,11 @@ impl Caller {
     }
 
     pub fn call(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(self.fetch(method, path, body)?)?)
+    }
+
+    /// The body of an answer, as it came.
+    pub fn fetch(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<&[u8]> {
         write!(
             self.stream,
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -215,7 +220,7 @@ impl Caller {
                 continue;
             }
             ensure!(headers.starts_with("http/1.1 2"), "{path}: {}", String::from_utf8_lossy(&self.answer));
-            return Ok(serde_json::from_slice(&self.answer[head + 4..])?);
+            return Ok(&self.answer[head + 4..]);
         }
     }
 }
@@ -257,9 +262,10 @@ fn measure(
                     while Instant::now() < until {
                         chance = splitmix(chance);
                         let started = Instant::now();
-                        let page = caller.call("GET", &path(chance, arguments), "")?;
+                        let page = caller.fetch("GET", &path(chance, arguments), "")?;
                         latencies.record(started.elapsed().as_micros() as u64)?;
-                        found += page["events"].as_array().map_or(0, Vec::len);
+                        // Every event names its actor, and nothing else does; answers are read and compared below.
+                        found += memchr::memmem::find_iter(page, b"\"actor\":").count();
                     }
                     anyhow::Ok((latencies, found))
                 })

@@ -54,6 +54,9 @@ pub const ACTIONS: [&str; 18] = [
     "self",
 ];
 
+/// Whether somebody may do what they may do without the approval of a second person; nobody is given this, rules forbid it.
+pub const ALONE: [&str; 2] = ["replay_alone", "erase_alone"];
+
 /// The permissions of the transaction application.
 pub const APPLICATION_PERMISSIONS: [&str; 10] = [
     "view_products",
@@ -104,7 +107,7 @@ impl<'a> Asked<'a> {
 
     fn action(&self) -> &'a str {
         match self.permission {
-            known if ACTIONS.contains(&known) => known,
+            known if ACTIONS.contains(&known) || ALONE.contains(&known) => known,
             // Packs give what they hide names of its own: reveal_users.
             other if other.starts_with("reveal_") => "reveal",
             _ => "use",
@@ -361,6 +364,8 @@ fn action_groups() -> &'static [(&'static str, &'static str)] {
         ("back_up", "node"),
         ("rotate_keys", "node"),
         ("erase", "node"),
+        ("replay_alone", "alone"),
+        ("erase_alone", "alone"),
     ]
 }
 
@@ -388,6 +393,25 @@ mod tests {
             Some(role) => identity.with_role(role),
             None => identity,
         }
+    }
+
+    #[test]
+    fn a_second_person_is_needed_where_a_rule_says_so() {
+        let stream = |name| Asked::on("replay_alone", "stream", name);
+        let policies = policies();
+        for role in ROLES {
+            assert!(policies.allows(&with(Some(role), &[]), stream("orders")), "{role}");
+        }
+        let rule =
+            "forbid (principal, action == Action::\"replay_alone\", resource == Resource::\"stream:orders\")
+                    unless { principal in Role::\"admin\" };";
+        let policies = Policies::new(&[("eyes".into(), rule.into())]).unwrap();
+        let engineer = with(Some("DataEngineer"), &["replay"]);
+        assert!(!policies.allows(&engineer, stream("orders")));
+        assert!(policies.allows(&engineer, stream("clicks")));
+        assert!(policies.allows(&engineer, Asked::on("replay", "stream", "orders")));
+        assert!(policies.allows(&with(Some("admin"), &[]), stream("orders")));
+        assert!(policies.allows(&engineer, Asked::node("erase_alone")));
     }
 
     #[test]

@@ -111,3 +111,101 @@ fn what_holds_for_every_node_can_t_be_undone_and_what_is_no_policy_is_refused() 
     }
     assert_eq!(declare(&node.client, "DROP POLICY wrong").0, 404);
 }
+
+const FOUR_EYES: &str = r#"CREATE POLICY four_eyes AS $$
+    @id("orders are replayed by two")
+    forbid (principal, action == Action::"replay_alone", resource == Resource::"stream:orders");
+    @id("erasures are for two")
+    forbid (principal, action == Action::"erase_alone", resource);
+$$"#;
+
+/// A replay waits for somebody else where a policy says so: in every way there is to begin one, and across a start.
+#[test]
+fn a_replay_waits_for_a_second_person() {
+    let (_folder, data) = empty_data();
+    let mut node = Node::start(&data);
+    let sql = "CREATE STREAM orders (id TEXT NOT NULL, n BIGINT, at TIMESTAMP) WITH (event_id = 'id, at', event_time = 'at');
+        CREATE STREAM copies (id TEXT NOT NULL, n BIGINT, at TIMESTAMP) WITH (event_id = 'id, at', event_time = 'at');
+        CREATE STREAM people (who TEXT SENSITIVE) WITH (subject = 'who');
+        CREATE ENDPOINT POST '/api/again/' (id TEXT) REQUIRES send_again REPLAYS orders WHERE id = $id;
+        CREATE ENDPOINT POST '/api/all-again/' REQUIRES send_again REPLAYS orders AS JOB";
+    let (status, answer) = declare(&node.client, sql);
+    assert_eq!(status, 200, "{answer}");
+    let events: Vec<Value> =
+        (0..5).map(|n| json!({"id": format!("o{n}"), "n": n, "at": 1_780_000_000 + n})).collect();
+    assert_eq!(node.client.post("/api/v1/streams/orders/events", &Value::from(events)).0, 202);
+    node.client.settle();
+    let ada = user(&node, "ada", "DataEngineer");
+    let lin = user(&node, "lin", "DataEngineer");
+    let grace = user(&node, "grace", "DataAnalyst");
+    let wanted = json!({"kind": "replay", "input": {"stream": "orders", "into": "copies"}});
+    let count = |client: &Client| {
+        client.settle();
+        let (_, answer) = client.post("/api/v1/sql", &json!({"query": "SELECT count(*) AS n FROM copies"}));
+        answer["rows"][0]["n"].clone()
+    };
+    // Nobody is needed as long as no rule says so.
+    let (status, job) = ada.post("/api/v1/jobs", &wanted);
+    assert_eq!((status, &job["state"]), (202, &json!("waiting")), "{job}");
+    assert_eq!(ada.end_of(job["id"].as_str().unwrap())["state"], "finished");
+    assert_eq!(count(&node.client), 5);
+
+    assert_eq!(declare(&node.client, FOUR_EYES).0, 200);
+    let named =
+        |name: &str| json!({"kind": "replay", "input": {"stream": "orders", "into": "copies", "name": name}});
+    let (status, job) = ada.post("/api/v1/jobs", &named("two"));
+    assert_eq!((status, &job["state"]), (202, &json!("unapproved")), "{job}");
+    let id = job["id"].as_str().unwrap().to_owned();
+    let approve = |client: &Client, id: &str| client.post(&format!("/api/v1/jobs/{id}/approve"), &json!({}));
+    let (status, answer) = approve(&ada, &id);
+    assert!(status == 403 && answer["detail"].as_str().unwrap().contains("somebody else"), "{answer}");
+    let (status, answer) = approve(&grace, &id);
+    assert!(status == 403 && answer["detail"].as_str().unwrap().contains("replay on stream"), "{answer}");
+    // It waits in the next life, too.
+    node.kill();
+    node = Node::start(&data);
+    let at = |client: &Client| Client::new(&node.client.url, &client.token);
+    let (ada, lin) = (at(&ada), at(&lin));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(ada.get(&format!("/api/v1/jobs/{id}")).1["state"], "unapproved");
+    assert_eq!(count(&node.client), 5);
+    let (status, answer) = approve(&lin, &id);
+    assert_eq!((status, &answer["approved_by"]), (202, &json!("lin")), "{answer}");
+    assert_eq!(ada.end_of(&id)["state"], "finished");
+    assert_eq!(count(&node.client), 10);
+    let (status, answer) = approve(&lin, &id);
+    assert_eq!((status, &answer["code"]), (409, &json!("nothing_to_approve")), "{answer}");
+    let seen =
+        "SELECT actor, resource, seen FROM _audit WHERE action = 'approve_job' AND outcome = 'allowed'";
+    let (_, trail) = node.client.post("/api/v1/sql", &json!({"query": seen}));
+    assert_eq!(trail["rows"][0]["actor"], "lin", "{trail}");
+    assert!(trail["rows"][0]["seen"].as_str().unwrap().contains("\"submitted_by\":\"ada\""), "{trail}");
+
+    // At once it can't be done; counted it can. Somebody may take a job back, and the operator is one person, too.
+    let (status, answer) = ada.post("/api/v1/streams/orders/replay", &json!({"into": "copies"}));
+    assert_eq!((status, &answer["code"]), (409, &json!("approval_needed")), "{answer}");
+    assert_eq!(ada.post("/api/v1/streams/orders/replay", &json!({"into": "copies", "dry_run": true})).0, 200);
+    let (status, answer) = node.client.post("/api/again/", &json!({"id": "o1"}));
+    assert_eq!((status, &answer["code"]), (409, &json!("approval_needed")), "{answer}");
+    let (status, answer) = node.client.post("/api/all-again/", &json!({}));
+    assert_eq!(status, 202, "{answer}");
+    let again = answer["job_id"].as_str().unwrap();
+    assert_eq!(node.client.get(&format!("/api/v1/jobs/{again}")).1["state"], "unapproved");
+    assert_eq!(node.client.post(&format!("/api/v1/jobs/{again}/cancel"), &json!({})).0, 202);
+    assert_eq!(node.client.end_of(again)["state"], "cancelled");
+    let (status, answer) = node.client.post("/api/v1/erasures", &json!({"subject": "somebody"}));
+    assert_eq!(status, 202, "{answer}");
+    let erasure = answer["job_id"].as_str().unwrap();
+    let (status, answer) = approve(&lin, erasure);
+    assert!(status == 403 && answer["detail"].as_str().unwrap().contains("permission erase"), "{answer}");
+    let root = user(&node, "root", "admin");
+    assert_eq!(approve(&root, erasure).0, 202);
+    assert_eq!(root.end_of(erasure)["state"], "finished");
+    assert_eq!(count(&node.client), 10);
+    // By the command line, on behalf of somebody who waits.
+    let (_, job) = ada.post("/api/v1/jobs", &named("three"));
+    let id = job["id"].as_str().unwrap();
+    node.run(&["job", "approve", id]);
+    assert_eq!(ada.end_of(id)["approved_by"], "operator");
+    assert_eq!(count(&node.client), 15);
+}

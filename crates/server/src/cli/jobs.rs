@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub enum JobCommand {
     /// The newest jobs.
     List {
-        /// waiting, running, finished, failed or cancelled.
+        /// unapproved, waiting, running, finished, failed or cancelled.
         #[arg(long)]
         state: Option<String>,
         /// The kind of work.
@@ -55,6 +55,13 @@ pub enum JobCommand {
     /// Wait until a job has ended, and show how far it is. Exit code 3 when it failed or was cancelled, 8 when `verify` has
     /// found something that is not as it was written.
     Follow {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Approve a job of somebody else that waits for a second person.
+    Approve {
         /// Its id.
         id: String,
         #[command(flatten)]
@@ -116,6 +123,11 @@ pub fn job(command: JobCommand) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         JobCommand::Follow { id, target } => watch(&Client::new(&target)?, &id),
+        JobCommand::Approve { id, target } => {
+            Client::new(&target)?.call("POST", &format!("{}/approve", path(&id)), None)?;
+            eprintln!("{id} will be begun");
+            Ok(ExitCode::SUCCESS)
+        }
         JobCommand::Cancel { id, target } => {
             Client::new(&target)?.call("POST", &format!("{}/cancel", path(&id)), None)?;
             eprintln!("{id} ends after the part that it is at");
@@ -133,8 +145,12 @@ pub fn job(command: JobCommand) -> Result<ExitCode, Failure> {
 /// Shows how far a job is until it has ended, then its result.
 pub(super) fn watch(client: &Client, id: &str) -> Result<ExitCode, Failure> {
     let mut progress: Option<(Progress, u64)> = None;
+    let mut told = false;
     loop {
         let job = parse(&client.get(&path(id))?)?;
+        if job["state"] == "unapproved" && !std::mem::replace(&mut told, true) {
+            eprintln!("{id} waits until somebody else approves it: highwater job approve {id}");
+        }
         let done = job["done"].as_u64().unwrap_or(0);
         let (bar, seen) =
             progress.get_or_insert_with(|| (Progress::new(job["of"].as_u64(), id, Unit::Events), 0));

@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use super::call::Call;
 use super::jobs::{self, Offered, members};
 use super::problem::{Answer, Problem};
-use crate::node::jobs::{JOBS, Kind, Order, Progress, Setback, Step, Work};
+use crate::node::jobs::{Alone, JOBS, Kind, Order, Progress, Setback, Step, Work};
 use crate::node::{Node, SYSTEM, redaction};
 
 /// What the key of a name is called, before random digits.
@@ -170,6 +170,10 @@ fn told(input: &Value) -> Result<Told, Problem> {
 impl Kind for EraseJob {
     fn name(&self) -> &'static str {
         "erase"
+    }
+
+    fn alone(&self, _node: &Node, _input: &Value) -> Option<Alone> {
+        Some(Alone::erase())
     }
 
     async fn begin(&self, node: &Arc<Node>, order: &Order) -> Result<Box<dyn Work>, Setback> {

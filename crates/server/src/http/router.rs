@@ -73,6 +73,7 @@ fn guarded() -> Routes {
         .get("/api/v1/jobs", Need::Known("view_jobs"), jobs::list)
         .post("/api/v1/jobs", Need::Known("submit_job"), jobs::submit)
         .get("/api/v1/jobs/{id}", Need::Known("view_jobs"), jobs::show)
+        .post("/api/v1/jobs/{id}/approve", Need::Known("approve_job"), jobs::approve)
         .post("/api/v1/jobs/{id}/cancel", Need::Known("cancel_job"), jobs::cancel)
         .get("/api/v1/schedules", Need::Node("describe"), jobs::schedules)
         .get("/api/v1/models", Need::Node("describe"), models::list)

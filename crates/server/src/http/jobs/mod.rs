@@ -20,7 +20,7 @@ use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::rows;
 use crate::node::Node;
-use crate::node::jobs::{JOBS, Job, NewJob};
+use crate::node::jobs::{Alone, JOBS, Job, NewJob, State as JobState};
 
 pub use work::{Offered, kinds, members, plain_members};
 
@@ -32,7 +32,7 @@ const SHOWN: usize = 100;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields, default)]
 pub struct Which {
-    /// `waiting`, `running`, `finished`, `failed` or `cancelled`; all when nothing is said.
+    /// `unapproved`, `waiting`, `running`, `finished`, `failed` or `cancelled`; all when nothing is said.
     state: Option<String>,
     /// The kind of work.
     kind: Option<String>,
@@ -79,14 +79,14 @@ fn find(node: &Node, call: &Call, id: &str) -> Result<Job, Problem> {
 
 /// Jobs, the newest first.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "jobs", params(Which),
-    responses((status = 200, description = "{jobs: [{id, kind, state, input, principal, tenant, schedule, due, attempts, failures, done, of, said, error, submitted_at, changed_at, again_at}]}"), (status = 400, description = "a parameter is wrong")))]
+    responses((status = 200, description = "{jobs: [{id, kind, state, input, principal, tenant, schedule, due, attempts, failures, done, of, said, error, approved_by, submitted_at, changed_at, again_at}]}"), (status = 400, description = "a parameter is wrong")))]
 pub async fn list(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,
     which: Result<Query<Which>, QueryRejection>,
 ) -> Answer {
     let Query(which) = which?;
-    let states = ["waiting", "running", "finished", "failed", "cancelled"];
+    let states = ["unapproved", "waiting", "running", "finished", "failed", "cancelled"];
     if let Some(state) = which.state.as_deref().filter(|state| !states.contains(state)) {
         return Err(Problem::parameter("state", format!("\"{state}\" is not one of {}", states.join(", "))));
     }
@@ -124,7 +124,8 @@ pub async fn show(
     Ok(Json(body).into_response())
 }
 
-/// Begins a job. It goes on when the caller goes away and when the node is stopped in between.
+/// Begins a job. It goes on when the caller goes away and when the node is stopped in between. When a policy wants a second
+/// person for it, it is `unapproved` and waits for them.
 #[utoipa::path(post, path = "/api/v1/jobs", tag = "jobs", request_body = JobRequest,
     responses((status = 202, description = "the job"), (status = 400, description = "there is no such kind of work, or what it is told is wrong"), (status = 403, description = "the work needs a permission, which is named")))]
 pub async fn submit(
@@ -154,9 +155,57 @@ pub async fn begin(node: &Arc<Node>, call: &Arc<Call>, kind: &str, input: Value)
         return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
     }
     known.check(node, call, &input).await?;
-    let wanted = NewJob { id: None, kind: known.name().into(), input, schedule: None };
+    let proposed = known.alone(node, &input).is_some_and(|alone| !alone.is_allowed(node, &call.identity));
+    let wanted = NewJob { id: None, kind: known.name().into(), input, schedule: None, proposed };
     call.saw("kind", known.name());
+    if proposed {
+        call.saw("state", "unapproved");
+    }
     Ok(node.submit_job(call.principal(), wanted, &call.leaf(node, StatusCode::ACCEPTED)).await?)
+}
+
+/// Approves a job that waits for a second person: somebody else who could have begun it.
+#[utoipa::path(post, path = "/api/v1/jobs/{id}/approve", tag = "jobs", params(("id" = String, Path, description = "its id")),
+    responses((status = 202, description = "the job"), (status = 403, description = "it is the caller's own, or they could not have begun it"), (status = 404, description = "there is none"),
+        (status = 400, description = "what it was told does not fit any more"), (status = 409, description = "it waits for nobody")))]
+pub async fn approve(
+    State(node): State<Arc<Node>>,
+    Extension(call): Extension<Arc<Call>>,
+    Path(id): Path<String>,
+) -> Answer {
+    let job = node.jobs.get(&id).filter(|job| call.principal().is_of(&job.tenant));
+    let job = job.ok_or_else(|| Problem::not_found("job_not_found", format!("there is no job \"{id}\"")))?;
+    let refused = |detail: String| Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
+    if call.identity.key.is_some() {
+        return Err(refused("a key is for events; jobs are approved by users and services".into()));
+    }
+    if job.principal == call.principal().name {
+        return Err(refused(format!("job \"{id}\" is yours: somebody else has to approve it")));
+    }
+    if let Some(known) = work::KINDS.iter().find(|known| *known.name() == *job.kind) {
+        known.check(&node, &call, &job.input).await?;
+    }
+    call.about(format!("job:{id}"));
+    if job.state != JobState::Unapproved || job.cancel_asked {
+        let detail = format!("job \"{id}\" waits for no approval");
+        return Err(
+            Problem::new(StatusCode::CONFLICT, "nothing_to_approve", detail).with("state", json!(job.state))
+        );
+    }
+    call.saw("kind", job.kind.as_ref());
+    call.saw("submitted_by", job.principal.as_ref());
+    let leaf = call.leaf(&node, StatusCode::ACCEPTED);
+    let job = node.approve_job(&job, &call.principal().name, &leaf).await?;
+    Ok((StatusCode::ACCEPTED, Json(shown(&job))).into_response())
+}
+
+/// Answers that something can only be done as a job that somebody else approves.
+pub fn only_approved(node: &Node, call: &Call, alone: &Alone) -> Result<(), Problem> {
+    if alone.is_allowed(node, &call.identity) {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::CONFLICT, "approval_needed", alone.detail())
+        .hint("begin it as a job (POST /api/v1/jobs), and have it approved (POST /api/v1/jobs/{id}/approve)"))
 }
 
 /// Asks for a job to end. It does so after the part that it is at.

@@ -28,7 +28,7 @@ use crate::http::endpoints::first_row;
 use crate::http::jobs::{self, Offered, members, plain_members};
 use crate::http::problem::{Answer, Problem};
 use crate::http::streams;
-use crate::node::jobs::{Kind, Order, Setback, Work};
+use crate::node::jobs::{Alone, Kind, Order, Setback, Work};
 use crate::node::{Node, Reader, is_shared};
 
 /// The name of jobs that none is given.
@@ -95,6 +95,7 @@ pub async fn answer(node: &Arc<Node>, call: &Arc<Call>, intake: &Arc<Intake>, bo
         let answer = json!({"status": "success", "message": message, "job_id": job.id});
         return Ok((StatusCode::ACCEPTED, Json(answer)).into_response());
     }
+    jobs::only_approved(node, call, &Alone::replay(intake.into.public()))?;
     let values = values(node, replays, &body, &[]).await?;
     let mut replay = Replay::declared(node, call.clone(), intake, replays, values, Times::Now).await?;
     let first = format!(
@@ -165,6 +166,12 @@ async fn told(
 impl Kind for AgainJob {
     fn name(&self) -> &'static str {
         "repush"
+    }
+
+    fn alone(&self, node: &Node, input: &Value) -> Option<Alone> {
+        let path = input["endpoint"].as_str()?.trim_end_matches('/');
+        let stream = node.catalog().intake("POST", path)?.into.clone();
+        (input["given"]["dry_run"] != true).then(|| Alone::replay(stream.public()))
     }
 
     async fn begin(&self, node: &Arc<Node>, order: &Order) -> Result<Box<dyn Work>, Setback> {

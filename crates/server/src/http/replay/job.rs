@@ -11,7 +11,7 @@ use crate::http::call::Call;
 use crate::http::jobs::Offered;
 use crate::http::problem::Problem;
 use crate::node::Node;
-use crate::node::jobs::{Kind, Order, Progress, Setback, Step, Work};
+use crate::node::jobs::{Alone, Kind, Order, Progress, Setback, Step, Work};
 
 /// Appends old events again.
 pub struct ReplayJob;
@@ -39,6 +39,11 @@ fn read(input: &Value) -> Result<(String, Option<u64>, ReplayRequest), Problem> 
 impl Kind for ReplayJob {
     fn name(&self) -> &'static str {
         "replay"
+    }
+
+    fn alone(&self, _node: &Node, input: &Value) -> Option<Alone> {
+        let (stream, _, request) = read(input).ok()?;
+        (!request.dry_run).then(|| Alone::replay(stream))
     }
 
     async fn begin(&self, node: &Arc<Node>, order: &Order) -> Result<Box<dyn Work>, Setback> {

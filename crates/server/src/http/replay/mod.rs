@@ -42,7 +42,8 @@ use serde_json::{Value, json};
 use self::rows::Rows;
 use super::call::Call;
 use super::problem::{Answer, Problem};
-use super::{bulk, events, streams};
+use super::{bulk, events, jobs, streams};
+use crate::node::jobs::Alone;
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader, is_shared};
 
 pub use self::again::{AgainJob, answer as answer_declared};
@@ -99,7 +100,7 @@ pub struct ReplayRequest {
 #[utoipa::path(post, path = "/api/v1/streams/{stream}/replay", tag = "ingest",
     params(("stream" = String, Path, description = "name of a stream")), request_body = ReplayRequest,
     responses((status = 200, description = "application/x-ndjson of {events, of, accepted, duplicates, conflicts, rejected}; the last line has finished: true, name and into"),
-        (status = 400, description = "the condition, a time or the name is wrong"), (status = 404, description = "no such stream"), (status = 409, description = "the stream is derived: name another with `into`; or that one would show what is SENSITIVE")))]
+        (status = 400, description = "the condition, a time or the name is wrong"), (status = 404, description = "no such stream"), (status = 409, description = "the stream is derived: name another with `into`; that one would show what is SENSITIVE; or a policy wants somebody else to approve it, as a job")))]
 pub async fn replay(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,
@@ -110,6 +111,9 @@ pub async fn replay(
         Problem::from(rejection).hint("send {} as application/json, or {\"where\": \"…\", \"into\": \"…\"}")
     })?;
     let dry_run = request.dry_run;
+    if !dry_run {
+        jobs::only_approved(&node, &call, &Alone::replay(name.as_str()))?;
+    }
     let replay = Replay::plan(node, call, &name, request).await?;
     if dry_run {
         return Ok(lines(format!("{}\n", replay.summary())));

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use super::{ChangeError, Leaf, Node};
 
-pub use runner::{Kind, Order, Progress, Setback, Step, Work};
+pub use runner::{Alone, Kind, Order, Progress, Setback, Step, Work};
 
 /// What becomes of jobs.
 pub const JOBS: &str = "_jobs";
@@ -34,6 +34,8 @@ const REMEMBERED: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
+    /// Somebody else has to approve it first.
+    Unapproved,
     /// It will be begun, or tried again.
     Waiting,
     /// It goes on.
@@ -85,6 +87,8 @@ pub struct Job {
     pub said: Value,
     /// Why it failed last.
     pub error: Option<Value>,
+    /// Who has approved it, when it needed that.
+    pub approved_by: Option<Arc<str>>,
     /// Somebody has asked to end it.
     pub cancel_asked: bool,
     /// When it was submitted, microseconds UTC.
@@ -103,6 +107,10 @@ pub struct Job {
 pub enum Change {
     /// It is to be done.
     Submitted,
+    /// It is to be done when somebody else approves it.
+    Proposed,
+    /// Somebody else approves it.
+    Approved,
     /// It was begun, or goes on after a start.
     Started,
     /// So much is done.
@@ -119,8 +127,10 @@ pub enum Change {
     Cancelled,
 }
 
-const CHANGES: [(Change, &str); 8] = [
+const CHANGES: [(Change, &str); 10] = [
     (Change::Submitted, "submitted"),
+    (Change::Proposed, "proposed"),
+    (Change::Approved, "approved"),
     (Change::Started, "started"),
     (Change::Progress, "progress"),
     (Change::Retrying, "retrying"),
@@ -164,6 +174,8 @@ pub struct NewJob {
     pub input: Value,
     /// The schedule that begins it, and when that was due.
     pub schedule: Option<(Arc<str>, i64)>,
+    /// Somebody else has to approve it first.
+    pub proposed: bool,
 }
 
 /// The schema of `_jobs`.
@@ -288,9 +300,16 @@ impl Jobs {
         job.changed_at = at;
         job.again_at = None;
         match change {
-            Change::Submitted => {
+            Change::Submitted | Change::Proposed => {
                 job.submitted_at = at;
                 job.input = said.detail.clone();
+                if *change == Change::Proposed {
+                    job.state = State::Unapproved;
+                }
+            }
+            Change::Approved => {
+                job.state = State::Waiting;
+                job.approved_by = said.detail["by"].as_str().map(Arc::from);
             }
             Change::Started => {
                 job.state = State::Running;
@@ -382,6 +401,7 @@ fn new(id: Arc<str>, kind: Arc<str>, principal: &Principal) -> Job {
         of: None,
         said: Value::Null,
         error: None,
+        approved_by: None,
         cancel_asked: false,
         submitted_at: 0,
         changed_at: 0,
@@ -424,9 +444,18 @@ impl Node {
             (job.schedule, job.due) = (Some(schedule), Some(due));
         }
         let said = Said { detail: wanted.input, ..Said::default() };
-        self.change_job(&job, Change::Submitted, said, leaf).await?;
+        let change = if wanted.proposed { Change::Proposed } else { Change::Submitted };
+        self.change_job(&job, change, said, leaf).await?;
         self.jobs.look();
         self.jobs.get(&job.id).ok_or_else(|| internal(&"the job was lost"))
+    }
+
+    /// Lets a job go on that has waited for the approval of somebody else.
+    pub async fn approve_job(&self, job: &Job, by: &str, leaf: &Leaf) -> Result<Job, ChangeError> {
+        let said = Said { detail: serde_json::json!({"by": by}), ..Said::default() };
+        self.change_job(job, Change::Approved, said, leaf).await?;
+        self.jobs.look();
+        Ok(self.jobs.get(&job.id).unwrap_or_else(|| job.clone()))
     }
 
     /// Asks for a job to end; one that does not run ends at once.
@@ -481,7 +510,8 @@ mod tests {
         let said = |done, detail: Value| Said { done, of: Some(9), detail, again_at: None };
         let input = serde_json::json!({"stream": "orders"});
         let changes = [
-            (Change::Submitted, said(0, input.clone())),
+            (Change::Proposed, said(0, input.clone())),
+            (Change::Approved, said(0, serde_json::json!({"by": "grace"}))),
             (Change::Started, said(0, Value::Null)),
             (Change::Progress, said(4, serde_json::json!({"events": 4}))),
             (Change::Retrying, Said { again_at: Some(77), ..said(4, serde_json::json!({"code": "busy"})) }),

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use highwater_auth::Identity;
+use highwater_auth::{Asked, Identity};
 use highwater_event::{Principal, StreamName, time};
 use highwater_sql::catalog::ScheduleEntry;
 use serde_json::{Value, json};
@@ -40,8 +40,50 @@ const MISSED: i64 = 90_000_000;
 pub trait Kind: Send + Sync {
     /// Its name.
     fn name(&self) -> &'static str;
+    /// What is asked before it is done without the approval of a second person; nothing for work that needs none.
+    fn alone(&self, _node: &Node, _input: &Value) -> Option<Alone> {
+        None
+    }
     /// Begins the work, or goes on with it: what was done before must not be done twice.
     async fn begin(&self, node: &Arc<Node>, order: &Order) -> Result<Box<dyn Work>, Setback>;
+}
+
+/// May this be done without the approval of a second person?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alone {
+    permission: &'static str,
+    stream: Option<String>,
+}
+
+impl Alone {
+    /// A replay of a stream.
+    pub fn replay(stream: impl Into<String>) -> Self {
+        Self { permission: "replay_alone", stream: Some(stream.into()) }
+    }
+
+    /// An erasure.
+    pub fn erase() -> Self {
+        Self { permission: "erase_alone", stream: None }
+    }
+
+    /// Whether somebody may.
+    pub fn is_allowed(&self, node: &Node, identity: &Identity) -> bool {
+        let asked = match &self.stream {
+            Some(stream) => Asked::on(self.permission, "stream", stream),
+            None => Asked::node(self.permission),
+        };
+        node.allows(identity, asked)
+    }
+
+    /// Why it is not done.
+    pub fn detail(&self) -> String {
+        match &self.stream {
+            Some(stream) => {
+                format!("a policy wants a replay of \"{stream}\" to be approved by somebody else")
+            }
+            None => "a policy wants an erasure to be approved by somebody else".into(),
+        }
+    }
 }
 
 /// What is to be done, and on whose behalf.
@@ -150,7 +192,9 @@ async fn run(node: Weak<Node>) {
     while let Some(node) = node.upgrade() {
         begin_scheduled(&node, &mut seen).await;
         let now = node.machine.clock.now_micros();
-        let mut waiting = node.jobs.list(|job| job.state == State::Waiting && !going.contains(&job.id));
+        let waits =
+            |job: &Job| job.state == State::Waiting || (job.state == State::Unapproved && job.cancel_asked);
+        let mut waiting = node.jobs.list(|job| waits(job) && !going.contains(&job.id));
         // The oldest first.
         waiting.reverse();
         for job in waiting {
@@ -244,6 +288,7 @@ async fn submit_scheduled(
         kind: entry.schedule.job.as_str().into(),
         input: json!(entry.schedule.input),
         schedule: Some((entry.name.as_str().into(), due)),
+        proposed: false,
     };
     let engine = Principal::engine();
     let mut leaf = node.leaf(&engine, "job", format!("schedule:{}", entry.name));
@@ -304,6 +349,13 @@ async fn work(node: &Arc<Node>, job: &Job) -> Result<Option<Progress>, Setback> 
     let kind =
         kind.ok_or_else(|| Setback::lasting("unknown_job", format!("there is no job \"{}\"", job.kind)))?;
     let order = Order { job: job.clone(), identity: Arc::new(node.identity_of(job)?) };
+    // The policy may be younger than the job, and a schedule asks nobody.
+    if let Some(alone) = kind.alone(node, &job.input)
+        && job.approved_by.is_none()
+        && !alone.is_allowed(node, &order.identity)
+    {
+        return Err(Setback::lasting("approval_needed", alone.detail()));
+    }
     let mut work = kind.begin(node, &order).await?;
     let mut told = None;
     loop {
