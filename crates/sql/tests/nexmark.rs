@@ -23,7 +23,7 @@ use highwater_log::LogBatch;
 use highwater_log::fold::Program;
 use highwater_log::reader::RowReader;
 use highwater_sim::setting;
-use highwater_sql::adhoc::{Limits, Relations, run_endpoint};
+use highwater_sql::adhoc::{Limits, Posed, Relations};
 use highwater_sql::catalog::Derivation;
 use highwater_sql::dialect::Asker;
 use highwater_sql::stream::TableRows;
@@ -140,7 +140,8 @@ async fn answer(
         let limits = Limits { time: Duration::from_secs(60), rows: usize::MAX, bytes: usize::MAX };
         let relations = Arc::new(Rows(rows.0.clone()));
         let asker = Asker { user: "", tenant: "" };
-        return run_endpoint(engine, relations, endpoint, asker, Vec::new(), limits).await.unwrap().batches;
+        let posed = Posed::new(engine, relations, &endpoint.query, asker, limits);
+        return posed.rows().await.unwrap().batches;
     }
     let name = StreamName::new(query).unwrap();
     match catalog.streams.get(&name).and_then(|entry| entry.derivation.clone()) {

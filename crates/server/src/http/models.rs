@@ -16,7 +16,7 @@ use highwater_event::time::show_micros;
 use highwater_event::{StreamName, columns};
 use highwater_model::{MOST_ROWS, Model, Rows, TrainError, Trained, drift, train};
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{Limits, QueryResult, run_endpoint};
+use highwater_sql::adhoc::{Limits, Posed, QueryResult};
 use highwater_sql::catalog::{Intake, ModelEntry, Taking};
 use highwater_sql::dialect::Asker;
 use highwater_sql::functions::as_numbers;
@@ -186,7 +186,7 @@ async fn read(
     let question = async move {
         let principal = &identity.principal;
         let asker = Asker { user: &principal.name, tenant: &principal.tenant };
-        run_endpoint(&asked.engine, relations, &entry.rows, asker, Vec::new(), ROWS).await
+        Posed::new(&asked.engine, relations, &entry.rows.query, asker, ROWS).rows().await
     };
     node.ask(question).await
 }

@@ -15,7 +15,7 @@ use highwater_event::json::is_json;
 use highwater_event::{columns, time};
 
 use super::{Limits, QueryResult, Relations, Rows, context, open, plan, query, run};
-use crate::catalog::{Answered, Catalog, Endpoint, Parameter};
+use crate::catalog::{Answered, Catalog, Parameter};
 use crate::dialect::{Asker, SqlError, quoted};
 use crate::plan::as_statement;
 use crate::session::Engine;
@@ -143,29 +143,43 @@ pub(super) fn asked_by(asker: Asker<'_>, query: &Query) -> Box<Query> {
     query
 }
 
-/// Asks an endpoint on somebody's behalf.
-pub async fn run_endpoint(
-    engine: &Engine,
-    relations: Arc<dyn Relations>,
-    endpoint: &Endpoint,
-    asker: Asker<'_>,
-    values: Vec<(String, ScalarValue)>,
-    limits: Limits,
-) -> Result<QueryResult, SqlError> {
-    let context = context(engine, relations)?;
-    run(&context, as_statement(asked_by(asker, &endpoint.query)), values, limits).await
+/// A query that is known before it is asked, as an endpoint's is, with who asks it and what they ask about.
+pub struct Posed<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) relations: Arc<dyn Relations>,
+    pub(super) query: Box<Query>,
+    pub(super) values: Vec<(String, ScalarValue)>,
+    pub(super) limits: Limits,
 }
 
-/// Asks an endpoint on somebody's behalf; its rows are read as they come, however many they are.
-pub async fn open_endpoint(
-    engine: &Engine,
-    relations: Arc<dyn Relations>,
-    endpoint: &Endpoint,
-    asker: Asker<'_>,
-    values: Vec<(String, ScalarValue)>,
-) -> Result<Rows, SqlError> {
-    let context = context(engine, relations)?;
-    open(&context, as_statement(asked_by(asker, &endpoint.query)), values).await
+impl<'a> Posed<'a> {
+    /// A query on somebody's behalf.
+    pub fn new(
+        engine: &'a Engine,
+        relations: Arc<dyn Relations>,
+        query: &Query,
+        asker: Asker<'_>,
+        limits: Limits,
+    ) -> Self {
+        Self { engine, relations, query: asked_by(asker, query), values: Vec::new(), limits }
+    }
+
+    /// The same with values of its parameters.
+    pub fn with(self, values: Vec<(String, ScalarValue)>) -> Self {
+        Self { values, ..self }
+    }
+
+    /// All rows.
+    pub async fn rows(self) -> Result<QueryResult, SqlError> {
+        let context = context(self.engine, self.relations)?;
+        run(&context, as_statement(self.query), self.values, self.limits).await
+    }
+
+    /// All rows as they come, however many they are and long it takes.
+    pub async fn open(self) -> Result<Rows, SqlError> {
+        let context = context(self.engine, self.relations)?;
+        open(&context, as_statement(self.query), self.values).await
+    }
 }
 
 /// The relations of a catalog without their rows.

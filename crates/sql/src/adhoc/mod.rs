@@ -47,11 +47,11 @@ use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, SCORE, 
 use crate::plan::as_statement;
 use crate::session::Engine;
 
-pub use endpoint::{check_endpoint, endpoint_values, open_endpoint, run_endpoint};
+pub use endpoint::{Posed, check_endpoint, endpoint_values};
 pub use index::{Found, RowIndex};
 pub use lens::Lens;
 pub use live::{LiveQuery, followed};
-pub use page::{Page, PageResult, Position, run_numbered, run_page};
+pub use page::{Page, PageResult, Position};
 pub use quick::Searchable;
 pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};
 

@@ -19,13 +19,11 @@ use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::{Query, SetExpr, TableFactor};
 use highwater_event::columns::{EVENT_TIME, OFFSET, PARTITION};
 
-use super::endpoint::asked_by;
+use super::endpoint::Posed;
 use super::quick::{Searchable, Simple};
-use super::{Limits, QueryResult, Relations, context, run};
-use crate::catalog::Endpoint;
-use crate::dialect::{Asker, SqlError, parse_query};
+use super::{QueryResult, Relations, context, run};
+use crate::dialect::{SqlError, parse_query};
 use crate::plan::as_statement;
-use crate::session::Engine;
 
 /// Where a row stands in the order of pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,72 +147,61 @@ fn over(query: &Query, outer: &str) -> Result<Box<Query>, SqlError> {
     Err(SqlError::new("internal", "there is no place for the query of a page"))
 }
 
-/// Asks an endpoint for a page on somebody's behalf. Rows and total are those of one moment.
-pub async fn run_page(
-    engine: &Engine,
-    relations: Arc<dyn Relations>,
-    endpoint: &Endpoint,
-    asker: Asker<'_>,
-    values: Vec<(String, ScalarValue)>,
-    page: Page,
-    limits: Limits,
-) -> Result<PageResult, SqlError> {
-    let relations: Arc<dyn Relations> = Arc::new(Held { relations, found: Mutex::default() });
-    let query = asked_by(asker, &endpoint.query);
-    if let Some(simple) = Simple::of(&query)
-        && let Some(rows) = relations.searchable(&simple.relation).await?
-        && let Some(page) = simple.page(engine, &values, page, &rows, limits)?
-    {
-        return Ok(page);
-    }
-    let ask = async |outer: &str, more: Vec<(String, ScalarValue)>| {
-        let asked = as_statement(over(&query, outer)?);
-        let values = values.iter().cloned().chain(more).collect();
-        run(&context(engine, relations.clone())?, asked, values, limits).await
-    };
-    let after = page.after.map(|after| after.values(AFTER).to_vec()).unwrap_or_default();
-    let found = ask(&page.places(), after).await?;
-    if found.truncated {
-        return Err(SqlError::new("result_too_large", "a page holds more rows than one answer may"));
-    }
-    let places = found.positions()?;
-    let shown = &places[..places.len().min(page.limit)];
-    let next = shown.last().copied().filter(|_| places.len() > page.limit);
-    let rows = match (shown.first(), shown.last()) {
-        (Some(first), Some(last)) => {
-            let ends = [first.values(FIRST), last.values(LAST)].concat();
-            ask(&page.between(), ends).await?
+impl Posed<'_> {
+    /// A page. Rows and total are those of one moment.
+    pub async fn page(self, page: Page) -> Result<PageResult, SqlError> {
+        let asked = self.held();
+        if let Some(simple) = Simple::of(&asked.query)
+            && let Some(rows) = asked.relations.searchable(&simple.relation).await?
+            && let Some(page) = simple.page(asked.engine, &asked.values, page, &rows, asked.limits)?
+        {
+            return Ok(page);
         }
-        _ => QueryResult { schema: found.schema.clone(), batches: Vec::new(), truncated: false },
-    };
-    let total = if page.after.is_none() && next.is_none() {
-        places.len() as u64
-    } else {
-        count(&ask(COUNTED, Vec::new()).await?)
-    };
-    Ok(PageResult { rows, total, next })
-}
+        let after = page.after.map(|after| after.values(AFTER).to_vec()).unwrap_or_default();
+        let found = asked.over(&page.places(), after).await?;
+        if found.truncated {
+            return Err(SqlError::new("result_too_large", "a page holds more rows than one answer may"));
+        }
+        let places = found.positions()?;
+        let shown = &places[..places.len().min(page.limit)];
+        let next = shown.last().copied().filter(|_| places.len() > page.limit);
+        let rows = match (shown.first(), shown.last()) {
+            (Some(first), Some(last)) => {
+                let ends = [first.values(FIRST), last.values(LAST)].concat();
+                asked.over(&page.between(), ends).await?
+            }
+            _ => QueryResult { schema: found.schema.clone(), batches: Vec::new(), truncated: false },
+        };
+        let total = if page.after.is_none() && next.is_none() {
+            places.len() as u64
+        } else {
+            count(&asked.over(COUNTED, Vec::new()).await?)
+        };
+        Ok(PageResult { rows, total, next })
+    }
 
-/// Asks an endpoint for the page of a number, from 1, on somebody's behalf; answers how many rows there are, too. All are
-/// those of one moment.
-pub async fn run_numbered(
-    engine: &Engine,
-    relations: Arc<dyn Relations>,
-    endpoint: &Endpoint,
-    asker: Asker<'_>,
-    values: Vec<(String, ScalarValue)>,
-    (size, page): (usize, u64),
-    limits: Limits,
-) -> Result<(QueryResult, u64), SqlError> {
-    let relations: Arc<dyn Relations> = Arc::new(Held { relations, found: Mutex::default() });
-    let mut query = asked_by(asker, &endpoint.query);
-    let ask = async |query: Box<Query>| {
-        run(&context(engine, relations.clone())?, as_statement(query), values.clone(), limits).await
-    };
-    let total = count(&ask(over(&query, COUNTED)?).await?);
-    let skipped = (page - 1).saturating_mul(size as u64).min(total);
-    query.limit_clause = parse_query(&format!("SELECT 1 LIMIT {size} OFFSET {skipped}"))?.limit_clause;
-    Ok((ask(query).await?, total))
+    /// The page of a number, from 1, and how many rows there are. All are those of one moment.
+    pub async fn numbered(self, size: usize, page: u64) -> Result<(QueryResult, u64), SqlError> {
+        let mut asked = self.held();
+        let total = count(&asked.over(COUNTED, Vec::new()).await?);
+        let skipped = (page - 1).saturating_mul(size as u64).min(total);
+        asked.query.limit_clause =
+            parse_query(&format!("SELECT 1 LIMIT {size} OFFSET {skipped}"))?.limit_clause;
+        Ok((asked.rows().await?, total))
+    }
+
+    /// The same, of relations as they are when they are first asked for.
+    fn held(self) -> Self {
+        let relations = self.relations;
+        Self { relations: Arc::new(Held { relations, found: Mutex::default() }), ..self }
+    }
+
+    /// Asks another query, in which this one is a relation.
+    async fn over(&self, outer: &str, more: Vec<(String, ScalarValue)>) -> Result<QueryResult, SqlError> {
+        let asked = as_statement(over(&self.query, outer)?);
+        let values = self.values.iter().cloned().chain(more).collect();
+        run(&context(self.engine, self.relations.clone())?, asked, values, self.limits).await
+    }
 }
 
 /// How many rows a query has; it stands in the place of the inner one.

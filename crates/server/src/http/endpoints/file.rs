@@ -21,7 +21,7 @@ use futures::{FutureExt, Stream};
 use highwater_event::hexadecimal;
 use highwater_event::json::rows_as_json;
 use highwater_log::audit::{Entry, Outcome};
-use highwater_sql::adhoc::{Rows, open_endpoint};
+use highwater_sql::adhoc::Rows;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -106,13 +106,7 @@ pub async fn answer(question: Question, asked: &Asked, head: bool) -> Answer {
         // Closed at once, after its end.
         sender.send(Ok(Piece::End)).await.map_err(Problem::internal)?;
     } else {
-        let rows = question
-            .ask(|asking| async move {
-                let (asker, values) = (asking.asker(), asking.values.clone());
-                let (engine, relations) = (&asking.node.engine, asking.relations.clone());
-                open_endpoint(engine, relations, &asking.endpoint, asker, values).await
-            })
-            .await?;
+        let rows = question.ask(|asking| async move { asking.posed().open().await }).await?;
         let writer = Writer::new(format, rows.schema.clone()).map_err(Problem::internal)?;
         let file = File { node: node.clone(), entry: call.entry(node), seen, _turn: turn };
         node.go_on(file.write(rows, writer, sender));

@@ -23,9 +23,7 @@ use datafusion::common::ScalarValue;
 use highwater_event::json::rows_as_json;
 use highwater_event::name::nearest;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{
-    Page, PageResult, QueryResult, endpoint_values, run_endpoint, run_numbered, run_page,
-};
+use highwater_sql::adhoc::{Page, PageResult, Posed, QueryResult, endpoint_values};
 use highwater_sql::catalog::{Endpoint, InPath, Intake, Parameter, Taking};
 use highwater_sql::dialect::{Answers, Asker};
 use percent_encoding::percent_decode_str;
@@ -295,33 +293,17 @@ impl Question {
 
     /// A page of them.
     async fn page(&self, page: Page) -> Result<PageResult, Problem> {
-        self.ask(|asking| async move {
-            let (asker, values) = (asking.asker(), asking.values.clone());
-            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
-            run_page(engine, relations, &asking.endpoint, asker, values, page, QUERY_LIMITS).await
-        })
-        .await
+        self.ask(move |asking| async move { asking.posed().page(page).await }).await
     }
 
     /// A page by its number, and how many rows there are.
     async fn numbered(&self, size: usize, page: u64) -> Result<(QueryResult, u64), Problem> {
-        self.ask(move |asking| async move {
-            let (asker, values) = (asking.asker(), asking.values.clone());
-            let (engine, relations) = (&asking.node.engine, asking.relations.clone());
-            let endpoint = &asking.endpoint;
-            run_numbered(engine, relations, endpoint, asker, values, (size, page), QUERY_LIMITS).await
-        })
-        .await
+        self.ask(move |asking| async move { asking.posed().numbered(size, page).await }).await
     }
 
     /// All rows.
     async fn rows(&self) -> Result<QueryResult, Problem> {
-        self.ask(|asking| async move {
-            let (asker, values) = (asking.asker(), asking.values.clone());
-            let relations = asking.relations.clone();
-            run_endpoint(&asking.node.engine, relations, &asking.endpoint, asker, values, QUERY_LIMITS).await
-        })
-        .await
+        self.ask(|asking| async move { asking.posed().rows().await }).await
     }
 }
 
@@ -336,8 +318,10 @@ struct Asking {
 }
 
 impl Asking {
-    fn asker(&self) -> Asker<'_> {
-        Asker { user: &self.user, tenant: &self.tenant }
+    fn posed(&self) -> Posed<'_> {
+        let asker = Asker { user: &self.user, tenant: &self.tenant };
+        let (engine, relations) = (&self.node.engine, self.relations.clone());
+        Posed::new(engine, relations, &self.endpoint.query, asker, QUERY_LIMITS).with(self.values.clone())
     }
 }
 

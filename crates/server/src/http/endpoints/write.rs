@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{QueryResult, Relations, endpoint_values, run_endpoint};
+use highwater_sql::adhoc::{Posed, QueryResult, Relations, endpoint_values};
 use highwater_sql::catalog::{Intake, KEY, Parameter, RowWrites, TableEntry, VERSION};
 use highwater_sql::dialect::{Asker, RowChange};
 use serde_json::{Map, Value, json};
@@ -195,7 +195,8 @@ async fn returned(
     let question = async move {
         let asker = Asker { user: &call.principal().name, tenant: &call.principal().tenant };
         let values = vec![(KEY.to_owned(), key)];
-        run_endpoint(&asked.engine, relations, &endpoint, asker, values, QUERY_LIMITS).await
+        let posed = Posed::new(&asked.engine, relations, &endpoint.query, asker, QUERY_LIMITS);
+        posed.with(values).rows().await
     };
     Ok(node.ask(question).await?)
 }
