@@ -134,7 +134,10 @@ def bodies(node):
     # Each is good once.
     refresh = [node.call("/login", sign_in)["refresh_token"] for _ in range(3)]
     another = {**EVENT, "event_id": "event-4"}
-    wrong, changed = {"no": "event"}, {**AUDIT_EVENT, "resource": "window"}
+    wrong = {"no": "event"}
+    # The operator has used their ids for something else.
+    other, changed = {**EVENT, "event_id": "event-1"}, {**AUDIT_EVENT, "id": "audit-1", "resource": "window"}
+    some = [{**AUDIT_EVENT, "id": "audit-7"}, wrong]
     return {
         "POST /api-token-auth/": [{"username": PERSON, "password": PASSWORD}],
         "POST /api/admin/permissions/": [
@@ -154,8 +157,8 @@ def bodies(node):
         "POST /api/v1/dead-letters/{id}/drop": [{"reason": "of no use"}],
         "POST /api/v1/dead-letters/{id}/retry": [{"event": {**sent[0], "transaction_id": "edited"}, "reason": "was wrong"}],
         "POST /api/v1/erasures": [{"subject": "USER-0001", "why": "asked"}],
-        "POST /api/v1/events/batch": [{"events": [EVENT, another]}, [EVENT, wrong]],
-        "POST /api/v1/events/ingest": [EVENT, another, {**EVENT, "payload": {"a": 2}}],
+        "POST /api/v1/events/batch": [{"events": [EVENT, another]}, {"events": [{**EVENT, "event_id": "event-5"}, wrong]}, {"events": [other]}],
+        "POST /api/v1/events/ingest": [EVENT, another, other],
         "POST /api/v1/jobs": [
             {"kind": "verify"},
             {"kind": "retention", "input": {"stream": "events"}},
@@ -188,7 +191,7 @@ def bodies(node):
             {"sql": "CREATE STREAM seen (a TEXT)"},
             {"sql": "CREATE STREAM seen (b TEXT)"},
         ],
-        "POST /api/v1/streams/{stream}/events": [AUDIT_EVENT, changed, [AUDIT_EVENT, wrong]],
+        "POST /api/v1/streams/{stream}/events": [AUDIT_EVENT, some, changed],
         "POST /api/v1/streams/{stream}/replay": [
             {"into": "copies", "dry_run": True},
             {"into": "copies"},
@@ -206,8 +209,8 @@ def bodies(node):
         ],
         "POST /api/v1/users/{user}/tokens": [{}, {"days": 3}, {"days": 3, "replace": True}],
         "POST /auth/refresh": [{"refresh_token": token} for token in refresh],
-        "POST /events/": [AUDIT_EVENT, changed, {**AUDIT_EVENT, "id": "audit-4", "tenant_id": None}],
-        "POST /events/batch/": [{"events": [AUDIT_EVENT]}, {"events": [AUDIT_EVENT, wrong]}],
+        "POST /events/": [AUDIT_EVENT, {**AUDIT_EVENT, "id": "audit-4", "tenant_id": None}, changed],
+        "POST /events/batch/": [{"events": [AUDIT_EVENT]}, {"events": some}, {"events": [changed]}],
         "POST /events/ application/cloudevents+json": [CLOUD_EVENT],
         "POST /events/batch/ application/cloudevents+json": [{**CLOUD_EVENT, "id": "audit-6"}],
         "POST /login": [sign_in],

@@ -18,6 +18,7 @@ mod output;
 mod people;
 mod read;
 mod replay;
+mod search;
 mod send;
 mod serve;
 
@@ -90,6 +91,8 @@ enum Command {
     Encryption(encryption::EncryptionCommand),
     /// Forget a person: destroy their keys, and make anew what was made of their values.
     Erase(erase::EraseArgs),
+    /// Search a stream that has an index: words, columns, facets.
+    Search(search::SearchArgs),
     /// What is allowed, and why.
     #[command(subcommand)]
     Policy(people::PolicyCommand),
@@ -555,6 +558,7 @@ pub fn main() -> ExitCode {
         Command::Job(command) => jobs::job(command),
         Command::Encryption(command) => encryption::encryption(command),
         Command::Erase(arguments) => erase::erase(arguments),
+        Command::Search(arguments) => search::search(arguments),
         Command::Policy(command) => people::policy(command),
         Command::Login(arguments) => people::login(arguments),
         Command::Doctor(arguments) => operate::doctor(arguments),

@@ -34,6 +34,7 @@ mod problem;
 mod replay;
 mod router;
 mod routes;
+mod search;
 mod sign_in;
 mod socket;
 mod sql;

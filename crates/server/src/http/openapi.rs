@@ -20,7 +20,7 @@ use utoipa::openapi::{PathItem, Ref, RefOr, Required, Schema};
 use super::endpoints::{FORMATS, NEWEST_FIRST, OLDEST_FIRST};
 use super::{
     audit, claim, datalake, dead_letters, encryption, erasures, events, health, jobs, keys, live, metrics,
-    models, oidc, operate, people, replay, sign_in, socket, sql, statements, streams, views,
+    models, oidc, operate, people, replay, search, sign_in, socket, sql, statements, streams, views,
 };
 use crate::node::Node;
 
@@ -90,6 +90,7 @@ use crate::node::Node;
         streams::list,
         streams::show,
         streams::tail,
+        search::search,
         views::list,
         views::show,
         views::queue,

@@ -20,7 +20,7 @@ use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
 use super::{
     CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, erasures, events, health, jobs,
-    keys, live, metrics, models, oidc, openapi, operate, pages, people, replay, sign_in, socket, sql,
+    keys, live, metrics, models, oidc, openapi, operate, pages, people, replay, search, sign_in, socket, sql,
     statements, streams, views,
 };
 use crate::node::{EVENTS, Node};
@@ -33,6 +33,7 @@ fn ingest() -> Routes {
     Routes::default()
         .post("/api/v1/streams/{stream}/events", Need::Stream("ingest", "stream"), events::stream_events)
         .get("/api/v1/streams/{stream}/events", Need::Stream("read", "stream"), streams::tail)
+        .get("/api/v1/streams/{stream}/search", Need::Stream("read", "stream"), search::search)
         .post("/api/v1/events/ingest", Need::Named("ingest", EVENTS), events::ingest)
         .post("/api/v1/events/batch", Need::Named("ingest", EVENTS), events::batch)
 }

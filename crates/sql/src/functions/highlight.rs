@@ -8,6 +8,8 @@ use arrow::datatypes::DataType;
 use datafusion::common::Result;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
 
+use highwater_event::search::Search;
+
 use super::matches::{each_search, text_and_search};
 
 /// Bytes that are shown before the first word that was found, and behind it.
@@ -42,10 +44,15 @@ impl ScalarUDFImpl for Highlight {
         let mut shown = Vec::with_capacity(arguments.number_rows);
         each_search(&arguments, |text, search| {
             let both = text.zip(search);
-            shown.push(both.and_then(|(text, search)| marked(text, &search.found_in(text))));
+            shown.push(both.and_then(|(text, search)| highlighted(text, search)));
         })?;
         Ok(ColumnarValue::Array(Arc::new(StringArray::from(shown))))
     }
+}
+
+/// A part of a text as HTML, with marks around what a search finds in it; `None` when it finds nothing.
+pub fn highlighted(text: &str, search: &Search) -> Option<String> {
+    marked(text, &search.found_in(text))
 }
 
 /// A part of a text as HTML, with marks around what was found; everything else stands for itself.
@@ -94,8 +101,6 @@ fn escape(text: &str, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use highwater_event::search::Search;
-
     use super::*;
 
     fn shown(text: &str, search: &str) -> Option<String> {

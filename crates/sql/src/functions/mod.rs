@@ -27,6 +27,7 @@ pub use aggregate::{
 };
 pub use arithmetic::CheckedArithmetic;
 pub use bounded::bounded;
+pub use highlight::highlighted;
 pub use mask::mask_text;
 pub use score::{SCORE, as_numbers, is_feature};
 pub use weight::weight;

@@ -38,7 +38,7 @@ use crate::node::written::whole_number_in;
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 pub use file::FORMATS;
-pub use page::{NEWEST_FIRST, OLDEST_FIRST};
+pub use page::{NEWEST_FIRST, OLDEST_FIRST, cursor as next_cursor, mark, page_of};
 
 /// Characters of a parameter that the audit trail keeps.
 const LONGEST_SAID: usize = 256;
@@ -360,7 +360,7 @@ pub fn first_row(result: &QueryResult) -> String {
 }
 
 /// What stands in the place of columns that are not shown: those of the engine, which pages are made of.
-fn shown(result: QueryResult) -> Result<QueryResult, Problem> {
+pub fn shown(result: QueryResult) -> Result<QueryResult, Problem> {
     let fields = result.schema.fields().iter().enumerate();
     let kept: Vec<usize> =
         fields.filter(|(_, field)| !field.name().starts_with('_')).map(|(at, _)| at).collect();

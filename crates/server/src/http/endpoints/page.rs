@@ -30,8 +30,9 @@ const MARK_BYTES: usize = 6;
 pub async fn answer(question: &Question, asked: &Asked, member: &str, cached: Option<i64>) -> Answer {
     let started = Instant::now();
     let (node, call) = (&question.node, &question.call);
-    let own = mark(question, asked);
-    let page = page(asked, &own)?;
+    let own = mark(&question.endpoint.text, &asked.given);
+    let given = |name: &str| asked.beside.get(name).map(String::as_str);
+    let page = page_of(given, &own, (USUAL, MOST))?;
     let wanted = key(question, &own, page);
     // Before anything is read: what is remembered is never older than it says.
     let now = node.machine.scheduler.elapsed();
@@ -85,15 +86,18 @@ async fn make(
     Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), lens, body })
 }
 
-/// Which page a call means.
-fn page(asked: &Asked, mark: &[u8]) -> Result<Page, Problem> {
-    let given = |name: &str| asked.beside.get(name).map(String::as_str);
+/// Which page a call means, by what it gave as `limit`, `sort` and `cursor`; how many rows it has when nothing is said, and at most.
+pub fn page_of<'a>(
+    given: impl Fn(&str) -> Option<&'a str>,
+    mark: &[u8],
+    (usual, most): (usize, usize),
+) -> Result<Page, Problem> {
     let limit = match given("limit") {
-        None => USUAL,
+        None => usual,
         Some(text) => match text.parse() {
-            Ok(limit) if (1..=MOST).contains(&limit) => limit,
+            Ok(limit) if (1..=most).contains(&limit) => limit,
             _ => {
-                let detail = format!("\"{text}\" is not a number from 1 to {MOST}");
+                let detail = format!("\"{text}\" is not a number from 1 to {most}");
                 return Err(Problem::parameter("limit", detail));
             }
         },
@@ -122,7 +126,7 @@ fn page(asked: &Asked, mark: &[u8]) -> Result<Page, Problem> {
 }
 
 /// A cursor: where the last row stands, in which order, and of which question.
-fn cursor(position: Position, oldest_first: bool, mark: &[u8]) -> String {
+pub fn cursor(position: Position, oldest_first: bool, mark: &[u8]) -> String {
     let mut bytes = vec![u8::from(oldest_first)];
     bytes.extend_from_slice(mark);
     bytes.extend_from_slice(&position.time.to_be_bytes());
@@ -145,12 +149,12 @@ fn read_cursor(text: &str, mark: &[u8]) -> Option<(Position, bool)> {
     (*order <= 1).then_some((position, *order == 1))
 }
 
-/// What a question is: its path and its own parameters.
-fn mark(question: &Question, asked: &Asked) -> Vec<u8> {
-    let mut given: Vec<(&String, &String)> = asked.given.iter().collect();
+/// What a question is: what is asked, and its own parameters.
+pub fn mark<'a>(asked: &str, given: impl IntoIterator<Item = (&'a String, &'a String)>) -> Vec<u8> {
+    let mut given: Vec<(&String, &String)> = given.into_iter().collect();
     given.sort_unstable();
     let said = given.into_iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
-    let digest = Digest128::of_parts([question.endpoint.text.as_bytes()].into_iter().chain(said));
+    let digest = Digest128::of_parts([asked.as_bytes()].into_iter().chain(said));
     digest.0[..MARK_BYTES].to_vec()
 }
 
