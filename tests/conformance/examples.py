@@ -71,7 +71,9 @@ def parameters(node):
     ended = node.each("/api/v1/jobs?state=finished", "jobs", "id")
     running = node.each("/api/v1/jobs?state=running", "jobs", "id")
     products = node.each("/api/products/", "results", "id")
-    own, events = ["event-1", "event-3"], ["audit-1", "audit-3"]
+    events, audit_events = ["event-1", "event-3"], ["audit-1", "audit-3"]
+    # The last is one that the caller brings about: many may see their own alone.
+    entries = [0, node.each("/api/v1/audit/logs?limit=1", "logs", "id")[0] + 50]
     quiet = ["table:transaction_lifecycle", "stream:transactions_completed"]
     days = ["2026-01-01", "2020-01-01T00:00:00Z"]
     return {
@@ -82,7 +84,7 @@ def parameters(node):
         # Nobody trains it meanwhile.
         "model": ["steady"],
         "user": users,
-        "event_id": own,
+        "event_id": events,
         # What the engine writes goes elsewhere when it is replayed: there is no more to replay the next time.
         "POST /api/v1/streams/{stream}/replay stream": ["originals_derived"],
         "POST /api/v1/streams/{stream}/events stream": ["audit_events"],
@@ -93,8 +95,8 @@ def parameters(node):
         "GET /api/products/{id}/ id": products,
         "PUT /api/products/{id}/ id": products,
         "DELETE /api/products/{id}/ id": products[-1:],
-        "GET /api/v1/audit/entries/{id} id": [0, 1, 2],
-        "GET /api/v1/audit/entries/{id}/proof id": [0, 1, 2],
+        "GET /api/v1/audit/entries/{id} id": entries,
+        "GET /api/v1/audit/entries/{id}/proof id": entries,
         "GET /api/v1/dead-letters/{id} id": letters,
         "POST /api/v1/dead-letters/{id}/drop id": letters[:3],
         "POST /api/v1/dead-letters/{id}/retry id": letters[3:],
@@ -104,8 +106,8 @@ def parameters(node):
         "POST /api/v1/keys/{id}/rotate id": keys[1:],
         "POST /api/v1/keys/{id}/toggle id": keys[1:],
         "GET /audit/tile/{path} path": ["0/000.p/4", "entries/000.p/4"],
-        "GET /events/{id}/ id": events,
-        "GET /events/{id}/proof/ id": events,
+        "GET /events/{id}/ id": audit_events,
+        "GET /events/{id}/proof/ id": audit_events,
         "GET /api/audit-logs/ page": [1, 2],
         "GET /api/datalake/streams/{name}/ page": [1, 2],
         "GET /api/products/ page": [1],
@@ -135,8 +137,8 @@ def bodies(node):
     refresh = [node.call("/login", sign_in)["refresh_token"] for _ in range(3)]
     another = {**EVENT, "event_id": "event-4"}
     wrong = {"no": "event"}
-    # The operator has used their ids for something else.
-    other, changed = {**EVENT, "event_id": "event-1"}, {**AUDIT_EVENT, "id": "audit-1", "resource": "window"}
+    # Whichever comes first of two events with an id, the other is refused.
+    other, changed = {**EVENT, "payload": {"a": 2}}, {**AUDIT_EVENT, "resource": "window"}
     some = [{**AUDIT_EVENT, "id": "audit-7"}, wrong]
     return {
         "POST /api-token-auth/": [{"username": PERSON, "password": PASSWORD}],
@@ -147,7 +149,10 @@ def bodies(node):
         "DELETE /api/admin/permissions/": [{"username": SERVICE, "permission": "read_metrics"}],
         "POST /api/data/repush-all/": [{}, {"dry_run": True}],
         "POST /api/data/repush-transaction/": [{"transaction_id": event["transaction_id"]} for event in sent],
-        "POST /api/products/": [{"name": "Chair", "price": 7.5}, {"name": "Table", "price": "12", "description": "of wood"}],
+        "POST /api/products/": [
+            {"name": "Chair", "price": 7.5},
+            {"name": "Table", "price": "12", "description": "of wood"},
+        ],
         "PUT /api/products/{id}/": [{"name": "Chair", "price": 8}],
         "POST /api/rpc/train-model/": [{"model_type": "fraud_detection"}],
         "POST /api/search/": [
@@ -155,9 +160,15 @@ def bodies(node):
             {"search_term": "electronics", "start_date": "2020-01-01T00:00:00Z"},
         ],
         "POST /api/v1/dead-letters/{id}/drop": [{"reason": "of no use"}],
-        "POST /api/v1/dead-letters/{id}/retry": [{"event": {**sent[0], "transaction_id": "edited"}, "reason": "was wrong"}],
+        "POST /api/v1/dead-letters/{id}/retry": [
+            {"event": {**sent[0], "transaction_id": f"edited-{number}"}, "reason": "was wrong"} for number in range(2)
+        ],
         "POST /api/v1/erasures": [{"subject": "USER-0001", "why": "asked"}],
-        "POST /api/v1/events/batch": [{"events": [EVENT, another]}, {"events": [{**EVENT, "event_id": "event-5"}, wrong]}, {"events": [other]}],
+        "POST /api/v1/events/batch": [
+            {"events": [EVENT, another]},
+            {"events": [{**EVENT, "event_id": "event-5"}, wrong]},
+            {"events": [other]},
+        ],
         "POST /api/v1/events/ingest": [EVENT, another, other],
         "POST /api/v1/jobs": [
             {"kind": "verify"},

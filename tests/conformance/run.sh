@@ -30,7 +30,8 @@ is_there() { "$1" --version 2>/dev/null | grep -q ' 4\.' && "$1" run --help 2>/d
 checker=schemathesis
 if ! is_there "$checker"; then
   checker=$folder/venv/bin/schemathesis
-  { python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install -q 'schemathesis>=4,<5'; } >"$folder/pip.log" 2>&1 || true
+  { python3 -m venv "$folder/venv" && "$folder/venv/bin/pip" install -q 'schemathesis>=4,<5'; } \
+    >"$folder/pip.log" 2>&1 || true
   if ! is_there "$checker"; then
     echo "NOT RUN conformance: no schemathesis, and it can't be installed (pip install 'schemathesis>=4,<5')"
     exit 0
@@ -78,7 +79,7 @@ begin() {
 # Events, dead letters, rows, people, keys, jobs that have ended and one that goes on, a model with rows that came later.
 fill() {
   "$program" apply -f packs/events --data "$1" && "$program" apply -f packs/audit-events --data "$1" || return 1
-  send "$1" 11 500 || return 1
+  send "$1" 500 --start 2026-01-01 --seed 11 || return 1
   local name
   for name in Lamp Pen Bag; do post /api/products/ "{\"name\":\"$name\",\"price\":\"3\"}" || return 1; done
   for name in one two three; do
@@ -101,13 +102,14 @@ fill() {
     get '/api/v1/jobs?kind=train&state=finished' | grep -q '"id"' && break
     sleep 0.2
   done
-  send "$1" 12 300
+  send "$1" 300 --start 2026-01-02 --seed 12
 }
 
 # Some of the events are wrong on purpose.
 send() {
-  "$program" generate transactions --count "$3" --seed "$2" >"$1.ndjson" &&
-    { "$program" send transaction_log --data "$1" <"$1.ndjson" || true; }
+  local data=$1
+  "$program" generate transactions --count "${@:2}" >"$data.ndjson" &&
+    { "$program" send transaction_log --data "$data" <"$data.ndjson" || true; }
 }
 
 get() { curl -sS --fail-with-body -m 30 -H "Authorization: Bearer $token" "$url$1"; }

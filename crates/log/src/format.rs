@@ -11,7 +11,7 @@
 //! trailer  := index_pos:u64 index_len:u32 index_crc:u32 summary_len:u32 summary_crc:u32 crc:u32 "HWEND1\r\n"
 //! ```
 //! Integers are little-endian; checksums are CRC-32C. A segment without footer is the one being
-//! written, or was when the process died; it is scanned. A commit is whole or it is not there: its
+//! written, or was when the process died; it is scanned. Behind its last commit there may be zeros, which were written ahead. A commit is whole or it is not there: its
 //! head and every part of its body are checked before any of it counts.
 
 use highwater_event::{Offset, StreamPartition};

@@ -41,11 +41,17 @@ fn rows(from: i64, count: i64) -> RecordBatch {
 
 fn options(segment_bytes: u64) -> JournalOptions {
     // No tail in memory: every read goes to the disk.
-    JournalOptions { segment_bytes, tail_bytes: 0, ..JournalOptions::at(DIR) }
+    JournalOptions { segment_bytes, reserve_bytes: 700, tail_bytes: 0, ..JournalOptions::at(DIR) }
 }
 
 fn open_with(disk: &SimDisk, segment_bytes: u64) -> Result<Journal, OpenError> {
     Journal::open(options(segment_bytes), &machine(disk, ManualClock::at(1_000)))
+}
+
+/// A journal whose file ends where its last commit does.
+fn open_without_reserve(disk: &SimDisk) -> Journal {
+    let options = JournalOptions { reserve_bytes: 0, ..options(1 << 20) };
+    Journal::open(options, &machine(disk, ManualClock::at(1_000))).unwrap()
 }
 
 fn open(disk: &SimDisk) -> Journal {
@@ -140,7 +146,7 @@ fn two_owners_are_kept_apart() {
 #[test]
 fn a_torn_tail_at_every_byte_of_the_last_64_kib_opens() {
     let disk = SimDisk::new();
-    let journal = open_with(&disk, 1 << 20).unwrap();
+    let journal = open_without_reserve(&disk);
     let mut ends = vec![(0, disk.bytes(&segments(&disk)[0]).unwrap().len())];
     let mut next = 0;
     while ends.last().unwrap().1 < 66 << 10 {
@@ -152,16 +158,24 @@ fn a_torn_tail_at_every_byte_of_the_last_64_kib_opens() {
     let path = segments(&disk)[0].clone();
     let length = disk.bytes(&path).unwrap().len();
     for cut in (length - (64 << 10))..=length {
-        // Cut clean, and cut with garbage behind.
-        for garbage in [false, true] {
+        let whole = ends.iter().map(|(_, end)| *end).find(|end| *end >= cut).unwrap_or(length);
+        let lost = disk.bytes(&path).unwrap()[cut..whole].to_vec();
+        // Cut clean, cut with garbage behind, and with the zeros of a reserve.
+        for behind in ["nothing", "garbage", "zeros"] {
+            // What is lost must not come back by chance.
+            if behind == "zeros" && lost.iter().all(|byte| *byte == 0) {
+                continue;
+            }
             let torn = disk.copy();
             torn.damage(&path, |bytes| {
-                let lost = bytes.get(cut).copied().unwrap_or(0);
                 bytes.truncate(cut);
-                if garbage {
-                    // Not by chance the byte that was there.
-                    bytes.push(!lost);
-                    bytes.extend((0..100u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8));
+                match behind {
+                    "garbage" => {
+                        bytes.push(!lost.first().copied().unwrap_or(0));
+                        bytes.extend((0..100u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8));
+                    }
+                    "zeros" => bytes.resize(cut + 5000, 0),
+                    _ => {}
                 }
             });
             let journal = open_with(&torn, 1 << 20).unwrap();
@@ -222,7 +236,7 @@ fn a_flipped_bit_never_gives_a_wrong_row() {
 #[test]
 fn damage_in_the_middle_is_refused_and_the_rest_is_served() {
     let disk = SimDisk::new();
-    let journal = open_with(&disk, 1 << 20).unwrap();
+    let journal = open_without_reserve(&disk);
     let path = segments(&disk)[0].clone();
     let mut places = Vec::new();
     for number in 0..10 {

@@ -47,6 +47,9 @@ pub struct JournalOptions {
     pub dir: PathBuf,
     /// A segment is closed when it has grown beyond this many bytes.
     pub segment_bytes: u64,
+    /// So many bytes of the segment that grows are written ahead, as zeros: an fsync of bytes that a file has already costs half of
+    /// one that lets it grow.
+    pub reserve_bytes: u64,
     /// The newest batches stay decoded in memory up to this many bytes.
     pub tail_bytes: usize,
     /// Appends that may wait for the writer.
@@ -58,7 +61,14 @@ pub struct JournalOptions {
 impl JournalOptions {
     /// Sensible values for a folder.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), segment_bytes: 64 << 20, tail_bytes: 256 << 20, queue: 1024, vault: None }
+        Self {
+            dir: dir.into(),
+            segment_bytes: 64 << 20,
+            reserve_bytes: 1 << 20,
+            tail_bytes: 256 << 20,
+            queue: 1024,
+            vault: None,
+        }
     }
 }
 

@@ -172,18 +172,21 @@ fn scan_segment(
     let mut bytes = vec![0; length as usize];
     file.read_at(&mut bytes, 0).map_err(OpenError::io(format!("{name} can't be read")))?;
     let mut scan = recovery::scan(&name, &bytes, header.first_commit);
+    let torn = bytes[(scan.end as usize).min(bytes.len())..].iter().any(|byte| *byte != 0);
     drop(bytes);
     // A damaged segment is never written again: its schemas and offsets can't be trusted to be complete.
     let sound = scan.damage.is_empty();
     opened.damage.append(&mut scan.damage);
     let end = scan.end;
     if last {
-        if end < length {
+        if torn {
             tracing::info!(
                 segment = name,
                 bytes = length - end,
                 "cut a torn tail that no answer had confirmed"
             );
+        }
+        if end < length {
             file.truncate(end).map_err(OpenError::io(format!("{name} can't be cut")))?;
         }
         // What the last process wrote but did not fsync becomes visible now, so it is made durable first.

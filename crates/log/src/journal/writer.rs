@@ -38,6 +38,8 @@ pub(super) struct Waiting {
 
 /// Rows that one group may hold before it is written.
 const GROUP_ROWS: usize = 256 * 1024;
+/// The largest commit, in bytes, before which room is made: what a large one costs is writing its bytes, not letting the file grow.
+const SMALL_COMMIT: usize = 64 * 1024;
 /// Appends that one group may hold.
 const GROUP_REQUESTS: usize = 4096;
 
@@ -49,6 +51,8 @@ pub(super) struct Writer {
     log_id: [u8; 16],
     /// Absent between a closed segment and the next one that could not be made yet.
     active: Option<(Arc<Segment>, u64)>,
+    /// The length of its file: behind its last commit there are zeros.
+    reserved: u64,
     state: State,
     /// Schemas of the active segment in the order of their numbers.
     schemas: Vec<SchemaRef>,
@@ -93,6 +97,7 @@ impl Writer {
             disk,
             clock,
             log_id,
+            reserved: active.as_ref().map_or(0, |(_, position)| *position),
             active,
             state,
             schemas,
@@ -133,6 +138,12 @@ impl Writer {
             if next.is_none() {
                 next = requests.recv().await;
             }
+        }
+        // What was reserved is of no use to anybody; a crash leaves it, and the next start cuts it off.
+        if let Some((segment, position)) = self.active.filter(|(_, position)| *position < self.reserved)
+            && let Err(error) = segment.file.truncate(position)
+        {
+            tracing::debug!(%error, "the room behind the end of the log stays");
         }
     }
 
@@ -301,6 +312,7 @@ impl Writer {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), AppendError> {
         let Some((segment, position)) = self.active.clone() else { return Err(AppendError::Closed) };
+        self.reserve(&segment, position + bytes.len() as u64, bytes.len());
         if let Err(error) = segment.file.write_at(bytes, position) {
             return Err(self.undo(&segment, position, &error));
         }
@@ -319,11 +331,33 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes zeros behind the end of a small commit that reaches beyond what was reserved; the fsync of the commit is theirs, too.
+    fn reserve(&mut self, segment: &Segment, end: u64, commit: usize) {
+        if end <= self.reserved {
+            return;
+        }
+        self.reserved = end;
+        if commit > SMALL_COMMIT || self.options.reserve_bytes == 0 {
+            return;
+        }
+        match segment.file.write_at(&vec![0; self.options.reserve_bytes as usize], end) {
+            Ok(()) => self.reserved = end + self.options.reserve_bytes,
+            // The commit itself may fit, when they don't take its room. Whatever is left of them, a recovery cuts it off.
+            Err(error) => {
+                tracing::debug!(%error, "no room could be made behind the end of the log");
+                if let Err(error) = segment.file.truncate(end - commit as u64) {
+                    tracing::debug!(%error, "nor could what was made of it be taken back");
+                }
+            }
+        }
+    }
+
     /// Takes back a write that failed half-way, so that no part of it can be found by a recovery.
     fn undo(&mut self, segment: &Segment, position: u64, error: &io::Error) -> AppendError {
         if let Err(second) = segment.file.truncate(position) {
             return self.poison(format!("a failed write ({error}) could not be undone: {second}"));
         }
+        self.reserved = position;
         write_error(error)
     }
 
@@ -391,7 +425,10 @@ impl Writer {
         };
         let footer = format::encode_footer(&segment.index_snapshot(), &summary, position)
             .map_err(|error| AppendError::Encode(error.to_string()))?;
-        if let Err(error) = segment.file.write_at(&footer, position) {
+        // Its end is where the file ends.
+        let end = position + footer.len() as u64;
+        if let Err(error) = segment.file.write_at(&footer, position).and_then(|()| segment.file.truncate(end))
+        {
             return Err(self.undo(segment, position, &error));
         }
         if let Err(error) = segment.file.sync_data() {
@@ -413,6 +450,7 @@ impl Writer {
             Ok(segment) => {
                 self.shared.segments.write().unwrap_or_else(PoisonError::into_inner).push(segment.clone());
                 self.active = Some((segment, SEGMENT_HEADER_LEN as u64));
+                self.reserved = SEGMENT_HEADER_LEN as u64;
                 Ok(())
             }
             Err(error) => {

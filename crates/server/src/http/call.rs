@@ -93,6 +93,11 @@ pub struct Arrival {
     pub at: i64,
 }
 
+/// The hash of something that was shown, as entries have it.
+pub fn hash_of(shown: &[u8]) -> String {
+    hexadecimal::show(&sha256([shown]))
+}
+
 impl Call {
     pub fn new(arrival: Arrival, known: Known, action: &str, resource: String) -> Self {
         let Arrival { request_id, method, mut path, address, at } = arrival;
@@ -187,9 +192,14 @@ impl Call {
 
     /// Notes an answer to a question: as of which mark, how many rows, and the hash of what was shown.
     pub fn saw_rows(&self, node: &Node, rows: usize, shown: &[u8]) {
-        self.saw("mark", node.log().recorded_until());
+        self.saw_answer(node.log().recorded_until(), rows, hash_of(shown));
+    }
+
+    /// The same, of an answer whose hash is known.
+    pub fn saw_answer(&self, mark: i64, rows: usize, hash: impl Into<Value>) {
+        self.saw("mark", mark);
         self.saw("rows", rows);
-        self.saw("sha256", hexadecimal::show(&sha256([shown])));
+        self.saw("sha256", hash);
     }
 
     /// The entry as of now.

@@ -23,6 +23,8 @@ pub struct Remembered {
     pub lens: Option<Value>,
     /// What was answered.
     pub body: String,
+    /// Its hash, as entries of the trail have it.
+    pub hash: String,
 }
 
 #[derive(Debug, Clone)]

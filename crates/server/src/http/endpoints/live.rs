@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::{Question, first_row};
+use crate::http::call::hash_of;
 use crate::http::call::{Call, Session};
 use crate::http::problem::{Answer, Problem};
 use crate::node::{Node, Remembered};
@@ -213,7 +214,8 @@ async fn shared(question: &Question, every: Duration) -> Result<Arc<Remembered>,
         let result = question.rows().await?;
         let body = first_row(&result);
         let body = if body.is_empty() { "{}".to_owned() } else { body };
-        Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows: result.row_count(), lens: None, body }))
+        let (rows, hash) = (result.row_count(), hash_of(body.as_bytes()));
+        Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows, lens: None, body, hash }))
     });
     asked.await
 }

@@ -11,6 +11,7 @@ use highwater_sql::adhoc::{Page, Position};
 use tokio::time::Instant;
 
 use super::{Asked, Question, shown};
+use crate::http::call::hash_of;
 use crate::http::problem::{Answer, Problem};
 use crate::http::sql::{rows, typed};
 use crate::node::Remembered;
@@ -57,8 +58,7 @@ pub async fn answer(question: &Question, asked: &Asked, member: &str, cached: Op
             made
         }
     };
-    call.saw_rows(node, made.rows, made.body.as_bytes());
-    call.saw("mark", made.mark);
+    call.saw_answer(made.mark, made.rows, made.hash.as_str());
     let took = started.elapsed().as_secs_f64() * 1000.0;
     Ok(typed("application/json", format!("{},\"took_ms\":{took:.3}}}", made.body)))
 }
@@ -83,7 +83,8 @@ async fn make(
     let rows_text = rows(&result, &names, ",");
     let body = format!("{{{member}:[{rows_text}],\"total\":{},\"next_cursor\":{next}", found.total);
     let lens = question.call.noted("lens");
-    Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), lens, body })
+    let hash = hash_of(body.as_bytes());
+    Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), lens, body, hash })
 }
 
 /// Which page a call means, by what it gave as `limit`, `sort` and `cursor`; how many rows it has when nothing is said, and at most.
