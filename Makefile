@@ -38,8 +38,8 @@ bench: build
 	$(CARGO) bench -p highwater-server -p highwater-search --bench find
 	for what in bench-http bench-pages bench-subscribers bench-replay storm; do $(CARGO) run --release -p xtask -- $$what --program $(PROGRAM) || exit 1; done
 
-## The long runs: 100,000 power cuts, 2,000 seeds of whole nodes in simulation, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, and
-## coverage-guided fuzzing (needs a nightly compiler and cargo-fuzz).
+## The long runs: 100,000 power cuts, 2,000 seeds of whole nodes in simulation, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, the OpenAPI
+## document against a node with each role (needs Python), and coverage-guided fuzzing (needs a nightly compiler and cargo-fuzz).
 nightly:
 	HIGHWATER_SEEDS=100000 $(CARGO) test --release -p highwater-log --test journal power_cuts
 	HIGHWATER_SEEDS=2000 $(CARGO) test --release -p highwater-server --bin highwater simulation
@@ -49,4 +49,5 @@ nightly:
 	HIGHWATER_EVENTS=1000000 $(CARGO) test --workspace --test nexmark
 	HIGHWATER_FUZZ=1000000 $(CARGO) test --workspace --test fuzz
 	HIGHWATER_CYCLES=200 bash tests/planted.sh
+	$(CARGO) build --workspace --locked && bash tests/conformance/run.sh
 	cd fuzz && for target in decode journal sql; do $(CARGO) +nightly fuzz run --features sql $$target -- -max_total_time=1800 || exit 1; done

@@ -70,6 +70,7 @@ def parameters(node):
     letters = node.each("/api/v1/dead-letters", "dead_letters", "id")
     ended = node.each("/api/v1/jobs?state=finished", "jobs", "id")
     running = node.each("/api/v1/jobs?state=running", "jobs", "id")
+    unapproved = node.each("/api/v1/jobs?state=unapproved", "jobs", "id")
     products = node.each("/api/products/", "results", "id")
     events, audit_events = ["event-1", "event-3"], ["audit-1", "audit-3"]
     # The last is one that the caller brings about: many may see their own alone.
@@ -85,6 +86,8 @@ def parameters(node):
         "model": ["steady"],
         "user": users,
         "event_id": events,
+        "GET /api/v1/streams/{stream}/search stream": ["transactions_processed"],
+        "GET /api/v1/streams/{stream}/search q": ["electronics", "purchase -refund"],
         # What the engine writes goes elsewhere when it is replayed: there is no more to replay the next time.
         "POST /api/v1/streams/{stream}/replay stream": ["originals_derived"],
         "POST /api/v1/streams/{stream}/events stream": ["audit_events"],
@@ -100,7 +103,7 @@ def parameters(node):
         "GET /api/v1/dead-letters/{id} id": letters,
         "POST /api/v1/dead-letters/{id}/drop id": letters[:3],
         "POST /api/v1/dead-letters/{id}/retry id": letters[3:],
-        "GET /api/v1/jobs/{id} id": ended + running,
+        "GET /api/v1/jobs/{id} id": ended + running + unapproved,
         "POST /api/v1/jobs/{id}/cancel id": running + ended[:1],
         "DELETE /api/v1/keys/{id} id": keys[:1],
         "POST /api/v1/keys/{id}/rotate id": keys[1:],
@@ -165,9 +168,10 @@ def bodies(node):
         ],
         "POST /api/v1/erasures": [{"subject": "USER-0001", "why": "asked"}],
         "POST /api/v1/events/batch": [
-            {"events": [EVENT, another]},
-            {"events": [{**EVENT, "event_id": "event-5"}, wrong]},
+            {"events": [EVENT]},
             {"events": [other]},
+            {"events": [another, {**EVENT, "event_id": "event-5"}]},
+            {"events": [{**EVENT, "event_id": "event-6"}, wrong]},
         ],
         "POST /api/v1/events/ingest": [EVENT, another, other],
         "POST /api/v1/jobs": [

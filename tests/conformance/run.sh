@@ -76,34 +76,50 @@ begin() {
   python3 tests/conformance/examples.py "$url" "$data/operator.token" "$document"
 }
 
-# Events, dead letters, rows, people, keys, jobs that have ended and one that goes on, a model with rows that came later.
+# Events, dead letters, rows, people, keys, a model with rows that came later; jobs that have ended, one that goes on and
+# one that waits for a second person.
 fill() {
+  local name
   "$program" apply -f packs/events --data "$1" && "$program" apply -f packs/audit-events --data "$1" || return 1
   send "$1" 500 --start 2026-01-01 --seed 11 || return 1
-  local name
   for name in Lamp Pen Bag; do post /api/products/ "{\"name\":\"$name\",\"price\":\"3\"}" || return 1; done
   for name in one two three; do
-    post /api/v1/users "{\"username\":\"service-$name\",\"service\":true,\"roles\":[\"Client\"]}" &&
+    post /api/v1/users "{\"username\":\"service-$name\",\"service\":true,\"roles\":[\"DataEngineer\"]}" &&
       post /api/v1/keys/ "{\"client_id\":\"service-one\",\"name\":\"$name\"}" || return 1
   done
-  post /api/v1/users '{"username":"person","email":"person@example.com","password":"Correct-horse-7-battery","roles":["Client"]}' &&
-    post /api/v1/events/ingest '{"event_id":"event-1","event_type":"click","timestamp":"2026-01-01T00:00:00Z","payload":{}}' &&
+  post /api/v1/users \
+    '{"username":"person","email":"person@example.com","password":"Correct-horse-7-battery","roles":["Client"]}' &&
+    post /api/v1/events/ingest \
+      '{"event_id":"event-1","event_type":"click","timestamp":"2026-01-01T00:00:00Z","payload":{}}' &&
     post /events/ '{"id":"audit-1","actor":"ada","action":"login","resource":"door","timestamp":"2026-01-01T00:00:00Z"}' &&
-    post /api/v1/statements '{"sql":"
-      CREATE STREAM originals (id TEXT NOT NULL) WITH (event_id = '"'id'"');
-      CREATE STREAM originals_derived AS SELECT id FROM originals;
-      CREATE STREAM copies (id TEXT NOT NULL) WITH (event_id = '"'id'"');
-      CREATE MODEL steady PREDICTS failed AS
-      SELECT amount_usd, quantity, status = '"'failed'"' AS failed, _event_time FROM transactions_processed;"}' &&
-    post /api/v1/streams/originals/events "[$(seq -s , -f '{"id":"%g"}' 100)]" &&
+    declare_sql "$1" <<'SQL' || return 1
+CREATE STREAM originals (id TEXT NOT NULL) WITH (event_id = 'id');
+CREATE STREAM originals_derived AS SELECT id FROM originals;
+CREATE STREAM copies (id TEXT NOT NULL) WITH (event_id = 'id');
+CREATE MODEL steady PREDICTS failed AS
+SELECT amount_usd, quantity, status = 'failed' AS failed, _event_time FROM transactions_processed;
+CREATE POLICY two_for_copies AS $$
+  @id("copies are replayed by two")
+  forbid (principal, action == Action::"replay_alone", resource == Resource::"stream:copies");
+$$;
+SQL
+  post /api/v1/streams/originals/events "[$(seq -s , -f '{"id":"%g"}' 100)]" &&
     post /api/v1/jobs '{"kind":"train","input":{"model":"steady"}}' &&
-    post /api/v1/jobs '{"kind":"replay","input":{"stream":"originals","into":"copies","rate":1}}' || return 1
+    post /api/v1/jobs '{"kind":"replay","input":{"stream":"originals","into":"copies","rate":1}}' &&
+    (
+      token=$(token_of service-two) || exit 1
+      post /api/v1/jobs '{"kind":"replay","input":{"stream":"copies"}}'
+    ) || return 1
   for _ in $(seq 100); do
     get '/api/v1/jobs?kind=train&state=finished' | grep -q '"id"' && break
     sleep 0.2
   done
   send "$1" 300 --start 2026-01-02 --seed 12
 }
+
+declare_sql() { cat >"$1.sql" && "$program" apply -f "$1.sql" --data "$1"; }
+
+token_of() { post "/api/v1/users/$1/tokens" '{}' | sed 's/.*"token":"\([^"]*\)".*/\1/'; }
 
 # Some of the events are wrong on purpose.
 send() {
@@ -115,7 +131,7 @@ send() {
 get() { curl -sS --fail-with-body -m 30 -H "Authorization: Bearer $token" "$url$1"; }
 
 post() {
-  curl -sS --fail-with-body -H "Authorization: Bearer $token" -H 'Content-Type: application/json' -d "${2//$'\n'/ }" "$url$1" && echo
+  curl -sS --fail-with-body -H "Authorization: Bearer $token" -H 'Content-Type: application/json' -d "$2" "$url$1" && echo
 }
 
 # Operations of a report that have answered 2xx, and how many there are.
@@ -149,7 +165,7 @@ check() {
   fi
   if [ "$1" != operator ]; then
     post /api/v1/users "{\"username\":\"conformance\",\"service\":true,\"roles\":[\"$1\"]}" >/dev/null
-    token=$(post /api/v1/users/conformance/tokens '{}' | sed 's/.*"token":"\([^"]*\)".*/\1/')
+    token=$(token_of conformance)
   fi
   # In the temporary folder: examples of earlier runs and settings of somebody else must not count.
   (cd "$folder" && exec timeout 3600 "$checker" run "$document" --url "$url" -H "Authorization: Bearer $token" \

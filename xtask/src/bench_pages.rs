@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::node::{Node, Target};
 use crate::sender::splitmix;
@@ -28,6 +29,9 @@ pub struct Arguments {
     /// Seconds per measurement.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Milliseconds that a caller waits before it asks again.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
     /// Random questions whose answers are compared with a look at every event.
     #[arg(long, default_value_t = 200)]
     checks: u64,
@@ -197,32 +201,40 @@ impl Caller {
     }
 
     /// The body of an answer, as it came.
-    pub fn fetch(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<&[u8]> {
-        write!(
-            self.stream,
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            self.address,
-            self.token,
-            body.len()
-        )?;
+    fn fetch(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<&[u8]> {
+        self.stream.write_all(request(&self.address, &self.token, method, path, body).as_bytes())?;
         self.answer.clear();
         let mut piece = [0; 1 << 16];
         loop {
             let read = self.stream.read(&mut piece)?;
             ensure!(read > 0, "the node hung up");
             self.answer.extend_from_slice(&piece[..read]);
-            let head = self.answer.windows(4).position(|window| window == b"\r\n\r\n");
-            let Some(head) = head else { continue };
-            let headers = std::str::from_utf8(&self.answer[..head])?.to_ascii_lowercase();
-            let length = headers.lines().find_map(|line| line.strip_prefix("content-length: "));
-            let length: usize = length.context("no content-length")?.trim().parse()?;
-            if self.answer.len() < head + 4 + length {
-                continue;
+            if let Some(body) = body_of(&self.answer, path)? {
+                return Ok(&self.answer[body..]);
             }
-            ensure!(headers.starts_with("http/1.1 2"), "{path}: {}", String::from_utf8_lossy(&self.answer));
-            return Ok(&self.answer[head + 4..]);
         }
     }
+}
+
+/// A call, as bytes.
+fn request(address: &str, token: &str, method: &str, path: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// Where the body of an answer begins, when all of it is there.
+fn body_of(answer: &[u8], path: &str) -> anyhow::Result<Option<usize>> {
+    let Some(head) = memchr::memmem::find(answer, b"\r\n\r\n") else { return Ok(None) };
+    let headers = std::str::from_utf8(&answer[..head])?.to_ascii_lowercase();
+    let length = headers.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.context("no content-length")?.trim().parse()?;
+    if answer.len() < head + 4 + length {
+        return Ok(None);
+    }
+    ensure!(headers.starts_with("http/1.1 2"), "{path}: {}", String::from_utf8_lossy(answer));
+    Ok(Some(head + 4))
 }
 
 /// A kind of question: its name, and its path by a random number.
@@ -244,6 +256,47 @@ const QUESTIONS: [Question; 6] = [
     ("the same again", |_, _| "/events?outcome=denied".to_owned()),
 ];
 
+/// A caller that asks again and again.
+struct Asking<'a> {
+    until: Instant,
+    /// Between an answer and the next question.
+    pause: Duration,
+    node: &'a Node,
+    token: &'a str,
+}
+
+impl Asking<'_> {
+    /// Answers how long each answer took, in microseconds, and how many events were in all of them.
+    async fn ask(self, number: u64, path: impl Fn(u64) -> String) -> anyhow::Result<(Histogram<u64>, usize)> {
+        let Self { until, pause, node, token } = self;
+        let mut stream = tokio::net::TcpStream::connect(&node.address).await?;
+        stream.set_nodelay(true)?;
+        let mut latencies = Histogram::<u64>::new(3)?;
+        let (mut answer, mut chance, mut found) = (Vec::with_capacity(1 << 16), splitmix(number), 0);
+        while Instant::now() < until {
+            chance = splitmix(chance);
+            let path = path(chance);
+            let asked = request(&node.address, token, "GET", &path, "");
+            let started = Instant::now();
+            stream.write_all(asked.as_bytes()).await?;
+            answer.clear();
+            let body = loop {
+                ensure!(stream.read_buf(&mut answer).await? > 0, "the node hung up");
+                if let Some(body) = body_of(&answer, &path)? {
+                    break body;
+                }
+            };
+            latencies.record(started.elapsed().as_micros() as u64)?;
+            // Every event names its actor, and nothing else does; answers are read and compared below.
+            found += memchr::memmem::find_iter(&answer[body..], b"\"actor\":").count();
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok((latencies, found))
+    }
+}
+
 fn measure(
     arguments: &Arguments,
     node: &Node,
@@ -251,30 +304,15 @@ fn measure(
     (name, path): Question,
 ) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(arguments.seconds);
-    let measured = std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..arguments.callers)
-            .map(|number| {
-                scope.spawn(move || {
-                    let mut caller = Caller::connect(node, &tokens[(number as usize) % tokens.len()])?;
-                    let mut latencies = Histogram::<u64>::new(3)?;
-                    let mut chance = splitmix(number);
-                    let mut found = 0;
-                    while Instant::now() < until {
-                        chance = splitmix(chance);
-                        let started = Instant::now();
-                        let page = caller.fetch("GET", &path(chance, arguments), "")?;
-                        latencies.record(started.elapsed().as_micros() as u64)?;
-                        // Every event names its actor, and nothing else does; answers are read and compared below.
-                        found += memchr::memmem::find_iter(page, b"\"actor\":").count();
-                    }
-                    anyhow::Ok((latencies, found))
-                })
-            })
-            .collect();
-        callers
-            .into_iter()
-            .map(|caller| caller.join().map_err(|_| anyhow::anyhow!("a caller panicked"))?)
-            .collect::<anyhow::Result<Vec<_>>>()
+    // All callers in one thread: as many of them as there are callers would take turns with the node's.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let measured = runtime.block_on(async {
+        let callers = (0..arguments.callers).map(|number| {
+            let token = &tokens[(number as usize) % tokens.len()];
+            let asking = Asking { until, pause: Duration::from_millis(arguments.pause), node, token };
+            asking.ask(number, move |chance| path(chance, arguments))
+        });
+        futures::future::try_join_all(callers).await
     })?;
     let mut all = Histogram::<u64>::new(3)?;
     let mut rows = 0;
