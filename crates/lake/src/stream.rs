@@ -97,6 +97,18 @@ pub enum Moment {
     Time(i64),
 }
 
+/// The oldest version that a table's log tells of: those before it may have been forgotten.
+fn oldest_version(dir: &Path) -> std::io::Result<u64> {
+    let number = |name: &str| name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
+    let mut oldest = None::<u64>;
+    for entry in std::fs::read_dir(dir.join("_delta_log"))? {
+        if let Some(version) = number(&entry?.file_name().to_string_lossy()) {
+            oldest = Some(oldest.map_or(version, |oldest| oldest.min(version)));
+        }
+    }
+    Ok(oldest.unwrap_or(0))
+}
+
 fn application_id(stream: &StreamName, partition: Partition) -> String {
     format!("highwater/{stream}/{partition}")
 }
@@ -247,12 +259,26 @@ impl LakeStream {
                         "there is no version {version}; the newest is {newest}"
                     )));
                 }
+                let oldest = oldest_version(&self.dir)?;
+                if version < oldest {
+                    return Err(LakeError::NoSuchVersion(format!(
+                        "version {version} is not kept any more; the oldest is {oldest}"
+                    )));
+                }
                 table.load_version(version).await?;
             }
             Moment::Time(micros) => {
                 let moment = chrono::DateTime::from_timestamp_micros(micros)
                     .ok_or_else(|| LakeError::NoSuchVersion("the time is out of range".into()))?;
-                table.load_with_datetime(moment).await?;
+                let loaded = table.load_with_datetime(moment).await;
+                if oldest_version(&self.dir)? > 0 {
+                    let gone = |error| {
+                        LakeError::NoSuchVersion(format!("nothing is kept of that time any more: {error}"))
+                    };
+                    loaded.map_err(gone)?;
+                } else {
+                    loaded?;
+                }
             }
         }
         let files = Arc::new(LakeFiles::of(&table, &self.dir, state.readers.clone())?);

@@ -230,6 +230,12 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
     assert!(has("WHERE who = '[erased]'") && has("/api/v1/streams/[erased]/events"), "{asked}");
     assert!(asked.as_array().unwrap().iter().all(|entry| entry["body_hash"].is_null()), "{asked}");
 
+    // Earlier versions of its lake are gone, and said to be.
+    let (status, answer) = grace.get("/api/v1/lake/_audit/diff?from=0");
+    assert_eq!((status, &answer["code"]), (404, &json!("no_such_version")), "{answer}");
+    let (status, answer) = grace.get("/api/v1/lake/_audit/versions");
+    assert_eq!(status, 200, "{answer}");
+
     // A second time there is nothing left; and whoever comes back is known again.
     let (_, answer) = grace.post("/api/v1/erasures", &json!({"subject": person(7)}));
     assert_eq!(grace.end_of(answer["job_id"].as_str().unwrap())["said"]["keys_destroyed"], 0);

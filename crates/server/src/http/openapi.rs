@@ -209,7 +209,7 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
                     && !OPEN.contains(&path.as_str())
                 {
                     answer.content.insert("application/problem+json".into(), RefOr::T(as_problem()));
-                    if takes_events && status == "422" {
+                    if takes_events && matches!(status.as_str(), "409" | "422") {
                         let verdicts = ContentBuilder::new().schema(Some(ObjectBuilder::new())).build();
                         answer.content.insert("application/json".into(), RefOr::T(verdicts));
                     }
