@@ -104,6 +104,7 @@ use crate::node::Node;
         jobs::list,
         jobs::submit,
         jobs::show,
+        jobs::approve,
         jobs::cancel,
         jobs::schedules,
         erasures::erase,
