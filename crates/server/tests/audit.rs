@@ -262,7 +262,9 @@ fn a_log_that_has_lost_rows_is_not_gone_on_with() {
     let last = segments().pop().unwrap();
     let whole = std::fs::read(&last).unwrap();
     let kept = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
-    kept.set_len(whole.len() as u64 / 2).unwrap();
+    // Behind the last commit there are zeros, which say nothing.
+    let said = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    kept.set_len(said as u64 / 2).unwrap();
     drop(kept);
     assert!(Node::start_with(&data, &[]).is_none(), "it must not give acks");
     let log = std::fs::read_to_string(data.with_extension("log")).unwrap();
