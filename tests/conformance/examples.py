@@ -104,6 +104,7 @@ def parameters(node):
         "POST /api/v1/dead-letters/{id}/drop id": letters[:3],
         "POST /api/v1/dead-letters/{id}/retry id": letters[3:],
         "GET /api/v1/jobs/{id} id": ended + running + unapproved,
+        "POST /api/v1/jobs/{id}/approve id": unapproved,
         "POST /api/v1/jobs/{id}/cancel id": running + ended[:1],
         "DELETE /api/v1/keys/{id} id": keys[:1],
         "POST /api/v1/keys/{id}/rotate id": keys[1:],
