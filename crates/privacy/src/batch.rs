@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use highwater_event::{Offset, Partition, Sensitive, columns};
 
-use crate::aead::{AeadError, Opener, Sealed, Sealer};
+use crate::aead::{AeadError, Opener, Sealer};
 use crate::ring::Owner;
 use crate::value;
 use crate::vault::{SealError, Vault};
@@ -297,12 +297,7 @@ impl Opening<'_> {
         bytes: &[u8],
         position: (u32, u64),
     ) -> Result<Option<Vec<u8>>, SealError> {
-        let sealed = Sealed::parse(bytes)?;
-        let entry = self.work.vault.entry(sealed.key)?;
-        if entry.erased.is_some() {
-            return Ok(None);
-        }
-        let place = self.work.place.at(self.work.stream, path, &entry.owner.tenant, position);
-        Ok(Some(self.opener.open(sealed, &entry.key, place)?.to_vec()))
+        let Work { vault, stream, place, .. } = &mut self.work;
+        vault.open_value(&mut self.opener, bytes, |tenant| place.at(stream, path, tenant, position))
     }
 }

@@ -206,14 +206,23 @@ impl Vault {
 
     /// What [`Vault::seal`] has encrypted; `None` when its key was destroyed.
     pub fn unseal(&self, name: &str, bytes: &[u8]) -> Result<Option<String>, SealError> {
+        let text = self.open_value(&mut Opener::default(), bytes, |_| name.as_bytes())?;
+        Ok(text.map(|text| String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// A value that is bound to a place, which is told the tenant of its key; `None` when that key was destroyed.
+    pub(crate) fn open_value<'a>(
+        &self,
+        opener: &mut Opener,
+        bytes: &[u8],
+        place: impl FnOnce(&str) -> &'a [u8],
+    ) -> Result<Option<Vec<u8>>, SealError> {
         let sealed = Sealed::parse(bytes)?;
         let entry = self.entry(sealed.key)?;
         if entry.erased.is_some() {
             return Ok(None);
         }
-        let mut opener = Opener::default();
-        let text = opener.open(sealed, &entry.key, name.as_bytes())?;
-        Ok(Some(String::from_utf8_lossy(text).into_owned()))
+        Ok(Some(opener.open(sealed, &entry.key, place(&entry.owner.tenant))?.to_vec()))
     }
 
     /// A value that [`Vault::sealer`] encrypted, bound to `place`.

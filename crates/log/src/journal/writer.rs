@@ -108,36 +108,24 @@ impl Writer {
 
     pub async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut next = requests.recv().await;
-        while let Some(first) = next.take() {
-            match first {
+        while let Some(request) = next {
+            let behind = match request {
                 Request::Append(first) => {
-                    let mut rows = row_count(&first);
-                    let mut group = vec![first];
-                    while rows < GROUP_ROWS && group.len() < GROUP_REQUESTS {
-                        match requests.try_recv() {
-                            Ok(Request::Append(waiting)) => {
-                                rows += row_count(&waiting);
-                                group.push(waiting);
-                            }
-                            // It comes after those that were there before it.
-                            Ok(roll) => {
-                                next = Some(roll);
-                                break;
-                            }
-                            Err(_) => break,
-                        }
-                    }
+                    let (group, behind) = gather(first, &mut requests);
                     self.commit(group);
+                    behind
                 }
                 Request::Roll(answer) => {
                     if answer.send(self.roll(0)).is_err() {
                         tracing::debug!("a segment was closed after its caller had gone");
                     }
+                    None
                 }
-            }
-            if next.is_none() {
-                next = requests.recv().await;
-            }
+            };
+            next = match behind {
+                Some(request) => Some(request),
+                None => requests.recv().await,
+            };
         }
         // What was reserved is of no use to anybody; a crash leaves it, and the next start cuts it off.
         if let Some((segment, position)) = self.active.filter(|(_, position)| *position < self.reserved)
@@ -312,7 +300,7 @@ impl Writer {
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), AppendError> {
         let Some((segment, position)) = self.active.clone() else { return Err(AppendError::Closed) };
-        self.reserve(&segment, position + bytes.len() as u64, bytes.len());
+        self.reserve(&segment, position, bytes.len());
         if let Err(error) = segment.file.write_at(bytes, position) {
             return Err(self.undo(&segment, position, &error));
         }
@@ -332,7 +320,8 @@ impl Writer {
     }
 
     /// Writes zeros behind the end of a small commit that reaches beyond what was reserved; the fsync of the commit is theirs, too.
-    fn reserve(&mut self, segment: &Segment, end: u64, commit: usize) {
+    fn reserve(&mut self, segment: &Segment, position: u64, commit: usize) {
+        let end = position + commit as u64;
         if end <= self.reserved {
             return;
         }
@@ -345,7 +334,7 @@ impl Writer {
             // The commit itself may fit, when they don't take its room. Whatever is left of them, a recovery cuts it off.
             Err(error) => {
                 tracing::debug!(%error, "no room could be made behind the end of the log");
-                if let Err(error) = segment.file.truncate(end - commit as u64) {
+                if let Err(error) = segment.file.truncate(position) {
                     tracing::debug!(%error, "nor could what was made of it be taken back");
                 }
             }
@@ -479,6 +468,23 @@ fn known_schemas(segment: &Segment) -> Vec<SchemaRef> {
     };
     let schemas = segment.index_snapshot().schemas;
     schemas.iter().map(|bytes| batch::decode_schema(bytes).map_or_else(|_| unreadable(), Arc::new)).collect()
+}
+
+/// The commits that wait, as many as one group may hold, and what else waits behind them.
+fn gather(first: Waiting, requests: &mut mpsc::Receiver<Request>) -> (Vec<Waiting>, Option<Request>) {
+    let mut rows = row_count(&first);
+    let mut group = vec![first];
+    while rows < GROUP_ROWS && group.len() < GROUP_REQUESTS {
+        match requests.try_recv() {
+            Ok(Request::Append(waiting)) => {
+                rows += row_count(&waiting);
+                group.push(waiting);
+            }
+            Ok(other) => return (group, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (group, None)
 }
 
 fn row_count(waiting: &Waiting) -> usize {

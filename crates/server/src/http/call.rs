@@ -93,9 +93,9 @@ pub struct Arrival {
     pub at: i64,
 }
 
-/// The hash of something that was shown, as entries have it.
-pub fn hash_of(shown: &[u8]) -> String {
-    hexadecimal::show(&sha256([shown]))
+/// The hash of what was brought or shown, as entries have it.
+pub fn hash_of(bytes: &[u8]) -> String {
+    hexadecimal::show(&sha256([bytes]))
 }
 
 impl Call {
@@ -169,7 +169,7 @@ impl Call {
         let whole = kept.is_some() && kept == value;
         let mut said = self.said();
         said.body = kept.map(|kept| kept.to_string()).filter(|kept| kept.len() <= KEPT_BYTES);
-        said.body_hash = whole.then(|| hexadecimal::show(&sha256([body])));
+        said.body_hash = whole.then(|| hash_of(body));
     }
 
     /// Notes the hash of a body of events, unless what is SENSITIVE is in them, or may be.
@@ -177,7 +177,7 @@ impl Call {
         if stream.has_sensitive() {
             return;
         }
-        self.said().body_hash = Some(hexadecimal::show(&sha256([body])));
+        self.said().body_hash = Some(hash_of(body));
     }
 
     /// Notes something that was seen or changed.

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::call::Call;
-use super::endpoints::{mark, next_cursor, once, page_of, shown};
+use super::endpoints::{mark, next_cursor, once, page_of, resource, said_of, shown};
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use super::streams;
@@ -108,17 +108,11 @@ fn column_of<'a>(schema: &'a StreamSchema, name: &str) -> Result<&'a Column, Pro
     })
 }
 
-/// A value that a column is compared with.
-async fn compared(node: &Node, column: &Column, text: &str) -> Result<ScalarValue, Problem> {
-    let name = column.name.clone();
-    let parameter = Parameter {
-        name: name.clone(),
-        data_type: column.data_type.clone(),
-        tenant: false,
-        default: None,
-        check: None,
-    };
-    let given = HashMap::from([(name, text.to_owned())]);
+/// A value that something of a type is compared with.
+async fn compared(node: &Node, name: &str, data_type: &DataType, text: &str) -> Result<ScalarValue, Problem> {
+    let (name, data_type) = (name.to_owned(), data_type.clone());
+    let given = HashMap::from([(name.clone(), text.to_owned())]);
+    let parameter = Parameter { name, data_type, tenant: false, default: None, check: None };
     let mut values = endpoint_values(&node.engine, &[parameter], &given).await?;
     values.pop().map(|(_, value)| value).ok_or_else(|| Problem::internal("a value was lost"))
 }
@@ -134,11 +128,8 @@ async fn wanted(
     wanted.words(search, of);
     for (name, comparison) in [("time_from", ">="), ("time_to", "<")] {
         let Some(text) = given.get(name) else { continue };
-        let micros = time::parse_micros(text.trim()).ok_or_else(|| {
-            Problem::parameter(name, format!("\"{text}\" is not a time"))
-                .hint("write RFC 3339, a date, or epoch seconds or milliseconds")
-        })?;
-        let value = wanted.value(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
+        let value = compared(node, name, &columns::timestamp_type(), text).await?;
+        let value = wanted.value(value);
         wanted.conditions.push(format!("{} {comparison} {value}", columns::EVENT_TIME));
     }
     for (name, text) in given.iter().filter(|(name, _)| !OWN.contains(&name.as_str())) {
@@ -149,7 +140,7 @@ async fn wanted(
                 format!("starts_with({sql}, {})", wanted.text(beginning.to_owned()))
             }
             _ => {
-                let value = compared(node, column, text).await?;
+                let value = compared(node, &column.name, &column.data_type, text).await?;
                 format!("{sql} = {}", wanted.value(value))
             }
         };
@@ -198,7 +189,7 @@ pub async fn search(
         given.iter().filter(|(name, _)| !["cursor", "limit", "facets", "sort"].contains(&name.as_str()));
     let own = mark(schema.name.as_str(), asked);
     let page = page_of(|name| given.get(name).map(String::as_str), &own, HITS)?;
-    call.saw("parameters", json!(given));
+    call.saw("parameters", said_of(given.iter().map(|(name, value)| (name.as_str(), value))));
 
     let relations = Arc::new(NodeRelations::new(node.clone(), call.reader()));
     let found = hits(&node, &call, &relations, schema, &wanted, page).await?;
@@ -313,10 +304,8 @@ fn as_hits(
             Some(((*name).to_owned(), Value::from(highlighted(text, search)?)))
         });
         let highlights = Value::Object(found.collect());
-        let (year, month, day) = time::day_parts(place.time);
         let at = json!({"partition": place.partition, "offset": place.offset, "time": time::show_micros(place.time)});
-        let folder = schema.name.public().to_ascii_uppercase();
-        let resource = json!(format!("/streams/{folder}/year={year}/month={month}/day={day}"));
+        let resource = json!(resource(&schema.name, place.time));
         let comma = if out.is_empty() { "" } else { "," };
         let hit = write!(
             out,

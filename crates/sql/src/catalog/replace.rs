@@ -105,7 +105,7 @@ impl Catalog {
     }
 
     /// Everything that is derived from a name, each after what it reads.
-    fn derived_from(&self, root: &StreamName) -> Vec<StreamName> {
+    pub fn derived_from(&self, root: &StreamName) -> Vec<StreamName> {
         let mut found: Vec<StreamName> = Vec::new();
         let reads = |name: &StreamName| {
             let stream = self.streams.get(name).map(|entry| &entry.reads);

@@ -70,9 +70,7 @@ async fn files(question: &Question, places: &[Position]) -> Result<Value, Proble
     };
     let mut found = BTreeSet::new();
     for place in places {
-        let (year, month, day) = time::day_parts(place.time);
-        let resource =
-            format!("/streams/{}/year={year}/month={month}/day={day}", folder(&stream.schema.name));
+        let resource = resource(&stream.schema.name, place.time);
         let holding = files.iter().flat_map(|files| files.holding(place.time, place.partition, place.offset));
         let mut names: Vec<Option<String>> = holding.map(|name| Some(name.to_owned())).collect();
         if names.is_empty() {
@@ -83,7 +81,8 @@ async fn files(question: &Question, places: &[Position]) -> Result<Value, Proble
     Ok(found.into_iter().map(|(resource, file)| json!({"resource": resource, "file": file})).collect())
 }
 
-/// The folder of a stream in the lake.
-fn folder(name: &StreamName) -> String {
-    name.public().to_ascii_uppercase()
+/// The folder in the lake that a row of a stream lies in, by its event time in microseconds UTC.
+pub fn resource(stream: &StreamName, time: i64) -> String {
+    let (year, month, day) = time::day_parts(time);
+    format!("/streams/{}/year={year}/month={month}/day={day}", stream.public().to_ascii_uppercase())
 }

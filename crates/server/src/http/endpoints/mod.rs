@@ -38,6 +38,7 @@ use crate::node::written::whole_number_in;
 use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader};
 
 pub use file::FORMATS;
+pub use hits::resource;
 pub use page::{NEWEST_FIRST, OLDEST_FIRST, cursor as next_cursor, mark, page_of};
 
 /// Characters of a parameter that the audit trail keeps.
@@ -175,6 +176,12 @@ fn wrong_method(node: &Node, endpoint: Option<&Endpoint>, path: &str) -> Problem
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).header(header::ALLOW, &allowed)
 }
 
+/// Parameters as the audit trail has them; long texts are cut.
+pub fn said_of<'a>(given: impl Iterator<Item = (&'a str, &'a String)>) -> Value {
+    let cut = |value: &String| value.chars().take(LONGEST_SAID).collect::<String>();
+    given.map(|(name, value)| (name.to_owned(), Value::from(cut(value)))).collect::<Map<_, _>>().into()
+}
+
 /// What a call gave: the endpoint's own parameters, and those that its kind of answer has.
 struct Asked {
     given: HashMap<String, String>,
@@ -182,12 +189,10 @@ struct Asked {
 }
 
 impl Asked {
-    /// What was asked for, for the audit trail; long texts are cut.
+    /// What was asked for, for the audit trail.
     fn said(&self) -> Value {
         let own = self.given.iter().map(|(name, value)| (name.as_str(), value));
-        let all = own.chain(self.beside.iter().map(|(name, value)| (*name, value)));
-        let cut = |value: &String| value.chars().take(LONGEST_SAID).collect::<String>();
-        all.map(|(name, value)| (name.to_owned(), Value::from(cut(value)))).collect::<Map<_, _>>().into()
+        said_of(own.chain(self.beside.iter().map(|(name, value)| (*name, value))))
     }
 
     /// Reads what was given: `own` parameters, in the path or not, and those `of_kind`.

@@ -140,6 +140,15 @@ pub async fn submit(
     Ok((StatusCode::ACCEPTED, Json(shown(&job))).into_response())
 }
 
+/// Jobs are for people and services.
+fn no_key(call: &Call, done: &str) -> Result<(), Problem> {
+    if call.identity.key.is_none() {
+        return Ok(());
+    }
+    let detail = format!("a key is for events; jobs are {done} by users and services");
+    Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail))
+}
+
 /// Puts a job on the log when it is one that the caller may have done.
 pub async fn begin(node: &Arc<Node>, call: &Arc<Call>, kind: &str, input: Value) -> Result<Job, Problem> {
     let known = work::KINDS.iter().find(|known| known.name() == kind);
@@ -150,10 +159,7 @@ pub async fn begin(node: &Arc<Node>, call: &Arc<Call>, kind: &str, input: Value)
             None => problem,
         }
     })?;
-    if call.identity.key.is_some() {
-        let detail = "a key is for events; jobs are begun by users and services";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
-    }
+    no_key(call, "begun")?;
     known.check(node, call, &input).await?;
     let proposed = known.alone(node, &input).is_some_and(|alone| !alone.is_allowed(node, &call.identity));
     let wanted = NewJob { id: None, kind: known.name().into(), input, schedule: None, proposed };
@@ -175,12 +181,10 @@ pub async fn approve(
 ) -> Answer {
     let job = node.jobs.get(&id).filter(|job| call.principal().is_of(&job.tenant));
     let job = job.ok_or_else(|| Problem::not_found("job_not_found", format!("there is no job \"{id}\"")))?;
-    let refused = |detail: String| Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
-    if call.identity.key.is_some() {
-        return Err(refused("a key is for events; jobs are approved by users and services".into()));
-    }
+    no_key(&call, "approved")?;
     if job.principal == call.principal().name {
-        return Err(refused(format!("job \"{id}\" is yours: somebody else has to approve it")));
+        let detail = format!("job \"{id}\" is yours: somebody else has to approve it");
+        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
     }
     if let Some(known) = work::KINDS.iter().find(|known| *known.name() == *job.kind) {
         known.check(&node, &call, &job.input).await?;
