@@ -106,6 +106,12 @@ impl LakeFiles {
         })
     }
 
+    /// Whether one of the files was removed, as a vacuum does with those of old versions.
+    pub(crate) fn any_is_gone(&self) -> bool {
+        let place = |file: &PartitionedFile| Path::new("/").join(file.path().as_ref());
+        self.files.iter().any(|file| !place(file).exists())
+    }
+
     /// Rows in all files; `None` when a file does not say.
     pub fn rows(&self) -> Option<u64> {
         self.files.iter().try_fold(0, |sum, file| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::time::SystemTime;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{SortColumn, SortOptions, cast, concat, lexsort_to_indices, take_record_batch};
@@ -97,16 +98,23 @@ pub enum Moment {
     Time(i64),
 }
 
-/// The oldest version that a table's log tells of: those before it may have been forgotten.
-fn oldest_version(dir: &Path) -> std::io::Result<u64> {
-    let number = |name: &str| name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
-    let mut oldest = None::<u64>;
+/// The oldest version that a table's log tells of, and since when there is one: those before it may have been forgotten.
+fn oldest_version(dir: &Path) -> std::io::Result<(u64, SystemTime)> {
+    let mut oldest = None::<(u64, SystemTime)>;
     for entry in std::fs::read_dir(dir.join("_delta_log"))? {
-        if let Some(version) = number(&entry?.file_name().to_string_lossy()) {
-            oldest = Some(oldest.map_or(version, |oldest| oldest.min(version)));
-        }
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.split_once('.')?.0.parse::<u64>().ok());
+        let Some(version) = number.filter(|version| oldest.is_none_or(|(oldest, _)| *version <= oldest))
+        else {
+            continue;
+        };
+        // A checkpoint is written after the commit that it is of.
+        let since = entry.metadata()?.modified()?;
+        let known = oldest.filter(|(oldest, _)| *oldest == version);
+        oldest = Some((version, known.map_or(since, |(_, known)| known.min(since))));
     }
-    Ok(oldest.unwrap_or(0))
+    Ok(oldest.unwrap_or((0, SystemTime::UNIX_EPOCH)))
 }
 
 fn application_id(stream: &StreamName, partition: Partition) -> String {
@@ -259,7 +267,7 @@ impl LakeStream {
                         "there is no version {version}; the newest is {newest}"
                     )));
                 }
-                let oldest = oldest_version(&self.dir)?;
+                let (oldest, _) = oldest_version(&self.dir)?;
                 if version < oldest {
                     return Err(LakeError::NoSuchVersion(format!(
                         "version {version} is not kept any more; the oldest is {oldest}"
@@ -270,18 +278,23 @@ impl LakeStream {
             Moment::Time(micros) => {
                 let moment = chrono::DateTime::from_timestamp_micros(micros)
                     .ok_or_else(|| LakeError::NoSuchVersion("the time is out of range".into()))?;
-                let loaded = table.load_with_datetime(moment).await;
-                if oldest_version(&self.dir)? > 0 {
-                    let gone = |error| {
-                        LakeError::NoSuchVersion(format!("nothing is kept of that time any more: {error}"))
-                    };
-                    loaded.map_err(gone)?;
-                } else {
-                    loaded?;
+                let (oldest, since) = oldest_version(&self.dir)?;
+                // Before the first version of all there was nothing to forget.
+                if oldest > 0 && SystemTime::from(moment) < since {
+                    return Err(LakeError::NoSuchVersion(format!(
+                        "nothing is kept of that time any more; the oldest version is {oldest}"
+                    )));
                 }
+                table.load_with_datetime(moment).await?;
             }
         }
         let files = Arc::new(LakeFiles::of(&table, &self.dir, state.readers.clone())?);
+        if files.any_is_gone() {
+            return Err(LakeError::NoSuchVersion(format!(
+                "files of version {} are not kept any more",
+                table.version().unwrap_or(0)
+            )));
+        }
         let marks = self.marks_of(&table).await?;
         Ok(LakeSnapshot { files, marks, version: table.version().unwrap_or(0) })
     }

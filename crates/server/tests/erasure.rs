@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::bytes::holding;
 use support::{Client, Node, empty_data};
@@ -132,9 +134,11 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
     let nobody = node.user("nobody", json!({"roles": ["DataEngineer"]}));
     let (status, answer) = nobody.post("/api/v1/erasures", &json!({"subject": person(7)}));
     assert_eq!((status, &answer["permission"]), (403, &json!("erase")), "{answer}");
-    let (status, answer) =
-        grace.post("/api/v1/erasures", &json!({"subject": person(7), "why": format!("{} asked", person(7))}));
-    assert_eq!((status, &answer["code"]), (400, &json!("invalid_parameter")), "{answer}");
+    for named in [person(7), person(7).to_lowercase()] {
+        let asked = json!({"subject": person(7), "why": format!("{named} asked")});
+        let (status, answer) = grace.post("/api/v1/erasures", &asked);
+        assert_eq!((status, &answer["code"]), (400, &json!("invalid_parameter")), "{answer}");
+    }
 
     // Others have named them: in questions, in paths, and in what they told a job. Some of it is in the lake already, some only
     // in the log, and something is derived from it.
@@ -160,7 +164,7 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
     };
     name_others(0);
     node.client.settle();
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(6));
     name_others(1);
     let (status, answer) =
         grace.post("/api/v1/erasures", &json!({"subject": person(7), "why": "asked by letter"}));
@@ -233,6 +237,10 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
     // Earlier versions of its lake are gone, and said to be.
     let (status, answer) = grace.get("/api/v1/lake/_audit/diff?from=0");
     assert_eq!((status, &answer["code"]), (404, &json!("no_such_version")), "{answer}");
+    let (status, answer) = grace.get("/api/datalake/streams/_AUDIT/?as_of=2026-01-01");
+    assert_eq!((status, &answer["code"]), (404, &json!("no_such_version")), "{answer}");
+    let (status, answer) = grace.get("/api/datalake/streams/_AUDIT/?as_of=2126-01-01");
+    assert_eq!(status, 200, "{answer}");
     let (status, answer) = grace.get("/api/v1/lake/_audit/versions");
     assert_eq!(status, 200, "{answer}");
 
@@ -253,6 +261,34 @@ fn whoever_is_forgotten_is_nowhere_any_more() {
         data.iter().map(|name| rows(&grace, &format!("SELECT * FROM {name}")).to_string()).collect();
     assert_eq!(found(&after, 8), Vec::<String>::new());
     assert_eq!(found(&after, 9), secrets(9));
+}
+
+#[test]
+fn entries_past_their_retention_keep_no_name() {
+    let (_folder, data) = empty_data();
+    let node = Node::start_with(&data, &[("HIGHWATER__AUDIT__RETENTION", "3 seconds")]).unwrap();
+    let (status, answer) = node.client.post("/api/v1/statements", &json!({"sql": PACK}));
+    assert_eq!(status, 200, "{answer}");
+    // The segment and the file that have these entries have later ones, too.
+    for _ in 0..300 {
+        node.client.get(&format!("/api/v1/streams/{}", person(7)));
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    let (status, done) = node.client.post("/api/v1/maintenance", &json!({}));
+    assert_eq!(status, 200, "{done}");
+    assert!(node.client.number("SELECT min(_offset) FROM _audit") >= 256, "{done}");
+    node.client.settle();
+    let names = [person(7).into_bytes()];
+    assert_ne!(
+        holding(&data, &names),
+        Vec::<String>::new(),
+        "what is past its retention is still on the disk"
+    );
+
+    let said = node.run(&["erase", "--subject", &person(7)]);
+    assert!(said.contains("\"state\":\"finished\""), "{said}");
+    assert_eq!(holding(&data, &names), Vec::<String>::new());
+    assert!(node.run(&["audit", "verify"]).contains("verified"), "the tree and its checkpoint");
 }
 
 #[test]

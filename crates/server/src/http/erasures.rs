@@ -41,6 +41,7 @@ use crate::node::{Node, SYSTEM, redaction};
 const SEALED: &str = "erasure:";
 /// How often a view that is made again is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+
 /// Who is to be forgotten.
 #[derive(Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -70,7 +71,9 @@ pub async fn erase(
     if subject.is_empty() {
         return Err(Problem::parameter("subject", "who is it about?"));
     }
-    if why.as_ref().is_some_and(|why| why.contains(&subject)) {
+    let named =
+        |why: &String| why.contains(&subject) || Name::new(&subject).is_some_and(|name| name.is_in(why));
+    if why.as_ref().is_some_and(named) {
         return Err(Problem::parameter("why", "the receipt keeps it, so it must not name the person"));
     }
     if streams(&node).is_empty() {

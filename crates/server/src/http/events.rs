@@ -199,7 +199,8 @@ struct EventBatch<'a> {
 /// Takes several events of the built-in stream `events`: `{"events":[…]}` or NDJSON.
 #[utoipa::path(post, path = "/api/v1/events/batch", tag = "ingest",
     request_body(content = serde_json::Value, content_type = "application/json", description = "{events: […]} or NDJSON"),
-    responses((status = 202, description = "all accepted, or known already"), (status = 207, description = "some were rejected"), (status = 422, description = "all were rejected")))]
+    responses((status = 202, description = "all accepted, or known already"), (status = 207, description = "some were rejected"),
+        (status = 409, description = "their ids were used for other payloads"), (status = 422, description = "all were rejected")))]
 pub async fn batch(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,

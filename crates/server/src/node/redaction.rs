@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::Int64Type;
 use arrow::error::ArrowError;
-use highwater_audit::{Entries, Said, leaf};
+use highwater_audit::{Entries, Said, Tree, leaf};
 use highwater_event::{Offset, StreamName, StreamPartition, columns};
 use highwater_lake::Moment;
 use highwater_log::Log;
@@ -41,15 +41,13 @@ const LOOKS: usize = 600;
 
 /// The streams from which a name is to be taken: those that tell of acts, and what is derived from them.
 pub fn told(node: &Node) -> Vec<StreamName> {
-    let mut names: Vec<StreamName> = TOLD.iter().map(|(name, _)| StreamName::system(name)).collect();
     let catalog = node.catalog();
-    let mut next = 0;
-    while next < names.len() {
-        let derived = catalog.streams.iter().filter(|(_, entry)| entry.reads.contains(&names[next]));
-        let derived: Vec<StreamName> = derived.map(|(_, entry)| entry.schema.name.clone()).collect();
-        names.extend(derived.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
-        next += 1;
-    }
+    let mut names: Vec<StreamName> = TOLD.iter().map(|(name, _)| StreamName::system(name)).collect();
+    let derived = names.iter().flat_map(|name| catalog.derived_from(name));
+    let derived: BTreeSet<StreamName> = derived
+        .filter_map(|name| catalog.streams.get(&name).map(|entry| entry.schema.name.clone()))
+        .collect();
+    names.extend(derived);
     names
 }
 
@@ -87,6 +85,19 @@ impl Search {
             JOBS => says("job").is_some_and(|job| self.going.contains(job)),
             _ => false,
         }
+    }
+
+    /// Rows without the name; `None` when they stay as they are. Of the trail only those are changed of which that was stated,
+    /// and those past their retention that still lie beside others: nobody reads them.
+    fn edited(
+        &self,
+        tree: &Tree,
+        rows: &RecordBatch,
+        place: &dyn Fn(usize) -> Offset,
+    ) -> Result<Option<RecordBatch>, ArrowError> {
+        let pruned = tree.pruned();
+        let wanted = |entry| !is_trail(&self.stream) || tree.is_erased(entry) || entry < pruned;
+        Ok(self.taken_out(rows, place, &wanted)?.map(|(rows, _)| rows))
     }
 
     /// Rows without the name, and which of them held it; `None` when none did.
@@ -208,11 +219,8 @@ impl Node {
         let (node, search) = (self.clone(), search.clone());
         let edit = move || {
             let streams = [search.stream.clone()];
-            node.journal.edit(&streams, &|_, base, rows| {
-                let wanted = |entry| !is_trail(&search.stream) || node.tree.is_erased(entry);
-                let left = search.taken_out(rows, &|row| base + row as Offset, &wanted)?;
-                Ok(left.map(|(rows, _)| rows))
-            })
+            node.journal
+                .edit(&streams, &|_, base, rows| search.edited(&node.tree, rows, &|row| base + row as Offset))
         };
         let edited = self.machine.scheduler.work(edit).await??;
         tracing::info!(?edited, "took a name out of the log");
@@ -245,9 +253,7 @@ impl Node {
                 .and_then(|column| column.as_primitive_opt::<Int64Type>());
             let offsets =
                 offsets.ok_or_else(|| ArrowError::SchemaError("a file of the lake has no offsets".into()))?;
-            let wanted = |entry| !is_trail(&search.stream) || node.tree.is_erased(entry);
-            let left = search.taken_out(rows, &|row| offsets.value(row).unsigned_abs(), &wanted)?;
-            Ok(left.map(|(rows, _)| rows))
+            search.edited(&node.tree, rows, &|row| offsets.value(row).unsigned_abs())
         };
         lake.edit(Arc::new(edit)).await.context("a name could not be taken out of the lake")?;
         Ok(())
