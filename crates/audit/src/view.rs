@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use highwater_event::{Offset, StreamName, StreamPartition, planted};
 use highwater_log::audit::AUDIT;
 use highwater_log::keyed::{KeyedBatch, KeyedStore, Mark};
+use highwater_log::machine::give_way;
 use highwater_log::view::{Applied, Gather, View, ViewError};
 use highwater_log::{Log, LogBatch};
 
@@ -178,6 +179,7 @@ impl View for AuditTree {
                 newest.push(commitment, &mut changed);
                 taken += 1;
             }
+            give_way();
         }
         self.write(newest, changed)?;
         Ok(Applied { taken, out: taken, ..Applied::default() })

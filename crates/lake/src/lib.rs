@@ -33,6 +33,7 @@ use deltalake::writer::{DeltaWriter, RecordBatchWriter};
 use deltalake::{DeltaTable, DeltaTableError, TableProperty, ensure_table_uri};
 
 use highwater_event::{columns, planted};
+use highwater_log::machine::give_way;
 use highwater_privacy::SealError;
 pub use maintain::{Compacted, Edit, Past, Version};
 pub use scan::{FILE_COLUMN, LakeFiles};
@@ -78,6 +79,8 @@ pub(crate) const DAY_COLUMNS: [&str; 3] = ["year", "month", "day"];
 
 /// Rows of a row group.
 const ROW_GROUP: usize = 128 * 1024;
+/// Rows that are encoded before others may have the core.
+const ENCODED_AT_ONCE: usize = 512;
 
 fn writer_properties(schema: &arrow::datatypes::Schema) -> WriterProperties {
     let properties = WriterProperties::builder()
@@ -191,8 +194,12 @@ async fn write_files(
     let runtime = tokio::runtime::Handle::current();
     let write = move || {
         runtime.block_on(async {
-            for batch in rows()?.into_iter().filter(|batch| batch.num_rows() > 0) {
-                writer.write(batch).await?;
+            for batch in rows()? {
+                for first in (0..batch.num_rows()).step_by(ENCODED_AT_ONCE) {
+                    let rows = ENCODED_AT_ONCE.min(batch.num_rows() - first);
+                    writer.write(batch.slice(first, rows)).await?;
+                    give_way();
+                }
             }
             Ok(writer.flush().await?)
         })

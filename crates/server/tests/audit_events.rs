@@ -302,6 +302,27 @@ fn what_is_remembered_is_a_second_old_at_most() {
     assert_eq!(reader.get("/events?limit=1").0, 401, "at once");
 }
 
+/// Whoever asks for a page all the time waits for it once: it is made again while the old one may still be given.
+#[test]
+fn a_page_that_is_asked_for_all_the_time_is_waited_for_once() {
+    let (_folder, data) = empty_data();
+    let node = start(&data);
+    let reader = user(&node, "r", "default");
+    let started = Instant::now();
+    let mut asked = 0;
+    while started.elapsed() < Duration::from_secs(6) {
+        get(&reader, "/events");
+        asked += 1;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let entries = "SELECT count(*) AS n FROM _audit WHERE path = '/events'";
+    let entries = |also: &str| node.client.number(&format!("{entries}{also}"));
+    assert_eq!(entries(""), asked, "each has its entry");
+    let waited = asked - entries(" AND seen LIKE '%\"remembered\":true%'");
+    // Five or six of them would have to wait; on a busy machine one may come before the new page is there.
+    assert!((1..4).contains(&waited), "{waited} of {asked} waited");
+}
+
 /// The same rows in every format; each file is written down at its end, with the number of rows and its hash.
 #[test]
 fn files_hold_all_rows_and_are_written_down() {

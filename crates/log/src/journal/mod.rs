@@ -64,7 +64,7 @@ impl JournalOptions {
         Self {
             dir: dir.into(),
             segment_bytes: 64 << 20,
-            reserve_bytes: 1 << 20,
+            reserve_bytes: 256 << 10,
             tail_bytes: 256 << 20,
             queue: 1024,
             vault: None,

@@ -1,6 +1,7 @@
 //! Answers that may be given again for a moment.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quick_cache::Weighter;
@@ -25,6 +26,26 @@ pub struct Remembered {
     pub body: String,
     /// Its hash, as entries of the trail have it.
     pub hash: String,
+    /// Somebody makes it again.
+    renewing: AtomicBool,
+}
+
+impl Remembered {
+    pub fn new(
+        at: Duration,
+        mark: i64,
+        rows: usize,
+        lens: Option<Value>,
+        body: String,
+        hash: String,
+    ) -> Self {
+        Self { at, mark, rows, lens, body, hash, renewing: AtomicBool::new(false) }
+    }
+
+    /// True once: for whoever is to make it again.
+    pub fn is_first_to_renew(&self) -> bool {
+        !self.renewing.swap(true, Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -214,8 +214,8 @@ async fn shared(question: &Question, every: Duration) -> Result<Arc<Remembered>,
         let result = question.rows().await?;
         let body = first_row(&result);
         let body = if body.is_empty() { "{}".to_owned() } else { body };
-        let (rows, hash) = (result.row_count(), hash_of(body.as_bytes()));
-        Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows, lens: None, body, hash }))
+        let hash = hash_of(body.as_bytes());
+        Ok::<_, Problem>(Arc::new(Remembered::new(now, mark, result.row_count(), None, body, hash)))
     });
     asked.await
 }

@@ -247,6 +247,7 @@ fn of_own_tenant(
 }
 
 /// What somebody asks of an endpoint.
+#[derive(Clone)]
 struct Question {
     node: Arc<Node>,
     call: Arc<Call>,

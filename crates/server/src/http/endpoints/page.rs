@@ -24,6 +24,8 @@ const MOST: usize = 1000;
 pub const NEWEST_FIRST: [&str; 3] = ["desc", "newest", "-timestamp"];
 /// Words for the other one.
 pub const OLDEST_FIRST: [&str; 3] = ["asc", "oldest", "timestamp"];
+/// The part of its time, in hundredths, after which a page that is asked for is made again.
+const RENEWED_AFTER: u32 = 75;
 /// Bytes of what stands behind a question in its cursor: a cursor of one question is none of another.
 const MARK_BYTES: usize = 6;
 
@@ -37,14 +39,16 @@ pub async fn answer(question: &Question, asked: &Asked, member: &str, cached: Op
     let wanted = key(question, &own, page);
     // Before anything is read: what is remembered is never older than it says.
     let now = node.machine.scheduler.elapsed();
-    let young = |it: &Remembered, micros: i64| {
-        let age = now.saturating_sub(it.at);
-        age < Duration::from_micros(micros.unsigned_abs()) || planted::bug("remembers_for_ever")
-    };
-    let known = cached.and_then(|micros| node.remembered.get(&wanted).filter(|it| young(it, micros)));
+    let longest = Duration::from_micros(cached.unwrap_or_default().unsigned_abs());
+    let age = |it: &Remembered| now.saturating_sub(it.at);
+    let young = |it: &Arc<Remembered>| age(it) < longest || planted::bug("remembers_for_ever");
+    let known = cached.and_then(|_| node.remembered.get(&wanted)).filter(young);
     let made = match known {
         Some(known) => {
             call.saw("remembered", true);
+            if age(&known) > longest * RENEWED_AFTER / 100 && known.is_first_to_renew() {
+                renew(question.clone(), member.to_owned(), page, own, wanted);
+            }
             if let Some(lens) = &known.lens {
                 call.saw("lens", lens.clone());
             }
@@ -61,6 +65,19 @@ pub async fn answer(question: &Question, asked: &Asked, member: &str, cached: Op
     call.saw_answer(made.mark, made.rows, made.hash.as_str());
     let took = started.elapsed().as_secs_f64() * 1000.0;
     Ok(typed("application/json", format!("{},\"took_ms\":{took:.3}}}", made.body)))
+}
+
+/// Makes a page again while the old one may still be given, so that nobody has to wait for one that is asked for all the time.
+fn renew(question: Question, member: String, page: Page, mark: Vec<u8>, wanted: String) {
+    let scheduler = question.node.machine.scheduler.clone();
+    drop(scheduler.spawn(async move {
+        let now = question.node.machine.scheduler.elapsed();
+        match make(&question, &member, page, &mark, now).await {
+            Ok(made) => question.node.remembered.insert(wanted, Arc::new(made)),
+            // Whoever asks when the old one is too old is told.
+            Err(problem) => tracing::debug!(?problem, "a page could not be made again"),
+        }
+    }));
 }
 
 /// Asks for a page; its text lacks how long it took, and the brace at its end.
@@ -84,7 +101,7 @@ async fn make(
     let body = format!("{{{member}:[{rows_text}],\"total\":{},\"next_cursor\":{next}", found.total);
     let lens = question.call.noted("lens");
     let hash = hash_of(body.as_bytes());
-    Ok(Remembered { at, mark: mark_of_log, rows: result.row_count(), lens, body, hash })
+    Ok(Remembered::new(at, mark_of_log, result.row_count(), lens, body, hash))
 }
 
 /// Which page a call means, by what it gave as `limit`, `sort` and `cursor`; how many rows it has when nothing is said, and at most.
