@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use support::{Client, Node, empty_data};
@@ -39,7 +40,7 @@ fn table(file: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn every_call_with_every_credential() {
-    let (_folder, data) = empty_data();
+    let (folder, data) = empty_data();
     let node = Node::start(&data);
     let statements = "CREATE STREAM orders (id TEXT NOT NULL, n BIGINT) WITH (event_id = 'id');";
     assert_eq!(node.client.post("/api/v1/statements", &json!({"sql": statements})).0, 200);
@@ -160,10 +161,13 @@ fn every_call_with_every_credential() {
     assert!(checked > 1000, "{checked}");
     println!("{checked} calls");
     use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     for secret in ["operator.token", "token.key", "audit.key", "access.key"] {
-        let mode = std::fs::metadata(data.join(secret)).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode, 0o600, "{secret}");
+        assert_eq!(mode(&data.join(secret)), 0o600, "{secret}");
     }
+    let copy = folder.path().join("copy");
+    node.run(&["backup", copy.to_str().unwrap()]);
+    assert_eq!(mode(&copy), 0o700, "the log and the lake");
 }
 
 fn json_type() -> (String, String) {

@@ -140,10 +140,20 @@ fn folder_findings(folder: &Path) -> Vec<Finding> {
         let detail = format!("{} is not there yet; the first start makes it", folder.display());
         return vec![Finding { what: "data folder", fine: true, detail }];
     }
+    if let Some(mode) = mode_of(folder) {
+        let fine = mode & 0o007 == 0;
+        let detail = if fine {
+            format!("others can't look into {}", folder.display())
+        } else {
+            format!(
+                "every user of this machine can read the log and the lake; run chmod 700 {}",
+                folder.display()
+            )
+        };
+        findings.push(Finding { what: "data folder", fine, detail });
+    }
     for name in ["operator.token", "token.key"] {
-        use std::os::unix::fs::PermissionsExt;
-        if let Ok(found) = std::fs::metadata(folder.join(name)) {
-            let mode = found.permissions().mode() & 0o777;
+        if let Some(mode) = mode_of(&folder.join(name)) {
             let fine = mode & 0o077 == 0;
             let detail = if fine {
                 format!("{name} is readable by its owner alone")
@@ -182,6 +192,12 @@ fn folder_findings(folder: &Path) -> Vec<Finding> {
         findings.push(Finding { what: "damage", fine: false, detail });
     }
     findings
+}
+
+/// Who may do what with a file: its nine bits.
+fn mode_of(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).ok().map(|found| found.permissions().mode() & 0o777)
 }
 
 /// The middle one of some small fsyncs.

@@ -167,6 +167,9 @@ pub enum KeyCommand {
         /// When it ends.
         #[arg(long)]
         expires_at: Option<String>,
+        /// The tenant that its events are of; yours when nothing is said.
+        #[arg(long)]
+        tenant: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -390,9 +393,8 @@ pub fn role(command: RoleCommand) -> Result<ExitCode, Failure> {
 /// `highwater key`.
 pub fn key(command: KeyCommand) -> Result<ExitCode, Failure> {
     match command {
-        KeyCommand::Create { client_id, name, rate_limit, scope, source, expires_at, target } => {
-            let mut body =
-                json!({"client_id": client_id, "name": name, "rate_limit": rate_limit, "sources": source});
+        KeyCommand::Create { client_id, name, rate_limit, scope, source, expires_at, tenant, target } => {
+            let mut body = json!({"client_id": client_id, "name": name, "rate_limit": rate_limit, "sources": source, "tenant": tenant});
             if !scope.is_empty() {
                 body["scopes"] = scope.into();
             }

@@ -357,9 +357,12 @@ pub struct Question {
     on: Option<String>,
 }
 
+/// Kinds of things that decisions are about.
+const THINGS: [&str; 4] = ["node", "stream", "table", "endpoint"];
+
 /// Explains a decision.
 #[utoipa::path(post, path = "/api/v1/policy/explain", tag = "people", request_body = Question,
-    responses((status = 200, description = "{allowed, reasons}"), (status = 404, description = "no such user")))]
+    responses((status = 200, description = "{allowed, reasons}"), (status = 400, description = "there is no such permission, or kind of thing"), (status = 404, description = "no such user")))]
 pub async fn explain(
     State(node): State<Arc<Node>>,
     Extension(call): Extension<Arc<Call>>,
@@ -382,6 +385,11 @@ pub async fn explain(
             Problem::bad_request("invalid_parameter", "on is kind:name, such as stream:orders")
         })?,
     };
+    known_permission(&node, &permission)?;
+    if !THINGS.contains(&kind) {
+        let detail = format!("there are no things of the kind \"{kind}\"");
+        return Err(Problem::parameter("on", detail).hint(format!("there are {}", THINGS.join(", "))));
+    }
     let shared = StreamName::new(name).is_ok_and(|name| is_shared(&node.catalog(), &name));
     let asked = Asked::on(&permission, kind, name).shared(shared);
     let decision = node.people.policies().decide(&identity, asked);

@@ -86,6 +86,11 @@ impl Problem {
         self.status.is_client_error()
     }
 
+    /// What was asked about is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// Code, detail and what else there is to say, for answers that hold several outcomes.
     pub fn summary(&self) -> Value {
         let mut summary = self.more.as_ref().clone();

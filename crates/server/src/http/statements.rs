@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::call::Call;
+use super::jobs;
 use super::problem::{Answer, Problem};
 use crate::node::{FORBIDDEN, Node, Script};
 use highwater_sql::dialect::{Kind, sql_type};
@@ -48,6 +49,7 @@ pub async fn declare(
         Err(error) if error.code == FORBIDDEN => return Err(error.into()),
         _ => {}
     }
+    jobs::check_schedules(&node, &call, &script.text).await?;
     let outcomes = node.declare(&script, &call.leaf(&node, StatusCode::OK), request.dry_run).await?;
     Ok((StatusCode::OK, Json(json!({"statements": outcomes, "dry_run": request.dry_run}))).into_response())
 }

@@ -201,7 +201,7 @@ impl Node {
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
         };
         ensure!(empty, "{} is not empty", to.display());
-        std::fs::create_dir_all(to).with_context(|| format!("{} can't be made", to.display()))?;
+        secrets::make_folder(to)?;
         // No segment may go between the copy of the lake and that of the log.
         let _alone = self.keeping.lock().await;
         // Before the log: entries that the copy lacks must not have been signed in it.

@@ -52,7 +52,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use anyhow::Context;
 use highwater_audit::{EventSealer, Tree};
 use highwater_auth::{AccessTokens, Limiter, Policies};
 use highwater_event::{StreamName, planted};
@@ -241,8 +240,7 @@ impl Node {
         views: tokio::runtime::Handle,
         queries: tokio::runtime::Handle,
     ) -> anyhow::Result<Arc<Self>> {
-        std::fs::create_dir_all(&options.data)
-            .with_context(|| format!("the data folder {} can't be made", options.data.display()))?;
+        secrets::make_folder(&options.data)?;
         let machine = Machine::real();
         let for_views = Machine { scheduler: Arc::new(Threads::new(Some(views))), ..machine.clone() };
         let store = FjallStore::open(&options.data.join("warehouse"), 256 << 20).map_err(|error| {

@@ -9,9 +9,9 @@ use highwater_event::Principal;
 use highwater_log::audit::{self, Entry};
 use highwater_log::{Commit, Journal, JournalOptions, Log, Machine};
 
-use super::keys;
 use super::people::apply_commands;
 use super::system::{self, Command};
+use super::{keys, secrets};
 
 /// Changes the directory of a folder, with its entry of the trail in the same commit.
 pub async fn change(
@@ -22,7 +22,7 @@ pub async fn change(
     resource: String,
 ) -> anyhow::Result<Applied> {
     let machine = Machine::real();
-    std::fs::create_dir_all(data).with_context(|| format!("{} can't be made", data.display()))?;
+    secrets::make_folder(data)?;
     let vault = keys::open_vault(data, master_key, &machine)?;
     let log = JournalOptions { vault: Some(vault), ..JournalOptions::at(data.join("log")) };
     let journal = Journal::open(log, &machine)

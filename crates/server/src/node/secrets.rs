@@ -1,7 +1,7 @@
 //! Secrets of a data folder: made at the first start, readable by their owner alone.
 
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -15,6 +15,13 @@ const NEXT_AUDIT_KEY: &str = "audit.key.next";
 const ACCESS_KEY: &str = "access.key";
 /// Folder with a certificate of the node's own and its key.
 const OWN_TLS: &str = "tls";
+
+/// Makes a data folder, or a copy of one, that its owner alone may look into: the log and the lake say much that is no secret of
+/// its own. Who may look into one that is there already is the owner's matter.
+pub fn make_folder(path: &Path) -> anyhow::Result<()> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("the data folder {} can't be made", path.display()))
+}
 
 /// The operator's token: 40 hexadecimal digits.
 pub fn operator_token(data: &Path, randomness: &dyn Randomness) -> anyhow::Result<String> {

@@ -13,6 +13,7 @@ use datafusion::common::ScalarValue;
 use highwater_auth::Asked;
 use highwater_event::name::nearest;
 use highwater_event::time::show_micros;
+use highwater_sql::dialect::{Statement, parse_script};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -46,7 +47,7 @@ pub struct Which {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// The kind of work: `replay`, `retry_dead_letters`, `maintenance`, `retention` or `verify`.
+    /// The kind of work, such as `replay`, `retry_dead_letters`, `train`, `maintenance`, `retention` or `verify`.
     kind: String,
     /// What it is told.
     #[serde(default)]
@@ -147,6 +148,23 @@ fn no_key(call: &Call, done: &str) -> Result<(), Problem> {
     }
     let detail = format!("a key is for events; jobs are {done} by users and services");
     Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail))
+}
+
+/// Whether what the schedules of a script begin could be begun by whoever declares them: what they are told has the right form, and
+/// they have the permission. What can't be parsed is told by the declaration itself.
+pub async fn check_schedules(node: &Arc<Node>, call: &Arc<Call>, script: &str) -> Result<(), Problem> {
+    for declared in parse_script(script).unwrap_or_default() {
+        let Statement::CreateSchedule { name, schedule } = declared.statement else { continue };
+        let Some(known) = work::KINDS.iter().find(|known| known.name() == schedule.job) else { continue };
+        match known.check(node, call, &json!(schedule.input)).await {
+            // What it is about may be declared by the same script, or later.
+            Err(problem) if !problem.is_not_found() => {
+                return Err(problem.hint(format!("this is what schedule {name} would begin")));
+            }
+            _ => call.about(format!("schedule:{name}")),
+        }
+    }
+    Ok(())
 }
 
 /// Puts a job on the log when it is one that the caller may have done.
