@@ -282,6 +282,11 @@ fn what_is_remembered_is_a_second_old_at_most() {
         }
     }
     assert!(remembered > 10, "nothing was remembered");
+    // Also when nobody has asked meanwhile, so that nothing was made again.
+    let event = json!({"id": "e20", "actor": "ada", "action": "b", "resource": "c", "timestamp": DAY});
+    assert_eq!(reader.post("/events", &event).0, 202);
+    std::thread::sleep(Duration::from_millis(1001));
+    assert_eq!(get(&reader, "/events")["total"], 21, "a page is older than a second");
     let said =
         "SELECT count(*) AS n FROM _audit WHERE path = '/events' AND seen LIKE '%\"remembered\":true%'";
     assert!(node.client.number(said) > 10, "an answer out of memory has its entry, too");
