@@ -154,8 +154,8 @@ impl dyn Scheduler {
     }
 }
 
-/// Lets other threads have this core that wait for it. Whatever computes for milliseconds does so every tenth of one: a core's
-/// turns are longer than a call should take, and nobody moves to another core that is idle for a moment only.
+/// Lets other threads have this core that wait for it. Whatever computes for longer than a millisecond calls it in between: a
+/// core's turns are longer than a call should take, and nobody moves to another core that is idle for a moment only.
 pub fn give_way() {
     std::thread::yield_now();
 }

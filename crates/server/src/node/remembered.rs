@@ -26,22 +26,11 @@ pub struct Remembered {
     pub body: String,
     /// Its hash, as entries of the trail have it.
     pub hash: String,
-    /// Somebody makes it again.
-    renewing: AtomicBool,
+    /// Somebody makes it again; nobody yet when it is new.
+    pub renewing: AtomicBool,
 }
 
 impl Remembered {
-    pub fn new(
-        at: Duration,
-        mark: i64,
-        rows: usize,
-        lens: Option<Value>,
-        body: String,
-        hash: String,
-    ) -> Self {
-        Self { at, mark, rows, lens, body, hash, renewing: AtomicBool::new(false) }
-    }
-
     /// True once: for whoever is to make it again.
     pub fn is_first_to_renew(&self) -> bool {
         !self.renewing.swap(true, Ordering::Relaxed)

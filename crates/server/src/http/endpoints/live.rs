@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -207,15 +208,16 @@ async fn shared(question: &Question, every: Duration) -> Result<Arc<Remembered>,
     let Question { node, call, endpoint, values } = question;
     let now = node.machine.scheduler.elapsed();
     let tick = now.as_micros() / every.as_micros().max(1);
-    let in_force = node.generation.load(std::sync::atomic::Ordering::SeqCst);
+    let in_force = node.generation.load(Ordering::SeqCst);
     let key = format!("live {}\n{:?}\n{in_force}\n{tick}\n{values:?}", endpoint.path, call.identity);
     let asked = node.remembered.get_or_insert_async(&key, async {
         let mark = node.log().recorded_until();
         let result = question.rows().await?;
         let body = first_row(&result);
         let body = if body.is_empty() { "{}".to_owned() } else { body };
-        let hash = hash_of(body.as_bytes());
-        Ok::<_, Problem>(Arc::new(Remembered::new(now, mark, result.row_count(), None, body, hash)))
+        let (rows, hash) = (result.row_count(), hash_of(body.as_bytes()));
+        let renewing = AtomicBool::default();
+        Ok::<_, Problem>(Arc::new(Remembered { at: now, mark, rows, lens: None, body, hash, renewing }))
     });
     asked.await
 }

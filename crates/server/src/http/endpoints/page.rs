@@ -1,7 +1,7 @@
 //! Endpoints that answer pages: some rows at a time, how many there are, and a cursor that leads to the next ones.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -101,7 +101,8 @@ async fn make(
     let body = format!("{{{member}:[{rows_text}],\"total\":{},\"next_cursor\":{next}", found.total);
     let lens = question.call.noted("lens");
     let hash = hash_of(body.as_bytes());
-    Ok(Remembered::new(at, mark_of_log, result.row_count(), lens, body, hash))
+    let (mark, rows) = (mark_of_log, result.row_count());
+    Ok(Remembered { at, mark, rows, lens, body, hash, renewing: AtomicBool::default() })
 }
 
 /// Which page a call means, by what it gave as `limit`, `sort` and `cursor`; how many rows it has when nothing is said, and at most.
