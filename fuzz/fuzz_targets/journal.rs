@@ -14,6 +14,10 @@ use highwater_log::batch::{self, BatchEncoder, Codec};
 use highwater_log::format;
 use libfuzzer_sys::fuzz_target;
 
+mod changed;
+
+use changed::changed;
+
 fn schema() -> SchemaRef {
     let list = DataType::List(Arc::new(Field::new("element", DataType::Utf8, true)));
     Arc::new(Schema::new(vec![
@@ -66,25 +70,6 @@ static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     }
 });
 
-/// The whole batch with changes: each two bytes of position and one of value; a last odd byte cuts.
-fn changed(changes: &[u8]) -> Vec<u8> {
-    let mut bytes = WHOLE.clone();
-    for change in changes.chunks(3) {
-        match change {
-            [low, high, value] => {
-                let at = usize::from(u16::from_le_bytes([*low, *high])) % bytes.len();
-                bytes[at] = *value;
-            }
-            [cut, ..] => bytes.truncate(bytes.len() * usize::from(*cut) / 256),
-            [] => {}
-        }
-        if bytes.is_empty() {
-            break;
-        }
-    }
-    bytes
-}
-
 /// A commit whose head is `head`, with checksums that fit.
 fn commit(head: &[u8], body: &[u8]) -> Vec<u8> {
     let mut bytes = format::COMMIT_MAGIC.to_vec();
@@ -109,7 +94,7 @@ fuzz_target!(|bytes: &[u8]| {
         2 => drop(batch::decode_schema(bytes)),
         kind => {
             let (bytes, codec) = match kind {
-                3 => (changed(bytes), Codec::Plain),
+                3 => (changed(WHOLE.clone(), bytes), Codec::Plain),
                 _ => (bytes.to_vec(), Codec::Lz4),
             };
             let raw_len = bytes.len().saturating_mul(8).min(1 << 16);

@@ -2,6 +2,7 @@
 //! it said. It is a view of the log that trails it; the door replays it to the head before it opens.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use arrow::array::{Array, FixedSizeBinaryArray, Int64Array, RecordBatch};
 use highwater_event::{Digest128, Offset, Partition, StreamName, StreamPartition, columns, planted};
 use highwater_log::keyed::{KeyedBatch, KeyedStore, Mark, StoreError};
 use highwater_log::{Log, LogBatch, ReadError};
+use tokio::sync::watch;
 
 use crate::filter::Filter;
 
@@ -78,6 +80,9 @@ const RUN_WAITS: Duration = planted::interval(Duration::from_secs(10));
 /// Stored keys that the filter takes in at a time.
 const LEARNED_AT_ONCE: usize = 4096;
 
+/// What the keys of the pieces of a generation's filter begin with, in its table: they stand behind all ids.
+const FILTER: [u8; 16] = [0xff; 16];
+
 /// The index of one stream.
 ///
 /// Keys are random, so writing them one by one would cost more than everything else at the door. They
@@ -85,7 +90,8 @@ const LEARNED_AT_ONCE: usize = 4096;
 /// a crash comes between, the log is read again and the same keys say the same.
 ///
 /// Runs belong to generations: each is a table of the store with a filter in front, and a full one is never
-/// touched again. So the cost of taking ids in does not grow with the ids that are there.
+/// touched again. So the cost of taking ids in does not grow with the ids that are there. The filter of a full one is stored with
+/// it, and read again when the first id is asked for: a node that takes nothing needs no memory for its ids.
 pub struct DedupeIndex {
     stream: StreamName,
     table: Arc<str>,
@@ -95,6 +101,9 @@ pub struct DedupeIndex {
     state: Mutex<State>,
     /// One run is written at a time.
     spilling: Mutex<()>,
+    /// Whether any id was asked for since it was opened, and whoever waits for that.
+    asked: AtomicBool,
+    first_asked: watch::Sender<bool>,
 }
 
 struct State {
@@ -113,24 +122,70 @@ struct State {
 struct Generation {
     table: Arc<str>,
     /// Knows every key since the index was opened, and those that were stored before when it is `whole`.
-    filter: Filter,
+    filter: Arc<Filter>,
     whole: bool,
     /// It is full with so many keys.
     room: usize,
+    /// No key is added any more.
+    closed: bool,
 }
 
 impl Generation {
-    fn new(table: Arc<str>, number: u32, run: usize, whole: bool) -> Self {
-        let runs = 4usize.saturating_pow(number).min(GENERATION_RUNS);
+    /// The newest one, which takes keys in; `whole` when none are stored.
+    fn open(table: Arc<str>, number: u32, run: usize, whole: bool) -> Self {
+        let room = room_of(number, run);
         // The last run may be larger than others.
-        Self { table, filter: Filter::for_keys((runs + 1) * run), whole, room: runs * run }
+        Self { table, filter: Arc::new(Filter::for_keys(room + run)), whole, room, closed: false }
+    }
+
+    /// One that was closed before; its filter is to be read.
+    fn closed(table: Arc<str>, number: u32, run: usize) -> Self {
+        let filter = Arc::new(Filter::for_keys(1));
+        Self { table, filter, whole: false, room: room_of(number, run), closed: true }
+    }
+}
+
+/// Keys of a full generation.
+fn room_of(number: u32, run: usize) -> usize {
+    4usize.saturating_pow(number).min(GENERATION_RUNS) * run
+}
+
+/// Stores the filter of a closed generation beside its ids: all of it or nothing.
+fn store_filter(store: &dyn KeyedStore, table: &str, filter: &Filter) -> Result<(), StoreError> {
+    let pieces: Vec<_> = (0..).map(filter_key).zip(filter.pieces()).collect();
+    store.load(table, &mut pieces.iter().map(|(key, piece)| (&key[..], &piece[..])))
+}
+
+fn filter_key(piece: u32) -> [u8; FILTER.len() + 4] {
+    let mut key = [0; FILTER.len() + 4];
+    key[..FILTER.len()].copy_from_slice(&FILTER);
+    key[FILTER.len()..].copy_from_slice(&piece.to_be_bytes());
+    key
+}
+
+/// The filter that is stored with a closed generation.
+fn stored_filter(store: &dyn KeyedStore, table: &str) -> Result<Option<Filter>, StoreError> {
+    let mut failed = None;
+    let mut numbers = 0..;
+    let mut pieces = std::iter::from_fn(|| {
+        store.get(table, &filter_key(numbers.next()?)).unwrap_or_else(|error| {
+            failed = Some(error);
+            None
+        })
+    });
+    let filter = pieces.next().map(|head| Filter::of_pieces(&mut std::iter::once(head).chain(pieces)));
+    match (failed, filter) {
+        (Some(error), _) => Err(error),
+        (None, None) => Ok(None),
+        (None, Some(None)) => Err(StoreError::Damaged("the filter of a generation of event ids".into())),
+        (None, Some(filter)) => Ok(filter),
     }
 }
 
 impl State {
     fn note(&mut self, key: Digest128, known: Known) {
         if let Some(newest) = self.generations.last_mut() {
-            newest.filter.insert(&key);
+            Arc::make_mut(&mut newest.filter).insert(&key);
         }
         self.fresh.insert(key, known);
     }
@@ -191,9 +246,22 @@ impl DedupeIndex {
         let mut tables = tables(store.as_ref(), &table)?;
         // The last one is not there yet.
         tables.pop();
-        let whole = marks.is_empty();
-        let generations =
-            tables.into_iter().zip(0..).map(|(table, number)| Generation::new(table, number, run, whole));
+        let none_stored = marks.is_empty();
+        let newest = tables.len() as u32 - 1;
+        let mut generations = Vec::new();
+        for (stored, number) in tables.into_iter().zip(0..) {
+            // The newest one may have been closed before the first run of the next was written. What is read again now belongs to the next:
+            // the filter that is stored would not know it.
+            let is_closed = number < newest || store.get(&stored, &filter_key(0))?.is_some();
+            generations.push(match is_closed {
+                true => Generation::closed(stored, number, run),
+                false => Generation::open(stored, number, run, none_stored),
+            });
+        }
+        if generations.last().is_none_or(|newest| newest.closed) {
+            let number = generations.len() as u32;
+            generations.push(Generation::open(table_of(&table, number), number, run, true));
+        }
         let index = Self {
             stream: stream.clone(),
             store,
@@ -204,10 +272,12 @@ impl DedupeIndex {
                 destination: table.clone(),
                 marks: marks.into_iter().map(|(partition, mark)| (partition, mark.offset)).collect(),
                 since: None,
-                generations: generations.collect(),
+                generations,
             }),
             table,
             spilling: Mutex::new(()),
+            asked: AtomicBool::new(false),
+            first_asked: watch::Sender::new(false),
         };
         for partition in log.partitions(stream) {
             index.replay(log, &StreamPartition::new(stream.clone(), partition))?;
@@ -279,8 +349,18 @@ impl DedupeIndex {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until the first key is looked up; false when nobody holds the index any more.
+    pub fn first_asked(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut asked = self.first_asked.subscribe();
+        async move { asked.wait_for(|asked| *asked).await.is_ok() }
+    }
+
     /// Looks a key up.
     pub fn find(&self, key: &Digest128) -> Result<Option<Known>, StoreError> {
+        if !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(true, Ordering::Relaxed);
+            self.first_asked.send_replace(true);
+        }
         let asked: Vec<Arc<str>> = {
             let state = self.state();
             if let Some(known) = state.fresh.get(key).or_else(|| state.writing.get(key)) {
@@ -298,7 +378,7 @@ impl DedupeIndex {
         Ok(None)
     }
 
-    /// Reads the keys that were stored when the index was opened, so that the filters know them too. Until
+    /// Brings the filters up to what was stored when the index was opened: reads those of closed generations, and the keys of others. Until
     /// then questions go to the store. Ends early when nobody holds the index any more.
     pub fn learn_stored(index: &Weak<Self>) -> Result<(), StoreError> {
         // The newest is the one that questions are mostly about.
@@ -309,38 +389,90 @@ impl DedupeIndex {
             }
             None => return Ok(()),
         };
-        unknown.into_iter().try_for_each(|generation| Self::learn_generation(index, generation))
+        for generation in unknown {
+            let Some(held) = index.upgrade() else { return Ok(()) };
+            let (table, is_closed) = {
+                let generation = &held.state().generations[generation];
+                (generation.table.clone(), generation.closed)
+            };
+            let store = held.store.clone();
+            drop(held);
+            if is_closed {
+                Self::learn_closed(index, generation, store.as_ref(), &table)?;
+            } else {
+                Self::learn_keys(index, store.as_ref(), &table, &mut |keys, state| {
+                    let filter = Arc::make_mut(&mut state.generations[generation].filter);
+                    keys.iter().for_each(|key| filter.insert(key));
+                })?;
+            }
+            let Some(held) = index.upgrade() else { return Ok(()) };
+            held.state().generations[generation].whole = true;
+        }
+        Ok(())
     }
 
-    fn learn_generation(index: &Weak<Self>, generation: usize) -> Result<(), StoreError> {
+    /// The filter of a closed generation, as it was stored; where it was not, it is made of the keys and stored.
+    fn learn_closed(
+        index: &Weak<Self>,
+        generation: usize,
+        store: &dyn KeyedStore,
+        table: &str,
+    ) -> Result<(), StoreError> {
+        let stored = match stored_filter(store, table) {
+            Err(error @ StoreError::Damaged(_)) => {
+                tracing::warn!(table, %error, "it is made again");
+                None
+            }
+            stored => stored?,
+        };
+        let is_stored = stored.is_some();
+        let filter = match stored {
+            Some(filter) => filter,
+            None => {
+                let Some(held) = index.upgrade() else { return Ok(()) };
+                let room = held.state().generations[generation].room + held.run;
+                drop(held);
+                let mut filter = Filter::for_keys(room);
+                Self::learn_keys(index, store, table, &mut |keys, _| {
+                    keys.iter().for_each(|key| filter.insert(key));
+                })?;
+                filter
+            }
+        };
         let Some(held) = index.upgrade() else { return Ok(()) };
-        let table = held.state().generations[generation].table.clone();
-        let snapshot = held.store.snapshot(&table)?;
-        drop(held);
-        let mut learned: Vec<Digest128> = Vec::with_capacity(LEARNED_AT_ONCE);
-        let learn = |learned: &mut Vec<Digest128>| {
-            let index = index.upgrade()?;
-            let mut state = index.state();
-            let filter = &mut state.generations[generation].filter;
-            learned.drain(..).for_each(|key| filter.insert(&key));
+        if !is_stored {
+            store_filter(store, table, &filter)?;
+        }
+        held.state().generations[generation].filter = Arc::new(filter);
+        Ok(())
+    }
+
+    /// Hands out the keys of a table, some at a time; ends early when nobody holds the index any more.
+    fn learn_keys(
+        index: &Weak<Self>,
+        store: &dyn KeyedStore,
+        table: &str,
+        learn: &mut dyn FnMut(&[Digest128], &mut State),
+    ) -> Result<(), StoreError> {
+        let mut keys: Vec<Digest128> = Vec::with_capacity(LEARNED_AT_ONCE);
+        let mut hand_out = |keys: &mut Vec<Digest128>| {
+            let held = index.upgrade()?;
+            learn(keys, &mut held.state());
+            keys.clear();
             Some(())
         };
         let mut held = Some(());
-        snapshot.scan(&[], &mut |key, _| {
+        store.snapshot(table)?.scan(&[], &mut |key, _| {
+            // What is longer is a piece of a filter.
             if let Ok(key) = key.try_into() {
-                learned.push(Digest128(key));
+                keys.push(Digest128(key));
             }
-            if learned.len() == LEARNED_AT_ONCE {
-                held = learn(&mut learned);
+            if keys.len() == LEARNED_AT_ONCE {
+                held = hand_out(&mut keys);
             }
             held.is_some()
         })?;
-        if learn(&mut learned).is_some()
-            && held.is_some()
-            && let Some(index) = index.upgrade()
-        {
-            index.state().generations[generation].whole = true;
-        }
+        hand_out(&mut keys);
         Ok(())
     }
 
@@ -378,6 +510,14 @@ impl DedupeIndex {
             self.store.load(&table, &mut sorted.iter().map(|(key, known)| (&key.0[..], &known[..])))?;
         }
         planted::stop("ids:loaded");
+        let closed = {
+            let state = self.state();
+            let destination = state.generations.iter().find(|generation| generation.table == table);
+            destination.filter(|generation| generation.closed).map(|generation| generation.filter.clone())
+        };
+        if let Some(filter) = closed {
+            store_filter(self.store.as_ref(), &table, &filter)?;
+        }
         let marks = marks
             .into_iter()
             .flatten()
@@ -396,11 +536,12 @@ impl DedupeIndex {
     /// to another: nothing is fresh at this moment, so that no run has keys of two.
     fn choose_destination(&self, state: &mut State) {
         let number = state.generations.len() as u32;
-        let Some(newest) = state.generations.last() else { return };
+        let Some(newest) = state.generations.last_mut() else { return };
         state.destination = newest.table.clone();
         // How full it is becomes known when its stored keys have been read.
         if newest.whole && newest.filter.keys() >= newest.room {
-            state.generations.push(Generation::new(table_of(&self.table, number), number, self.run, true));
+            newest.closed = true;
+            state.generations.push(Generation::open(table_of(&self.table, number), number, self.run, true));
         }
     }
 

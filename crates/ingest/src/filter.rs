@@ -13,12 +13,17 @@ const BLOCK: usize = 8;
 /// Bits for each key.
 const BITS_PER_KEY: usize = 16;
 
+/// Bytes of a piece that is stored.
+const PIECE: usize = 64 << 10;
+
 /// What may have been seen.
+#[derive(Clone)]
 pub struct Filter {
     parts: Vec<Part>,
     keys: usize,
 }
 
+#[derive(Clone)]
 struct Part {
     words: Vec<u64>,
     room: usize,
@@ -41,6 +46,12 @@ impl Part {
             (first + (bit >> 6) as usize, 1u64 << (bit & 63))
         })
     }
+}
+
+/// Little-endian words; `None` when there is no word, or half of one.
+fn words_of(bytes: &[u8]) -> Option<Vec<u64>> {
+    let (words, []) = bytes.as_chunks::<8>() else { return None };
+    (!words.is_empty()).then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
 fn halves(key: &Digest128) -> (u64, u64) {
@@ -75,6 +86,36 @@ impl Filter {
         }
     }
 
+    /// All of it in pieces, to be stored.
+    pub fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
+        let lengths = self.parts.iter().map(|part| part.words.len() as u64);
+        let rooms = self.parts.iter().map(|part| part.room as u64);
+        let head =
+            [self.keys as u64].into_iter().chain(lengths.zip(rooms).flat_map(|(words, room)| [words, room]));
+        let head = head.flat_map(u64::to_le_bytes).collect();
+        let words = self.parts.iter().flat_map(|part| part.words.chunks(PIECE / 8));
+        let words = words.map(|words| words.iter().flat_map(|word| word.to_le_bytes()).collect());
+        [head].into_iter().chain(words)
+    }
+
+    /// A filter of its pieces; `None` when they are not all of one.
+    pub fn of_pieces(pieces: &mut dyn Iterator<Item = Vec<u8>>) -> Option<Self> {
+        let head = words_of(&pieces.next()?)?;
+        let (keys, sizes) = head.split_first()?;
+        let (sizes, []) = sizes.as_chunks::<2>() else { return None };
+        let mut parts = Vec::with_capacity(sizes.len());
+        for [length, room] in sizes {
+            let mut part = Part { words: Vec::new(), room: usize::try_from(*room).ok()? };
+            while (part.words.len() as u64) < *length {
+                part.words.append(&mut words_of(&pieces.next()?)?);
+            }
+            let whole =
+                part.words.len() as u64 == *length && *length > 0 && part.words.len().is_multiple_of(BLOCK);
+            whole.then(|| parts.push(part))?;
+        }
+        (!parts.is_empty()).then_some(Self { parts, keys: usize::try_from(*keys).ok()? })
+    }
+
     /// False when the key was certainly never noted.
     pub fn may_hold(&self, key: &Digest128) -> bool {
         self.parts.iter().rev().any(|part| part.places(key).all(|(word, bit)| part.words[word] & bit != 0))
@@ -99,6 +140,29 @@ mod tests {
             assert!((0..count).all(|number| filter.may_hold(&key(number))));
             let wrong = (count..count + 100_000).filter(|number| filter.may_hold(&key(*number))).count();
             assert!(wrong < 500 * parts, "{wrong} of 100,000 others are held for known");
+            let again = Filter::of_pieces(&mut filter.pieces()).unwrap();
+            assert_eq!(again.keys(), filter.keys());
+            assert!(
+                (0..2 * count).all(|number| again.may_hold(&key(number)) == filter.may_hold(&key(number)))
+            );
+        }
+    }
+
+    #[test]
+    fn a_filter_that_is_not_whole_is_none() {
+        let mut filter = Filter::for_keys(20_000);
+        (0..90_000).for_each(|number| filter.insert(&key(number)));
+        let pieces: Vec<Vec<u8>> = filter.pieces().collect();
+        assert!(pieces.len() > 4 && pieces.iter().all(|piece| piece.len() <= PIECE));
+        for left_out in 0..pieces.len() {
+            let mut some = pieces.clone();
+            some.remove(left_out);
+            assert!(Filter::of_pieces(&mut some.into_iter()).is_none(), "without piece {left_out}");
+        }
+        for cut in [0, 1, 7, 8] {
+            let mut cut_short = pieces.clone();
+            cut_short.last_mut().unwrap().truncate(cut);
+            assert!(Filter::of_pieces(&mut cut_short.into_iter()).is_none(), "cut at {cut}");
         }
     }
 }

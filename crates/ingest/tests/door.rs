@@ -16,6 +16,7 @@ use highwater_event::{
 use highwater_ingest::decode::Decoder;
 use highwater_ingest::{DedupeIndex, Door, DoorError, DoorOptions, Format, Outcome, Submission};
 use highwater_log::audit::{self, Entry, SEAL, Sealer, sealed};
+use highwater_log::keyed::KeyedStore;
 use highwater_log::{Append, AppendError, Journal, JournalOptions, Log};
 use highwater_sim::{Fault, SimDisk, SimStore, machine, setting, vault};
 
@@ -308,8 +309,16 @@ fn ids_of_every_generation_are_known_and_go_with_the_stream() {
     let (disk, store) = (SimDisk::new(), SimStore::new());
     let all = |number: u64| (number * 10..number * 10 + 10).map(|id| (id, id)).collect::<Vec<_>>();
     let mut generations = 1;
+    // The first piece of a generation's filter, behind all ids.
+    let filter = |table: &str| store.get(table, &[&[0xff; 16][..], &[0; 4]].concat()).unwrap();
     for life in 0..4 {
         let stand = open(&disk.copy(), &store, 0).unwrap();
+        if life == 2 {
+            // A filter that can't be read is made again, of the ids.
+            let damaged = stand.index.tables().into_iter().find(|table| filter(table).is_some()).unwrap();
+            let key = [&[0xff; 16][..], &[0; 4]].concat();
+            store.load(&damaged, &mut [(&key[..], &b"damaged"[..])].into_iter()).unwrap();
+        }
         DedupeIndex::learn_stored(&Arc::downgrade(&stand.index)).unwrap();
         assert!(stand.index.tables().len() >= generations);
         for number in life * 20..life * 20 + 20 {
@@ -323,6 +332,9 @@ fn ids_of_every_generation_are_known_and_go_with_the_stream() {
             assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Duplicate { .. })));
         }
         generations = stand.index.tables().len();
+        let stored = stand.index.tables().iter().filter(|table| filter(table).is_some()).count();
+        assert_eq!(stored, generations - 1, "of every generation that is closed");
+        assert!(stand.index.tables().iter().all(|table| filter(table).as_deref() != Some(b"damaged")));
         drop(stand);
     }
     assert!(generations > 4, "{generations}");
@@ -332,7 +344,7 @@ fn ids_of_every_generation_are_known_and_go_with_the_stream() {
     for cleared in 1..=tables.len() {
         let store = store.after_crash(&SeededRandomness::new(1));
         for table in &tables[..cleared] {
-            highwater_log::keyed::KeyedStore::clear(&store, table).unwrap();
+            store.clear(table).unwrap();
         }
         let stand = open(&SimDisk::new(), &store, 0).unwrap();
         let outcomes = send(&stand, &all(0)).unwrap();

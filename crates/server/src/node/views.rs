@@ -225,9 +225,12 @@ impl Node {
             .work(move || DedupeIndex::open(&stream, node.write_back.store().clone(), node.log.as_ref()));
         let index = Arc::new(opened.await??);
         let (stored, stream) = (Arc::downgrade(&index), name);
-        let learning = scheduler.clone();
+        let (learning, first_asked) = (scheduler.clone(), index.first_asked());
         // Nobody waits for it; it ends with the index or the process.
         scheduler.spawn(async move {
+            if !first_asked.await {
+                return;
+            }
             loop {
                 let stored = stored.clone();
                 // Until it succeeds each id is looked up in the store, and no generation ends.

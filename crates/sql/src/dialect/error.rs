@@ -69,6 +69,7 @@ impl SqlError {
         match self.code {
             "already_exists" | "in_use" | "being_replaced" => Reaction::Conflict,
             "internal" => Reaction::CallOperator,
+            "damaged_log" => Reaction::Integrity,
             "query_timeout" | "query_memory" => Reaction::Retry,
             _ => Reaction::FixRequest,
         }
