@@ -8,7 +8,7 @@ use arrow::array::{
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use highwater_event::{StreamSchema, columns, time};
-use jiter::{Jiter, JiterError, NumberAny, NumberInt, Peek};
+use jiter::{Jiter, JiterError, JiterErrorType, JsonErrorType, NumberAny, NumberInt, Peek};
 
 use crate::cell::{Cell, Kind, Member, parse_decimal};
 use crate::column::ColumnBuilder;
@@ -623,8 +623,11 @@ fn malformed(body: &[u8], index: usize, error: &JiterError) -> BodyError {
 
 pub(crate) fn syntax(parser: &Jiter<'_>, error: &JiterError) -> RowError {
     let position = error.get_position(parser);
-    RowError::new(
-        "malformed_json",
-        format!("{} at line {}, column {}", error.error_type, position.line, position.column),
-    )
+    let what = match &error.error_type {
+        JiterErrorType::JsonError(JsonErrorType::RecursionLimitExceeded) => {
+            "values are nested more than 200 deep".to_owned()
+        }
+        other => other.to_string(),
+    };
+    RowError::new("malformed_json", format!("{what} at line {}, column {}", position.line, position.column))
 }

@@ -41,7 +41,10 @@ pub(crate) fn decode<'b>(
     loop {
         let start = reader.position().byte() as usize;
         if !read(&mut reader, &mut record)? {
-            return if count == 0 { Err(BodyError::Empty) } else { Ok(count) };
+            return match count {
+                0 => Err(BodyError::Header("no line follows the one that names the columns".into())),
+                _ => Ok(count),
+            };
         }
         let end = (reader.position().byte() as usize).min(body.len());
         let line = body[start..end].trim_ascii();
@@ -52,9 +55,50 @@ pub(crate) fn decode<'b>(
         if count > limit {
             return Err(BodyError::TooManyRows { limit });
         }
-        let outcome = decode_record(&decoder.members, &targets, &record, row);
+        // Only what comes last can be cut short.
+        let outcome = match end == body.len() && is_open(line) {
+            true => Err(RowError::new(
+                "malformed_csv",
+                "a quote is not closed: everything behind it would be one field; double a quote that belongs to a text",
+            )),
+            false => decode_record(&decoder.members, &targets, &record, row),
+        };
         each(line, outcome.map(|()| &mut *row));
     }
+}
+
+/// Follows bytes of CSV: whether what comes next stands inside of quotes. A quote opens a field only where the field begins, and two
+/// inside of quotes are one that belongs to the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quotes {
+    /// At the beginning of a field.
+    #[default]
+    Begin,
+    /// In a field without quotes, or behind the quotes of one.
+    Bare,
+    /// Inside of quotes.
+    Open,
+    /// Behind a quote that closes, unless another follows.
+    Closing,
+}
+
+impl Quotes {
+    /// After one more byte.
+    #[must_use]
+    pub fn after(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::Begin | Self::Closing, b'"') => Self::Open,
+            (Self::Open, b'"') => Self::Closing,
+            (Self::Open, _) => Self::Open,
+            (_, b',' | b'\n' | b'\r') => Self::Begin,
+            _ => Self::Bare,
+        }
+    }
+}
+
+/// Whether a record ends inside of quotes.
+fn is_open(record: &[u8]) -> bool {
+    record.iter().fold(Quotes::default(), |quotes, byte| quotes.after(*byte)) == Quotes::Open
 }
 
 fn targets(decoder: &Decoder, header: &ByteRecord) -> Result<Vec<Target>, BodyError> {

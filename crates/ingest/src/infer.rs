@@ -13,6 +13,9 @@ use crate::decode::Format;
 /// What numbers become: whole ones and prices alike stay exact, and the second may follow the first.
 const EXACT: &str = "DECIMAL(38,9)";
 
+/// What numbers become that would not fit.
+const DOUBLE: &str = "DOUBLE";
+
 /// Columns that one stream may learn.
 pub const MAX_COLUMNS: usize = 1_000;
 
@@ -27,10 +30,9 @@ pub fn new_columns(stream: &StreamSchema, body: &[u8], format: Format) -> Vec<(S
             }
             let Some(data_type) = type_of(value) else { continue };
             let known = found.entry(name).or_insert(data_type);
-            // Whole numbers and others in one body are one column of numbers.
-            if *known != data_type && [*known, data_type].iter().all(|one| ["BIGINT", "DOUBLE"].contains(one))
-            {
-                *known = "DOUBLE";
+            // Numbers that fit and others in one body are one column of numbers.
+            if *known == EXACT && data_type == DOUBLE {
+                *known = DOUBLE;
             }
         }
     };
@@ -74,7 +76,7 @@ fn type_of(value: &Value) -> Option<&'static str> {
         Value::Null => return None,
         Value::Bool(_) => "BOOLEAN",
         Value::Number(number) if parse_decimal(number.to_string().as_bytes(), 38, 9).is_ok() => EXACT,
-        Value::Number(_) => "DOUBLE",
+        Value::Number(_) => DOUBLE,
         Value::String(_) => "TEXT",
         Value::Array(_) | Value::Object(_) => "JSON",
     })

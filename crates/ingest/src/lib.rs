@@ -23,4 +23,5 @@ pub mod infer;
 
 pub use decode::{Format, RowError};
 pub use dedupe::DedupeIndex;
+pub use delimited::Quotes;
 pub use door::{Door, DoorError, DoorOptions, Outcome, Room, Submission, Verdict};

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::DataType;
-use deltalake::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
+use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, StructType, Transaction};
 use deltalake::parquet::basic::{Compression, ZstdLevel};
@@ -189,8 +189,16 @@ async fn write_files(
     table: &DeltaTable,
     rows: impl FnOnce() -> Result<Vec<RecordBatch>, LakeError> + Send + 'static,
 ) -> Result<Vec<Add>, LakeError> {
-    let schema: arrow::datatypes::Schema = table.snapshot()?.schema().as_ref().try_into_arrow()?;
-    let mut writer = RecordBatchWriter::for_table(table)?.with_writer_properties(writer_properties(&schema));
+    write_files_by(RecordBatchWriter::for_table(table)?, rows).await
+}
+
+/// The same by a writer that knows the columns.
+async fn write_files_by(
+    writer: RecordBatchWriter,
+    rows: impl FnOnce() -> Result<Vec<RecordBatch>, LakeError> + Send + 'static,
+) -> Result<Vec<Add>, LakeError> {
+    let properties = writer_properties(&writer.arrow_schema());
+    let mut writer = writer.with_writer_properties(properties);
     let runtime = tokio::runtime::Handle::current();
     let write = move || {
         runtime.block_on(async {

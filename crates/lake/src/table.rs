@@ -1,16 +1,19 @@
 //! A table's snapshots in the lake: each version of the Delta table is the whole table at one mark.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use deltalake::DeltaTable;
-use deltalake::kernel::Action;
+use deltalake::kernel::engine::arrow_conversion::{TryFromArrow, TryIntoArrow};
+use deltalake::kernel::{Action, DataType, MetadataExt, StructType};
 use deltalake::protocol::SaveMode;
+use deltalake::writer::RecordBatchWriter;
+use deltalake::{DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt;
 use highwater_event::StreamName;
 
-use crate::{LakeError, commit, open_or_create, write_files};
+use crate::{LakeError, commit, open_or_create, stats_columns, write_files_by};
 
 /// Writes snapshots of one table.
 pub struct LakeTable {
@@ -41,10 +44,38 @@ impl LakeTable {
         self.mark
     }
 
-    /// Puts a snapshot in the place of the last one.
-    pub async fn replace(&mut self, rows: Vec<RecordBatch>, mark: i64) -> Result<(), LakeError> {
+    /// Whether the newest snapshot has just these columns.
+    pub fn has_columns(&self, schema: &SchemaRef) -> Result<bool, LakeError> {
+        let (known, wanted) = (self.table.snapshot()?.schema(), StructType::try_from_arrow(schema.as_ref())?);
+        let names = |columns: &StructType| -> Vec<(String, DataType)> {
+            columns.fields().map(|field| (field.name().clone(), field.data_type().clone())).collect()
+        };
+        Ok(names(&known) == names(&wanted))
+    }
+
+    /// Puts a snapshot in the place of the last one. Its columns may be others: they change with the rows, in one version.
+    pub async fn replace(
+        &mut self,
+        rows: Vec<RecordBatch>,
+        schema: &SchemaRef,
+        mark: i64,
+    ) -> Result<(), LakeError> {
         let mut table = self.table.clone();
-        let adds = write_files(&table, move || Ok(rows)).await?;
+        let mut changes = Vec::new();
+        let writer = if self.has_columns(schema)? {
+            RecordBatchWriter::for_table(&table)?
+        } else {
+            let columns = StructType::try_from_arrow(schema.as_ref())?;
+            let statistics = TableProperty::DataSkippingStatsColumns.as_ref().to_owned();
+            let metadata = table.snapshot()?.metadata().clone().with_schema(&columns);
+            let metadata =
+                metadata.and_then(|metadata| metadata.add_config_key(statistics, stats_columns(schema)));
+            changes.push(Action::Metadata(metadata.map_err(DeltaTableError::from)?));
+            // As it will be read back.
+            let columns = Arc::new((&columns).try_into_arrow()?);
+            RecordBatchWriter::try_new(table.log_store().root_url(), columns, None, None)?
+        };
+        let adds = write_files_by(writer, move || Ok(rows)).await?;
         let log_store = table.log_store();
         let old: Vec<Action> = table
             .snapshot()?
@@ -53,9 +84,10 @@ impl LakeTable {
             .map_ok(|file| Action::Remove(file.remove_action(true)))
             .try_collect()
             .await?;
+        changes.extend(old);
         let id = application_id(&self.name);
         let outcome =
-            commit(&mut table, &self.dir, adds, old, SaveMode::Overwrite, &[], Some((&id, mark))).await;
+            commit(&mut table, &self.dir, adds, changes, SaveMode::Overwrite, &[], Some((&id, mark))).await;
         if outcome.is_err() {
             self.table.update_state().await?;
             return outcome;

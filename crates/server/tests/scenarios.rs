@@ -47,18 +47,19 @@ struct Call {
 }
 
 /// Reads a call: `> METHOD path [type]`, `> APPLY` with a script, or `> SQL question`; then headers (`| name:
-/// value`, or `| gzip`), the body, and what is expected (`< status {members}`, or `<~` when it may take a while).
+/// value`, `| gzip`, or `| gzip lines` with each line packed by itself), the body, and what is expected (`< status {members}`, or `<~` when it may take a while).
 /// `^ name: value` is a header of the answer, and `= name member.of.it` keeps something of the answer: later calls say `{{name}}`.
 fn read_call<'a>(
     number: usize,
     call: &str,
     lines: &mut std::iter::Peekable<impl Iterator<Item = (usize, &'a str)>>,
 ) -> Call {
-    let (mut headers, mut body, mut gzip) = (Vec::new(), String::new(), false);
+    let (mut headers, mut body, mut gzip) = (Vec::new(), String::new(), None);
     while let Some((_, line)) = lines.next_if(|(_, line)| !line.starts_with("< ") && !line.starts_with("<~ "))
     {
         match line.strip_prefix("| ") {
-            Some("gzip") => gzip = true,
+            Some("gzip") => gzip = Some(false),
+            Some("gzip lines") => gzip = Some(true),
             Some(header) => {
                 let (name, value) = header.split_once(": ").unwrap();
                 headers.push((name.to_owned(), value.to_owned()));
@@ -85,11 +86,11 @@ fn read_call<'a>(
     }
     headers.push(("content-type".into(), kind));
     let mut body = body.into_bytes();
-    if gzip {
-        use std::io::Write;
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        encoder.write_all(&body).unwrap();
-        body = encoder.finish().unwrap();
+    if let Some(by_lines) = gzip {
+        body = match by_lines {
+            true => body.split_inclusive(|byte| *byte == b'\n').flat_map(packed).collect(),
+            false => packed(&body),
+        };
         headers.push(("content-encoding".into(), "gzip".into()));
     }
     let expected =
@@ -106,6 +107,13 @@ fn read_call<'a>(
         kept.push((name.to_owned(), member.to_owned()));
     }
     Call { line: number + 1, text, method, path, headers, body, patient, status, expected, answered, kept }
+}
+
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// A text with what was kept in the places of its names.

@@ -238,7 +238,8 @@ impl Client {
         }
         let problem: Value = serde_json::from_str(&body).unwrap_or_default();
         let text = |name: &str| problem[name].as_str().map(str::to_owned);
-        if status == 422 && problem.get("results").is_some() {
+        // Verdicts of single events, none of which was taken.
+        if [409, 422].contains(&status) && problem.get("results").is_some() {
             return Ok(body);
         }
         let detail = text("rendered")

@@ -12,7 +12,7 @@ use super::client::Client;
 use super::config::Settings;
 use super::read::{encode, objects, parse, print_json};
 use super::send::{Progress, Unit};
-use super::{Cli, DoctorArgs, Failure, LakeCommand, RebuildArgs, Target, output};
+use super::{Cli, DoctorArgs, Failure, Format, LakeCommand, RebuildArgs, Target, output};
 
 /// `highwater rebuild`: derives a view again and waits until it has caught up.
 pub fn rebuild(arguments: RebuildArgs) -> Result<ExitCode, Failure> {
@@ -126,7 +126,11 @@ pub fn doctor(arguments: DoctorArgs) -> Result<ExitCode, Failure> {
     let folder = settings.data();
     findings.extend(folder_findings(&folder));
     findings.push(node_finding(&arguments.target, &folder));
-    let mut out = std::io::stdout().lock();
+    // What is to be read by a program is alone on its stream.
+    let mut out: Box<dyn Write> = match arguments.output.output {
+        Format::Table => Box::new(std::io::stdout().lock()),
+        _ => Box::new(std::io::stderr().lock()),
+    };
     writeln!(out)?;
     for Finding { what, fine, detail } in &findings {
         writeln!(out, "{} {what}: {detail}", if *fine { "✓" } else { "✗" })?;

@@ -28,8 +28,12 @@ pub fn send(arguments: SendArgs) -> Result<ExitCode, Failure> {
         } else {
             let opened = std::fs::File::open(file)
                 .map_err(|error| Failure::new("io", format!("{} can't be read: {error}", file.display())))?;
-            let length = opened.metadata()?.len();
-            (Box::new(opened), Some(length))
+            let found = opened.metadata()?;
+            if found.is_dir() {
+                let detail = format!("{} is a folder; name the files in it", file.display());
+                return Err(Failure::new("io", detail));
+            }
+            (Box::new(opened), Some(found.len()))
         };
         let progress = Progress::new(length, &file.display().to_string(), Unit::Bytes);
         let mut watched = Watched { reader, progress: &progress };

@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use futures::StreamExt;
 use highwater_event::StreamName;
-use highwater_ingest::{DoorError, Format, Submission};
+use highwater_ingest::{DoorError, Format, Quotes, Submission};
 
 use super::call::Call;
 use super::events::{self, Tally};
@@ -99,7 +99,11 @@ impl Parts {
                     StatusCode::PAYLOAD_TOO_LARGE,
                     "line_too_long",
                     format!("a line may hold {} MiB", MAX_LINE >> 20),
-                )));
+                )
+                .hint(match self.format {
+                    Format::Csv => "is a quote not closed? A quote that belongs to a text is doubled",
+                    _ => "end each event with a line break",
+                })));
             }
             return None;
         };
@@ -133,15 +137,14 @@ impl Parts {
                 || self.buffer[window..].iter().position(|byte| *byte == b'\n').map(|at| window + at);
             return end.or_else(beyond).map(|at| at + 1).or_else(|| last.then_some(self.buffer.len()));
         }
-        let (mut end, mut quoted) = (None, false);
+        let (mut end, mut quotes) = (None, Quotes::default());
         for (at, byte) in self.buffer.iter().enumerate() {
             if at >= 2 * PART && end.is_some() {
                 break;
             }
-            match byte {
-                b'"' => quoted = !quoted,
-                b'\n' if !quoted => end = Some(at + 1),
-                _ => {}
+            quotes = quotes.after(*byte);
+            if *byte == b'\n' && quotes != Quotes::Open {
+                end = Some(at + 1);
             }
         }
         end.or_else(|| last.then_some(self.buffer.len()))
@@ -178,6 +181,17 @@ mod tests {
         let parts = cut(Format::Csv, &format!("a\n{rows}"), 65_536);
         let bare: usize = parts.iter().map(|part| part.strip_prefix("a\n").unwrap().len()).sum();
         assert_eq!(bare, rows.len());
+    }
+
+    #[test]
+    fn a_quote_inside_of_a_field_opens_nothing() {
+        let rows = "1,5\" pipe\n2,\"a \"\"b\"\" \n c\"\n".repeat(200_000);
+        let parts = cut(Format::Csv, &format!("a,b\n{rows}"), 65_536);
+        assert!(parts.len() > 1);
+        for part in &parts {
+            let text = part.strip_prefix("a,b\n").unwrap();
+            assert!(text.starts_with("1,5") || text.starts_with("2,\"a"), "{}", &text[..20]);
+        }
     }
 
     #[test]

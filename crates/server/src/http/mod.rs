@@ -40,6 +40,7 @@ mod socket;
 mod sql;
 mod statements;
 mod streams;
+mod unpack;
 mod unread;
 mod views;
 

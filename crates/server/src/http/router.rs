@@ -13,11 +13,11 @@ use highwater_log::dead_letter::DEAD_LETTERS;
 use tower::ServiceBuilder;
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::CorsLayer;
-use tower_http::decompression::RequestDecompressionLayer;
 
 use super::edge::{self, Around};
 use super::problem::Problem;
 use super::routes::{Need, Needs, Routes};
+use super::unpack::unpacked;
 use super::{
     CallOptions, audit, claim, datalake, dead_letters, encryption, endpoints, erasures, events, health, jobs,
     keys, live, metrics, models, oidc, openapi, operate, pages, people, replay, search, sign_in, socket, sql,
@@ -166,11 +166,7 @@ pub fn is_built_in(path: &str) -> bool {
 /// Bodies of events: longer ones than others, and compressed ones.
 macro_rules! unpacked {
     () => {
-        ServiceBuilder::new()
-            .layer(DefaultBodyLimit::max(MAX_BODY))
-            // What we can't unpack is refused by the handler, with a reason.
-            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
-            .map_request(|request: Request<_>| request.map(Body::new))
+        ServiceBuilder::new().layer(DefaultBodyLimit::max(MAX_BODY)).map_request(unpacked)
     };
 }
 

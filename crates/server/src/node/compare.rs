@@ -15,7 +15,7 @@ use highwater_sql::adhoc::{self, Lens, table_relation};
 use highwater_sql::catalog::{Building, Catalog, Planned, StreamEntry, TableEntry};
 use highwater_sql::dialect::quoted;
 use highwater_sql::stream::TableRows;
-use highwater_sql::stream::table::Extent;
+use highwater_sql::stream::table::{Extent, LAST_UPDATED_AT};
 use serde::Serialize;
 
 use super::{Fixed, Node, QUERY_LIMITS};
@@ -113,7 +113,9 @@ impl Node {
             columns_removed: only(&known, &wanted),
             ..Compared::default()
         };
-        let common: Vec<String> = known.intersection(&wanted).map(|column| quoted(column)).collect();
+        // When a group was last folded says nothing of what it holds.
+        let common = known.intersection(&wanted).filter(|column| column.as_str() != LAST_UPDATED_AT);
+        let common: Vec<String> = common.map(|column| quoted(column)).collect();
         let relations =
             Arc::new(Fixed::several([("before".to_owned(), before.rows), ("after".to_owned(), after.rows)]));
         let count = "SELECT (SELECT count(*) FROM before) AS b, (SELECT count(*) FROM after) AS a";

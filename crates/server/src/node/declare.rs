@@ -205,24 +205,34 @@ impl Node {
         if columns.is_empty() {
             return Ok(());
         }
+        // A statement may have so many words.
+        for columns in columns.chunks(400) {
+            self.add_columns(&entry.schema.name, columns).await.or_else(|error| match error {
+                // Another call has brought the same columns a moment before.
+                DeclareError::Sql { .. }
+                    if inferred(self).is_some_and(|now| {
+                        infer::new_columns(&now.schema, &submission.body, submission.format).is_empty()
+                    }) =>
+                {
+                    Ok(())
+                }
+                error => Err(error),
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn add_columns(
+        self: &Arc<Self>,
+        stream: &StreamName,
+        columns: &[(String, &str)],
+    ) -> Result<(), DeclareError> {
         let added: Vec<String> =
             columns.iter().map(|(name, data_type)| format!("ADD COLUMN \"{name}\" {data_type}")).collect();
-        let text = format!("ALTER STREAM {} {}", entry.schema.name.public(), added.join(", "));
-        let script = Script { text, files: BTreeMap::new() };
+        let text = format!("ALTER STREAM {} {}", stream.public(), added.join(", "));
+        let leaf = self.leaf(&Principal::engine(), "declare", format!("stream:{}", stream.public()));
         // In a box: almost no call comes this far, and none should carry what it takes.
-        let leaf =
-            self.leaf(&Principal::engine(), "declare", format!("stream:{}", entry.schema.name.public()));
-        match Box::pin(self.declare(&script, &leaf, false)).await {
-            // Another call has brought the same columns a moment before.
-            Err(DeclareError::Sql { .. })
-                if inferred(self).is_some_and(|now| {
-                    infer::new_columns(&now.schema, &submission.body, submission.format).is_empty()
-                }) =>
-            {
-                Ok(())
-            }
-            outcome => outcome.map(|_| ()),
-        }
+        Box::pin(self.declare(&Script { text, files: BTreeMap::new() }, &leaf, false)).await.map(|_| ())
     }
 
     /// The new version of a statement takes the names, when it is still being built.

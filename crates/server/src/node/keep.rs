@@ -196,6 +196,11 @@ impl Node {
     /// data folder: `highwater serve --data COPY` brings up what was durable when this began, or later.
     pub async fn back_up(self: &Arc<Self>, to: &Path) -> anyhow::Result<u64> {
         ensure!(to.is_absolute(), "name the folder by its whole path: the node writes it");
+        ensure!(
+            !to.starts_with(std::path::absolute(&self.options.data)?),
+            "{} lies in the data folder; a backup belongs on another disk",
+            to.display()
+        );
         let empty = match std::fs::read_dir(to) {
             Ok(mut entries) => entries.next().is_none(),
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,

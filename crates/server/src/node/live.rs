@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use highwater_auth::{Asked, Identity};
 use highwater_event::json::rows_as_json;
-use highwater_event::{Offset, Partition, StreamPartition};
+use highwater_event::{Offset, Partition, StreamName, StreamPartition};
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{self, Lens, Limits, LiveQuery, QueryResult};
-use highwater_sql::dialect::{parse_live_query, sql_type};
+use highwater_sql::dialect::{Emit, parse_live_query, sql_type};
 use highwater_sql::{SqlError, StreamEntry};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{FORBIDDEN, Node, NodeRelations, Reader, is_shared};
+use super::{FORBIDDEN, Node, NodeRelations, Reader, is_shared, system};
 
 /// Rows of the log that are read for one update.
 const ROWS: usize = 4096;
@@ -51,7 +51,7 @@ pub struct Update {
 enum Start {
     Newest,
     Earliest,
-    Marks(BTreeMap<Partition, Offset>),
+    Marks(u32, BTreeMap<Partition, Offset>),
 }
 
 fn parse_start(text: Option<&str>) -> Result<Start, SqlError> {
@@ -60,6 +60,10 @@ fn parse_start(text: Option<&str>) -> Result<Start, SqlError> {
             "invalid_parameter",
             "from is \"earliest\", \"newest\", or the mark of an update, like 0:1234",
         )
+    };
+    let (version, text) = match text.and_then(|text| text.split_once('@')) {
+        Some((version, marks)) => (version.trim().parse().map_err(|_| wrong())?, Some(marks)),
+        None => (1, text),
     };
     match text.map(str::trim) {
         None | Some("" | "newest" | "latest") => Ok(Start::Newest),
@@ -71,14 +75,19 @@ fn parse_start(text: Option<&str>) -> Result<Start, SqlError> {
                 Ok((partition.parse().map_err(|_| wrong())?, offset.parse().map_err(|_| wrong())?))
             })
             .collect::<Result<_, _>>()
-            .map(Start::Marks),
+            .map(|marks| Start::Marks(version, marks)),
     }
 }
 
-fn show_marks(marks: &BTreeMap<Partition, Offset>) -> Option<String> {
+/// Marks as a reader gets them. Each version of a stream has offsets of its own, so that of a later one stands in front.
+fn show_marks(stream: &StreamName, marks: &BTreeMap<Partition, Offset>) -> Option<String> {
     let parts: Vec<String> =
         marks.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
-    (!parts.is_empty()).then(|| parts.join(","))
+    let version = match stream.version() {
+        1 => String::new(),
+        later => format!("{later}@"),
+    };
+    (!parts.is_empty()).then(|| version + &parts.join(","))
 }
 
 /// Starts a query and answers where its updates come out. It ends when nobody listens any more.
@@ -89,7 +98,11 @@ pub async fn follow(
     from: Option<&str>,
 ) -> Result<mpsc::Receiver<Update>, SqlError> {
     let start = parse_start(from)?;
-    let (query, _) = parse_live_query(sql)?;
+    let (query, emit) = parse_live_query(sql)?;
+    if emit == Emit::Final {
+        return Err(SqlError::new("unsupported_sql", "EMIT FINAL needs a table with a WINDOW")
+            .hint("follow such a table, or end the query with EMIT CHANGES"));
+    }
     let (updates, out) = mpsc::channel(4);
     let stream = adhoc::followed(&query).and_then(|name| node.catalog().streams.get(&name).cloned());
     let lens = match &stream {
@@ -106,7 +119,7 @@ pub async fn follow(
             LiveQuery::plan(&node.engine, &entry.schema, query.clone(), &lens, node.may_look_up(identity))
                 .await?
     {
-        let marks = begin(node, &entry, start);
+        let marks = begin(node, &entry, start)?;
         node.queries.spawn(follow_stream(
             node.clone(),
             (identity.clone(), lens),
@@ -124,21 +137,43 @@ pub async fn follow(
     Ok(out)
 }
 
-fn begin(node: &Node, entry: &StreamEntry, start: Start) -> BTreeMap<Partition, Offset> {
+fn begin(node: &Node, entry: &StreamEntry, start: Start) -> Result<BTreeMap<Partition, Offset>, SqlError> {
     let name = &entry.schema.name;
     let partitions = 0..entry.schema.options.partitions.max(1);
-    partitions
-        .map(|partition| {
-            let at = StreamPartition::new(name.clone(), partition);
-            let offset = match &start {
-                Start::Newest => node.log.end(&at),
-                Start::Earliest if entry.schema.options.lake => 0,
-                Start::Earliest => node.log.start(&at),
-                Start::Marks(marks) => marks.get(&partition).copied().unwrap_or(0),
-            };
-            (partition, offset)
-        })
-        .collect()
+    if let Start::Marks(version, marks) = &start {
+        if *version != name.version() {
+            return Err(replaced(name, "the mark is of another version of it"));
+        }
+        for (partition, offset) in marks {
+            let end = node.log.end(&StreamPartition::new(name.clone(), *partition));
+            if !partitions.contains(partition) || *offset > end {
+                let detail = format!(
+                    "{partition}:{offset} is no mark of \"{}\": it has none beyond {end}",
+                    name.public()
+                );
+                return Err(SqlError::new("invalid_parameter", detail).hint(
+                    "give the mark of an update of the same query, or begin with \"earliest\" or \"newest\"",
+                ));
+            }
+        }
+    }
+    let marks = partitions.map(|partition| {
+        let at = StreamPartition::new(name.clone(), partition);
+        let offset = match &start {
+            Start::Newest => node.log.end(&at),
+            Start::Earliest if entry.schema.options.lake => 0,
+            Start::Earliest => node.log.start(&at),
+            Start::Marks(_, marks) => marks.get(&partition).copied().unwrap_or(0),
+        };
+        (partition, offset)
+    });
+    Ok(marks.collect())
+}
+
+/// The stream is not the one that was followed.
+fn replaced(stream: &StreamName, why: &str) -> SqlError {
+    SqlError::new("stream_changed", format!("\"{}\" was replaced or dropped: {why}", stream.public()))
+        .hint("begin again with \"earliest\", or with \"newest\"")
 }
 
 fn columns(schema: &arrow::datatypes::Schema) -> Value {
@@ -156,31 +191,40 @@ async fn follow_stream(
 ) {
     let reader = RowReader::new(&entry.schema);
     let schema = live.schema();
-    let head = Update { kind: "columns", mark: show_marks(&marks), data: columns(&schema) };
+    let followed = &entry.schema.name;
+    let head = Update { kind: "columns", mark: show_marks(followed, &marks), data: columns(&schema) };
     if updates.send(head).await.is_err() {
         return;
     }
-    let growth = node.log.growth(std::slice::from_ref(&entry.schema.name));
+    // Declarations are rows of a stream, too.
+    let growth = node.log.growth(&[followed.clone(), system::partition().stream]);
     let name = entry.schema.name.at_version(1);
     loop {
         if !node.is_current(&identity) || node.lens(&identity, "stream", &name) != lens {
             let data = json!({"code": FORBIDDEN, "detail": CHANGED});
-            drop(updates.send(Update { kind: "error", mark: show_marks(&marks), data }).await);
+            drop(updates.send(Update { kind: "error", mark: show_marks(followed, &marks), data }).await);
             return;
         }
         match read_once(&node, &entry, &reader, &live, &mut marks).await {
             Ok(Some(rows)) => {
-                let update = Update { kind: "rows", mark: show_marks(&marks), data: rows };
+                let update = Update { kind: "rows", mark: show_marks(followed, &marks), data: rows };
                 if updates.send(update).await.is_err() {
                     return;
                 }
                 continue;
             }
+            // Everything was told; nothing comes to a version that nobody writes any more.
+            Ok(None) if !is_in_force(&node, followed) => {
+                let error = replaced(followed, "no row comes to this version of it any more");
+                let data = json!({"code": error.code, "detail": error.message, "hint": error.hint});
+                drop(updates.send(Update { kind: "error", mark: None, data }).await);
+                return;
+            }
             Ok(None) => {}
             Err(error) => {
                 let data = json!({"code": error.code, "detail": error.message});
                 // A reader that has gone needs no error.
-                drop(updates.send(Update { kind: "error", mark: show_marks(&marks), data }).await);
+                drop(updates.send(Update { kind: "error", mark: show_marks(followed, &marks), data }).await);
                 return;
             }
         }
@@ -188,13 +232,18 @@ async fn follow_stream(
             () = updates.closed() => return,
             () = growth.grown() => {}
             () = tokio::time::sleep(QUIET) => {
-                let quiet = Update { kind: "mark", mark: show_marks(&marks), data: Value::Null };
+                let quiet = Update { kind: "mark", mark: show_marks(followed, &marks), data: Value::Null };
                 if updates.send(quiet).await.is_err() {
                     return;
                 }
             }
         }
     }
+}
+
+fn is_in_force(node: &Node, stream: &StreamName) -> bool {
+    let entry = node.catalog().streams.get(&stream.at_version(1)).cloned();
+    entry.is_some_and(|entry| entry.schema.name == *stream)
 }
 
 /// Reads on until there are rows for the reader; `None` at the end of the log.

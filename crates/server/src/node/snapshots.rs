@@ -18,8 +18,8 @@ use super::{Node, rest};
 #[derive(Default)]
 pub struct Snapshots {
     lakes: BTreeMap<StreamName, LakeTable>,
-    /// Until when windows were closed in the newest snapshot.
-    closed: BTreeMap<StreamName, i64>,
+    /// What the newest snapshot shows: the table with its version, and until when its windows were closed.
+    shown: BTreeMap<StreamName, (StreamName, Option<i64>)>,
 }
 
 /// Writes snapshots until the node is gone.
@@ -36,7 +36,7 @@ pub async fn keep(node: Weak<Node>) {
 }
 
 async fn snapshot(node: &Arc<Node>, name: &StreamName, known: &mut Snapshots) -> anyhow::Result<()> {
-    let Snapshots { lakes, closed } = known;
+    let Snapshots { lakes, shown } = known;
     let Some(rows) = node.table(name) else { return Ok(()) };
     let lake = match lakes.entry(name.clone()) {
         std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
@@ -48,9 +48,13 @@ async fn snapshot(node: &Arc<Node>, name: &StreamName, known: &mut Snapshots) ->
     // The mark is read first: the snapshot may hold a little more than it says, never less.
     let view = node.driver.status(rows.program().name());
     let mark: u64 = view.map_or(0, |status| status.marks.values().sum());
-    // Windows that are shown when they close also close while no row comes.
-    let shown = rows.shown_until();
-    if mark as i64 <= lake.mark() && (shown.is_none() || closed.get(name) == shown.as_ref()) {
+    // Windows that are shown when they close also close while no row comes; and a statement that takes the place of another has read the same rows.
+    let shows = (rows.program().table().clone(), rows.shown_until());
+    let is_same = match shown.get(name) {
+        Some(last) => *last == shows,
+        None => shows.1.is_none(),
+    };
+    if mark as i64 <= lake.mark() && is_same && lake.has_columns(rows.program().schema())? {
         return Ok(());
     }
     let mut batches = rows.read(Extent::All).await?;
@@ -58,10 +62,8 @@ async fn snapshot(node: &Arc<Node>, name: &StreamName, known: &mut Snapshots) ->
         // The lake's tables are for other engines, which get what every reader gets.
         batches = masked(node, &rows, batches).await?;
     }
-    lake.replace(batches, mark as i64).await?;
-    if let Some(shown) = shown {
-        closed.insert(name.clone(), shown);
-    }
+    lake.replace(batches, rows.program().schema(), mark as i64).await?;
+    shown.insert(name.clone(), shows);
     Ok(())
 }
 
@@ -74,7 +76,7 @@ impl Node {
             return Ok(());
         }
         known.lakes.remove(name);
-        known.closed.remove(name);
+        known.shown.remove(name);
         let remove = move || std::fs::remove_dir_all(folder);
         self.machine.scheduler.work(remove).await??;
         snapshot(self, name, &mut known).await

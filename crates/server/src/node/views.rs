@@ -340,10 +340,11 @@ impl Node {
 
     /// The view that a caller names: `table:orders` is the version that has the name now.
     pub fn view_named(&self, name: &str) -> String {
-        let current = name.split_once(':').and_then(|(kind, bare)| {
+        let (kind, bare) = name.split_once(':').unwrap_or(("", name));
+        let current = StreamName::new(bare).ok().and_then(|bare| {
             let catalog = self.catalog();
-            let bare = StreamName::new(bare).ok()?;
             match kind {
+                "" => view_name(&catalog, &bare),
                 "lake" => catalog.streams.get(&bare).map(|entry| lake_view(&entry.schema.name)),
                 "search" => catalog.streams.get(&bare).map(|entry| search_view(&entry.schema.name)),
                 _ => view_name(&catalog, &bare).filter(|view| view.starts_with(kind)),

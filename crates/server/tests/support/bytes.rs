@@ -19,7 +19,10 @@ pub fn holding(folder: &Path, sought: &[Vec<u8>]) -> Vec<String> {
     let mut all = Vec::new();
     files(folder, &mut all);
     let mut by_length: BTreeMap<usize, HashSet<Vec<u8>>> = BTreeMap::new();
+    // Most places are none, by their first byte already.
+    let mut begins = [false; 256];
     for word in sought {
+        begins[usize::from(word[0].to_ascii_lowercase())] = true;
         by_length.entry(word.len()).or_default().insert(word.to_ascii_lowercase());
     }
     let mut holding = Vec::new();
@@ -33,8 +36,8 @@ pub fn holding(folder: &Path, sought: &[Vec<u8>]) -> Vec<String> {
         }
         bytes.make_ascii_lowercase();
         for (length, words) in &by_length {
-            let found: HashSet<&[u8]> =
-                bytes.windows(*length).filter(|window| words.contains(*window)).collect();
+            let fits = |window: &&[u8]| begins[usize::from(window[0])] && words.contains(*window);
+            let found: HashSet<&[u8]> = bytes.windows(*length).filter(fits).collect();
             holding.extend(
                 found.iter().map(|word| format!("{} in {}", String::from_utf8_lossy(word), path.display())),
             );

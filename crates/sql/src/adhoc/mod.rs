@@ -123,6 +123,9 @@ pub async fn query(
     }
     // EXPLAIN and DESCRIBE are DataFusion's; questions are parsed here, so that errors point at the word.
     let first = sql.split_whitespace().next().unwrap_or_default();
+    if first.is_empty() {
+        return Err(SqlError::new("invalid_sql", "the query is empty"));
+    }
     let statement =
         if ["explain", "describe", "desc", "show"].iter().any(|word| first.eq_ignore_ascii_case(word)) {
             check_statement(sql)?;
@@ -160,6 +163,21 @@ fn read_only() -> SqlError {
 
 /// Adds the nearest known name to an error about an unknown relation.
 fn with_nearest(error: SqlError, names: &[String]) -> SqlError {
+    let by_offset =
+        |name: &&&str| error.message.to_ascii_lowercase().starts_with(&format!("invalid function '{name}'"));
+    if let Some(name) = [EARLIEST_BY_OFFSET, LATEST_BY_OFFSET].iter().find(by_offset) {
+        let message = format!(
+            "{} is for declared tables: rows of a question come in no order",
+            name.to_ascii_uppercase()
+        );
+        let order = if *name == EARLIEST_BY_OFFSET { "" } else { " DESC" };
+        return SqlError {
+            code: "unsupported_sql",
+            message,
+            hint: Some(format!("write first_value(x ORDER BY _offset{order})")),
+            ..error
+        };
+    }
     let Some(missing) = error.message.strip_prefix("table '").and_then(|rest| rest.split('\'').next()) else {
         return error;
     };

@@ -631,6 +631,7 @@ impl Catalog {
     fn no_stream(&self, name: &StreamName) -> SqlError {
         let error = SqlError::new("stream_not_found", format!("no stream \"{name}\""));
         match nearest(name.as_str(), self.streams.keys().map(StreamName::as_str)) {
+            _ if self.tables.contains_key(name) => error.hint("there is a table of that name"),
             Some(near) => error.hint(format!("did you mean \"{near}\"?")),
             None => error,
         }
@@ -639,6 +640,7 @@ impl Catalog {
     fn no_table(&self, name: &StreamName) -> SqlError {
         let error = SqlError::new("relation_not_found", format!("no table \"{name}\""));
         match nearest(name.as_str(), self.tables.keys().map(StreamName::as_str)) {
+            _ if self.streams.contains_key(name) => error.hint("there is a stream of that name"),
             Some(near) => error.hint(format!("did you mean \"{near}\"?")),
             None => error,
         }

@@ -139,8 +139,49 @@ impl From<DataFusionError> for SqlError {
             .trim_start_matches("Schema error: ")
             .trim_start_matches("This feature is not implemented: ")
             .trim_start_matches("Resources exhausted: ")
+            .trim_start_matches("Internal error: ")
             .to_owned();
-        let hint = message.is_some().then(|| text.clone()).filter(|text| text.contains("Did you mean"));
+        if let DataFusionError::SQL(error, _) = root {
+            return Self::of_parser(error.to_string());
+        }
+        // The library takes types that a function does not have for a fault of its own.
+        if code == "internal" && text.contains("failed to match any signature") {
+            let message =
+                text.lines().next().unwrap_or_default().replace("No function matches", "no function matches");
+            let message =
+                message.split(" This issue was likely caused").next().unwrap_or_default().to_owned();
+            return Self {
+                code: "invalid_sql",
+                message,
+                hint: Some("cast the arguments to types that it takes".into()),
+                at,
+            };
+        }
+        let hint = match code {
+            "query_memory" => {
+                Some("select fewer columns, add a condition, or aggregate before joining and sorting".into())
+            }
+            _ if text.starts_with("Placeholder") => {
+                Some("give its value: `-p name=value`, or {\"parameters\": {\"name\": value}}".into())
+            }
+            _ => message.is_some().then(|| text.clone()).filter(|text| text.contains("Did you mean")),
+        };
         Self { code, message: message.unwrap_or(text), hint, at }
+    }
+}
+
+impl SqlError {
+    /// What the parser said: `… at Line: 1, Column: 5`.
+    fn of_parser(text: String) -> Self {
+        let text = text.trim_start_matches("sql parser error: ").to_owned();
+        let place = text.rsplit_once(" at Line: ").and_then(|(message, at)| {
+            let (line, column) = at.split_once(", Column: ")?;
+            let at = Place { line: line.parse().ok()?, column: column.trim().parse().ok()?, length: 1 };
+            Some((message.to_owned(), at))
+        });
+        match place {
+            Some((message, at)) => Self { at: Some(at), ..Self::new("invalid_sql", message) },
+            None => Self::new("invalid_sql", text),
+        }
     }
 }

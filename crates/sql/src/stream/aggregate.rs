@@ -178,11 +178,19 @@ impl Aggregate {
     /// would grow beyond its limit, is an error of the row.
     pub fn fits(&self, partial: &Partial, columns: &[Column], row: usize) -> bool {
         match partial {
-            Partial::Sum(sum @ (Value::Int(_) | Value::Decimal(_)))
-            | Partial::Average(sum @ (Value::Int(_) | Value::Decimal(_)), _)
-                if self.counts(columns, row) =>
-            {
+            Partial::Sum(sum @ (Value::Int(_) | Value::Decimal(_))) if self.counts(columns, row) => {
                 sum.plus(&self.argument(columns, row)).is_some()
+            }
+            Partial::Average(sum, count) if self.counts(columns, row) => {
+                let next = match (sum, self.argument(columns, row)) {
+                    (_, Value::Null) => return true,
+                    (Value::Null, first) => Some(first),
+                    (sum, value) => sum.plus(&value),
+                };
+                match next {
+                    Some(Value::Decimal(sum)) => self.average(sum, count + 1).is_some(),
+                    other => other.is_some(),
+                }
             }
             Partial::List(values) => values.len() < MAX_COLLECTED,
             Partial::Set(values) => values.len() < MAX_COLLECTED,
@@ -338,6 +346,20 @@ impl Aggregate {
         column(values.into_iter(), &self.output)
     }
 
+    /// The average of decimals, at the scale of the result; `None` when it does not fit.
+    fn average(&self, sum: i128, count: i64) -> Option<i128> {
+        let (DataType::Decimal128(_, from), DataType::Decimal128(precision, to)) =
+            (&self.input, &self.output)
+        else {
+            return None;
+        };
+        // The sum fits, but not always at the scale of the result: the wider type does the division.
+        let factor = i256::from_i128(10).checked_pow(u32::from((to - from).unsigned_abs()))?;
+        let scaled = i256::from_i128(sum).checked_mul(factor)?;
+        let average = scaled.checked_div(i256::from_i128(i128::from(count)))?.to_i128()?;
+        (average.unsigned_abs() < 10u128.checked_pow(u32::from(*precision))?).then_some(average)
+    }
+
     fn result(&self, partial: &Partial) -> Result<Value, ArrowError> {
         Ok(match partial {
             Partial::Count(count) => Value::Int(*count),
@@ -345,17 +367,8 @@ impl Aggregate {
             Partial::Average(_, 0) => Value::Null,
             Partial::Average(Value::Float(sum), count) => Value::Float(*sum / *count as f64),
             Partial::Average(Value::Decimal(sum), count) => {
-                let (DataType::Decimal128(_, from), DataType::Decimal128(_, to)) =
-                    (&self.input, &self.output)
-                else {
-                    return Err(ArrowError::ComputeError("AVG of a decimal is a decimal".into()));
-                };
-                // The sum fits, but not always at the scale of the result: the wider type does the division.
-                let factor = i256::from_i128(10).checked_pow(u32::from((to - from).unsigned_abs()));
-                let scaled = factor.and_then(|factor| i256::from_i128(*sum).checked_mul(factor));
-                let average =
-                    scaled.and_then(|scaled| scaled.checked_div(i256::from_i128(i128::from(*count))));
-                average.and_then(i256::to_i128).map_or(Value::Null, Value::Decimal)
+                // It fits: a row with which it would not was refused.
+                self.average(*sum, *count).map_or(Value::Null, Value::Decimal)
             }
             Partial::Moments(count, _, squares) => {
                 let Function::Spread { sample, root } = self.function else { return Ok(Value::Null) };
