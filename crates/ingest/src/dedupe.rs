@@ -244,8 +244,13 @@ impl DedupeIndex {
             }
         }
         let mut tables = tables(store.as_ref(), &table)?;
-        // The last one is not there yet.
-        tables.pop();
+        // The last one is not there yet. What a crash may have left in it is in no mark, and read again; a filter must not be: it would not know of
+        // what is read in another order this time.
+        if let Some(next) = tables.pop()
+            && store.get(&next, &filter_key(0))?.is_some()
+        {
+            store.clear(&next)?;
+        }
         let none_stored = marks.is_empty();
         let newest = tables.len() as u32 - 1;
         let mut generations = Vec::new();

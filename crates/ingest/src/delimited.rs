@@ -56,7 +56,7 @@ pub(crate) fn decode<'b>(
             return Err(BodyError::TooManyRows { limit });
         }
         // Only what comes last can be cut short.
-        let outcome = match end == body.len() && is_open(line) {
+        let outcome = match end == body.len() && is_open(&body[start..end]) {
             true => Err(RowError::new(
                 "malformed_csv",
                 "a quote is not closed: everything behind it would be one field; double a quote that belongs to a text",

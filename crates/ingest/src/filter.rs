@@ -4,7 +4,11 @@
 //! It is a Bloom filter in blocks of one cache line, so that a question costs one miss of the cache: two
 //! bytes a key. With more keys than it was made for, more parts are added and a question costs more.
 
+use std::borrow::Cow;
+
 use highwater_event::Digest128;
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bits that one key sets.
 const PROBES: u32 = 7;
@@ -25,14 +29,15 @@ pub struct Filter {
 
 #[derive(Clone)]
 struct Part {
-    words: Vec<u64>,
+    /// In an order of bytes that is the same on every machine: as they lie here they are stored.
+    words: Vec<U64>,
     room: usize,
 }
 
 impl Part {
     fn with_room(room: usize) -> Self {
         let blocks = (room * BITS_PER_KEY).div_ceil(BLOCK * 64);
-        Self { words: vec![0; blocks * BLOCK], room }
+        Self { words: vec![U64::ZERO; blocks * BLOCK], room }
     }
 
     /// The words of the key's block, by position, and the bits that it sets in them.
@@ -46,12 +51,6 @@ impl Part {
             (first + (bit >> 6) as usize, 1u64 << (bit & 63))
         })
     }
-}
-
-/// Little-endian words; `None` when there is no word, or half of one.
-fn words_of(bytes: &[u8]) -> Option<Vec<u64>> {
-    let (words, []) = bytes.as_chunks::<8>() else { return None };
-    (!words.is_empty()).then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
 }
 
 fn halves(key: &Digest128) -> (u64, u64) {
@@ -81,44 +80,48 @@ impl Filter {
         if let Some(part) = self.parts.last_mut() {
             part.room -= 1;
             for (word, bit) in part.places(key) {
-                part.words[word] |= bit;
+                part.words[word] |= U64::new(bit);
             }
         }
     }
 
     /// All of it in pieces, to be stored.
-    pub fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
-        let lengths = self.parts.iter().map(|part| part.words.len() as u64);
-        let rooms = self.parts.iter().map(|part| part.room as u64);
-        let head =
-            [self.keys as u64].into_iter().chain(lengths.zip(rooms).flat_map(|(words, room)| [words, room]));
-        let head = head.flat_map(u64::to_le_bytes).collect();
+    pub fn pieces(&self) -> impl Iterator<Item = Cow<'_, [u8]>> {
+        let sizes = self.parts.iter().flat_map(|part| [part.words.len(), part.room]);
+        let head: Vec<U64> =
+            [self.keys].into_iter().chain(sizes).map(|number| U64::new(number as u64)).collect();
         let words = self.parts.iter().flat_map(|part| part.words.chunks(PIECE / 8));
-        let words = words.map(|words| words.iter().flat_map(|word| word.to_le_bytes()).collect());
-        [head].into_iter().chain(words)
+        [Cow::Owned(head.as_bytes().to_vec())]
+            .into_iter()
+            .chain(words.map(|words| Cow::Borrowed(words.as_bytes())))
     }
 
     /// A filter of its pieces; `None` when they are not all of one.
     pub fn of_pieces(pieces: &mut dyn Iterator<Item = Vec<u8>>) -> Option<Self> {
-        let head = words_of(&pieces.next()?)?;
-        let (keys, sizes) = head.split_first()?;
+        let head = pieces.next()?;
+        let (keys, sizes) = <[U64]>::ref_from_bytes(&head).ok()?.split_first()?;
         let (sizes, []) = sizes.as_chunks::<2>() else { return None };
         let mut parts = Vec::with_capacity(sizes.len());
         for [length, room] in sizes {
-            let mut part = Part { words: Vec::new(), room: usize::try_from(*room).ok()? };
-            while (part.words.len() as u64) < *length {
-                part.words.append(&mut words_of(&pieces.next()?)?);
+            let length = usize::try_from(length.get()).ok().filter(|length| *length > 0)?;
+            let mut part = Part { words: Vec::new(), room: usize::try_from(room.get()).ok()? };
+            while part.words.len() < length {
+                let piece = pieces.next()?;
+                let words = <[U64]>::ref_from_bytes(&piece).ok().filter(|words| !words.is_empty())?;
+                part.words.extend_from_slice(words);
             }
-            let whole =
-                part.words.len() as u64 == *length && *length > 0 && part.words.len().is_multiple_of(BLOCK);
+            let whole = part.words.len() == length && length.is_multiple_of(BLOCK);
             whole.then(|| parts.push(part))?;
         }
-        (!parts.is_empty()).then_some(Self { parts, keys: usize::try_from(*keys).ok()? })
+        (!parts.is_empty()).then_some(Self { parts, keys: usize::try_from(keys.get()).ok()? })
     }
 
     /// False when the key was certainly never noted.
     pub fn may_hold(&self, key: &Digest128) -> bool {
-        self.parts.iter().rev().any(|part| part.places(key).all(|(word, bit)| part.words[word] & bit != 0))
+        self.parts
+            .iter()
+            .rev()
+            .any(|part| part.places(key).all(|(word, bit)| part.words[word].get() & bit != 0))
     }
 }
 
@@ -140,7 +143,7 @@ mod tests {
             assert!((0..count).all(|number| filter.may_hold(&key(number))));
             let wrong = (count..count + 100_000).filter(|number| filter.may_hold(&key(*number))).count();
             assert!(wrong < 500 * parts, "{wrong} of 100,000 others are held for known");
-            let again = Filter::of_pieces(&mut filter.pieces()).unwrap();
+            let again = Filter::of_pieces(&mut filter.pieces().map(Cow::into_owned)).unwrap();
             assert_eq!(again.keys(), filter.keys());
             assert!(
                 (0..2 * count).all(|number| again.may_hold(&key(number)) == filter.may_hold(&key(number)))
@@ -152,7 +155,7 @@ mod tests {
     fn a_filter_that_is_not_whole_is_none() {
         let mut filter = Filter::for_keys(20_000);
         (0..90_000).for_each(|number| filter.insert(&key(number)));
-        let pieces: Vec<Vec<u8>> = filter.pieces().collect();
+        let pieces: Vec<Vec<u8>> = filter.pieces().map(Cow::into_owned).collect();
         assert!(pieces.len() > 4 && pieces.iter().all(|piece| piece.len() <= PIECE));
         for left_out in 0..pieces.len() {
             let mut some = pieces.clone();

@@ -29,10 +29,10 @@ impl LakeTable {
         root.join("tables").join(name.public().to_ascii_uppercase())
     }
 
-    /// Opens a table's snapshots under the lake's root.
+    /// Opens a table's snapshots under the lake's root; each version of the table has a mark of its own.
     pub async fn open(root: &Path, name: StreamName, schema: &SchemaRef) -> Result<Self, LakeError> {
         let dir = Self::folder(root, &name);
-        let table = open_or_create(&dir, name.as_str(), schema, &[]).await?;
+        let table = open_or_create(&dir, name.at_version(1).as_str(), schema, &[]).await?;
         let id = application_id(&name);
         let mark =
             table.snapshot()?.transaction_version(table.log_store().as_ref(), &id).await?.unwrap_or(-1);
@@ -45,7 +45,7 @@ impl LakeTable {
     }
 
     /// Whether the newest snapshot has just these columns.
-    pub fn has_columns(&self, schema: &SchemaRef) -> Result<bool, LakeError> {
+    fn has_columns(&self, schema: &SchemaRef) -> Result<bool, LakeError> {
         let (known, wanted) = (self.table.snapshot()?.schema(), StructType::try_from_arrow(schema.as_ref())?);
         let names = |columns: &StructType| -> Vec<(String, DataType)> {
             columns.fields().map(|field| (field.name().clone(), field.data_type().clone())).collect()
@@ -62,7 +62,8 @@ impl LakeTable {
     ) -> Result<(), LakeError> {
         let mut table = self.table.clone();
         let mut changes = Vec::new();
-        let writer = if self.has_columns(schema)? {
+        let is_same = self.has_columns(schema)?;
+        let writer = if is_same {
             RecordBatchWriter::for_table(&table)?
         } else {
             let columns = StructType::try_from_arrow(schema.as_ref())?;
@@ -75,7 +76,11 @@ impl LakeTable {
             let columns = Arc::new((&columns).try_into_arrow()?);
             RecordBatchWriter::try_new(table.log_store().root_url(), columns, None, None)?
         };
-        let adds = write_files_by(writer, move || Ok(rows)).await?;
+        let mut adds = write_files_by(writer, move || Ok(rows)).await?;
+        if !is_same {
+            // This writer does not know of which columns statistics are exact.
+            adds.iter_mut().for_each(|file| file.stats = None);
+        }
         let log_store = table.log_store();
         let old: Vec<Action> = table
             .snapshot()?

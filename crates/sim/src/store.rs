@@ -21,13 +21,6 @@ enum Change {
     Clear(String),
 }
 
-impl Change {
-    /// Durable when it returns, and with it everything before it.
-    fn is_synced(&self) -> bool {
-        !matches!(self, Self::Batch(_))
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     content: Content,
@@ -84,10 +77,13 @@ impl SimStore {
     /// What is found after a crash: without some of the newest batches.
     pub fn after_crash(&self, chance: &SeededRandomness) -> SimStore {
         let state = self.state();
-        let synced = state.changes.iter().rposition(Change::is_synced).map_or(0, |at| at + 1);
+        let is_clear = |change: &Change| matches!(change, Change::Clear(_));
+        let synced = state.changes.iter().rposition(is_clear).map_or(0, |at| at + 1);
         let kept = synced + chance.below((state.changes.len() - synced) as u64 + 1) as usize;
         let mut content = Content::default();
-        state.changes[..kept].iter().for_each(|change| content.apply(change));
+        // A load is durable when it returns, the batches before it need not be.
+        let stay = |(at, change): &(usize, &Change)| *at < kept || matches!(change, Change::Load(..));
+        state.changes.iter().enumerate().filter(stay).for_each(|(_, change)| content.apply(change));
         // What was durable stays so: it is the first change of the next life.
         let batch = KeyedBatch {
             puts: content
@@ -104,7 +100,7 @@ impl SimStore {
                 .map(|((view, partition), mark)| ((view.as_str().into(), *partition), *mark))
                 .collect(),
         };
-        let changes = vec![Change::Batch(batch), Change::Load(String::new(), Vec::new())];
+        let changes = vec![Change::Batch(batch), Change::Clear(String::new())];
         SimStore(Arc::new(Mutex::new(State { content, changes, failing: false })))
     }
 

@@ -113,8 +113,7 @@ impl Parts {
             match &self.header {
                 Some(header) => part.splice(..0, header.iter().copied()).for_each(drop),
                 None => {
-                    let end = part.iter().position(|byte| *byte == b'\n').map_or(part.len(), |at| at + 1);
-                    self.header = Some(part[..end].to_vec());
+                    self.header = Some(first_record(&part).to_vec());
                 }
             }
         }
@@ -151,6 +150,17 @@ impl Parts {
     }
 }
 
+/// The first record of CSV that is not empty, with its end of line.
+fn first_record(part: &[u8]) -> &[u8] {
+    let begin = part.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
+    let mut quotes = Quotes::default();
+    let end = part[begin..].iter().position(|byte| {
+        quotes = quotes.after(*byte);
+        *byte == b'\n' && quotes != Quotes::Open
+    });
+    &part[begin..end.map_or(part.len(), |at| begin + at + 1)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +191,15 @@ mod tests {
         let parts = cut(Format::Csv, &format!("a\n{rows}"), 65_536);
         let bare: usize = parts.iter().map(|part| part.strip_prefix("a\n").unwrap().len()).sum();
         assert_eq!(bare, rows.len());
+    }
+
+    #[test]
+    fn every_part_has_the_line_of_names() {
+        for header in ["a,b\n", "\n\r\na,b\n", "\"a\nb\",c\n"] {
+            let parts = cut(Format::Csv, &format!("{header}{}", "1,2\n".repeat(2_000_000)), 65_536);
+            assert!(parts.len() > 1);
+            assert!(parts[1..].iter().all(|part| part.starts_with(header.trim_start())), "{header:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,8 @@ const CHUNK: usize = 64 << 10;
 /// The request with its body unpacked. What we can't unpack is left as it is; the handler refuses it, with a reason.
 pub fn unpacked(mut request: Request) -> Request {
     let Some(encoding) = request.headers().get(header::CONTENT_ENCODING) else { return request };
-    let (is_gzip, is_zstd) = (encoding == "gzip" || encoding == "x-gzip", encoding == "zstd");
+    let is = |name: &str| encoding.as_bytes().eq_ignore_ascii_case(name.as_bytes());
+    let (is_gzip, is_zstd) = (is("gzip") || is("x-gzip"), is("zstd"));
     if !is_gzip && !is_zstd {
         return request;
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::problem::{Answer, Problem};
-use crate::node::{EVENTS, Node};
+use crate::node::{EVENTS, Node, unreadable};
 
 /// Every view with mark, lag, rate, state and last error.
 #[utoipa::path(get, path = "/api/v1/views", tag = "views", responses((status = 200, description = "the views")))]
@@ -68,7 +68,7 @@ fn waiting(node: &Node, view: &ViewStatus) -> Result<f64, SqlError> {
             continue;
         }
         let next = node.log().read(&at, mark.max(node.log().start(&at)), 1);
-        let next = next.map_err(|error| SqlError::new("damaged_log", error.to_string()))?;
+        let next = next.map_err(unreadable)?;
         oldest = oldest.into_iter().chain(next.first().map(|batch| batch.recorded_at)).min();
     }
     let now = node.machine.clock.now_micros();

@@ -114,7 +114,9 @@ impl Node {
             ..Compared::default()
         };
         // When a group was last folded says nothing of what it holds.
-        let common = known.intersection(&wanted).filter(|column| column.as_str() != LAST_UPDATED_AT);
+        let is_told =
+            |column: &&&String| matches!(pair, Pair::Stream(..)) || column.as_str() != LAST_UPDATED_AT;
+        let common = known.intersection(&wanted).filter(is_told);
         let common: Vec<String> = common.map(|column| quoted(column)).collect();
         let relations =
             Arc::new(Fixed::several([("before".to_owned(), before.rows), ("after".to_owned(), after.rows)]));

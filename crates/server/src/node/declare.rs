@@ -200,26 +200,22 @@ impl Node {
             let entry = node.catalog().streams.get(&submission.stream.at_version(1)).cloned();
             entry.filter(|entry| entry.schema.options.inferred)
         };
-        let Some(entry) = inferred(self) else { return Ok(()) };
-        let columns = infer::new_columns(&entry.schema, &submission.body, submission.format);
-        if columns.is_empty() {
-            return Ok(());
+        let mut before = usize::MAX;
+        loop {
+            let Some(entry) = inferred(self) else { return Ok(()) };
+            let columns = infer::new_columns(&entry.schema, &submission.body, submission.format);
+            if columns.is_empty() {
+                return Ok(());
+            }
+            // A statement may have so many words.
+            let some = &columns[..columns.len().min(400)];
+            match self.add_columns(&entry.schema.name, some).await {
+                // Another call has brought some of the same columns a moment before.
+                Err(DeclareError::Sql { .. }) if columns.len() < before => {}
+                added => added?,
+            }
+            before = columns.len();
         }
-        // A statement may have so many words.
-        for columns in columns.chunks(400) {
-            self.add_columns(&entry.schema.name, columns).await.or_else(|error| match error {
-                // Another call has brought the same columns a moment before.
-                DeclareError::Sql { .. }
-                    if inferred(self).is_some_and(|now| {
-                        infer::new_columns(&now.schema, &submission.body, submission.format).is_empty()
-                    }) =>
-                {
-                    Ok(())
-                }
-                error => Err(error),
-            })?;
-        }
-        Ok(())
     }
 
     async fn add_columns(

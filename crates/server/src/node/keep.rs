@@ -196,8 +196,11 @@ impl Node {
     /// data folder: `highwater serve --data COPY` brings up what was durable when this began, or later.
     pub async fn back_up(self: &Arc<Self>, to: &Path) -> anyhow::Result<u64> {
         ensure!(to.is_absolute(), "name the folder by its whole path: the node writes it");
+        // The nearest folder that is there says where it lies, whatever it is called.
+        let there = to.ancestors().find_map(|folder| folder.canonicalize().ok());
+        let data = self.options.data.canonicalize()?;
         ensure!(
-            !to.starts_with(std::path::absolute(&self.options.data)?),
+            !there.is_some_and(|there| there.starts_with(data)),
             "{} lies in the data folder; a backup belongs on another disk",
             to.display()
         );

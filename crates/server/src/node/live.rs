@@ -21,12 +21,14 @@ use highwater_sql::{SqlError, StreamEntry};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{FORBIDDEN, Node, NodeRelations, Reader, is_shared, system};
+use super::{FORBIDDEN, Node, NodeRelations, Reader, is_shared, unreadable};
 
 /// Rows of the log that are read for one update.
 const ROWS: usize = 4096;
 /// The shortest time between two answers of a query that is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
+/// How long a change of what is in force may go unnoticed.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often a reader hears of the mark when no row is for it.
 const QUIET: Duration = Duration::from_secs(10);
 /// Rows that an answer may hold which is compared with the one before.
@@ -197,7 +199,8 @@ async fn follow_stream(
         return;
     }
     // Declarations are rows of a stream, too.
-    let growth = node.log.growth(&[followed.clone(), system::partition().stream]);
+    let growth = node.log.growth(std::slice::from_ref(followed));
+    let mut told = std::time::Instant::now();
     let name = entry.schema.name.at_version(1);
     loop {
         if !node.is_current(&identity) || node.lens(&identity, "stream", &name) != lens {
@@ -205,16 +208,19 @@ async fn follow_stream(
             drop(updates.send(Update { kind: "error", mark: show_marks(followed, &marks), data }).await);
             return;
         }
+        // Asked before the log is read: what it was written while it was in force is told.
+        let was_in_force = is_in_force(&node, followed);
         match read_once(&node, &entry, &reader, &live, &mut marks).await {
             Ok(Some(rows)) => {
                 let update = Update { kind: "rows", mark: show_marks(followed, &marks), data: rows };
                 if updates.send(update).await.is_err() {
                     return;
                 }
+                told = std::time::Instant::now();
                 continue;
             }
             // Everything was told; nothing comes to a version that nobody writes any more.
-            Ok(None) if !is_in_force(&node, followed) => {
+            Ok(None) if !was_in_force => {
                 let error = replaced(followed, "no row comes to this version of it any more");
                 let data = json!({"code": error.code, "detail": error.message, "hint": error.hint});
                 drop(updates.send(Update { kind: "error", mark: None, data }).await);
@@ -231,7 +237,12 @@ async fn follow_stream(
         tokio::select! {
             () = updates.closed() => return,
             () = growth.grown() => {}
-            () = tokio::time::sleep(QUIET) => {
+            // Whether it is in force, and what the reader may see, is looked at although no row comes.
+            () = tokio::time::sleep(LOOK) => {
+                if told.elapsed() < QUIET {
+                    continue;
+                }
+                told = std::time::Instant::now();
                 let quiet = Update { kind: "mark", mark: show_marks(followed, &marks), data: Value::Null };
                 if updates.send(quiet).await.is_err() {
                     return;
@@ -254,13 +265,12 @@ async fn read_once(
     live: &LiveQuery,
     marks: &mut BTreeMap<Partition, Offset>,
 ) -> Result<Option<Value>, SqlError> {
-    let damaged = |error: highwater_log::ReadError| SqlError::new("damaged_log", error.to_string());
     let internal = |error: arrow::error::ArrowError| SqlError::new("internal", error.to_string());
     loop {
         let mut moved = false;
         for (partition, mark) in marks.iter_mut() {
             let at = StreamPartition::new(entry.schema.name.clone(), *partition);
-            let batches = node.log.read(&at, *mark, ROWS).map_err(damaged)?;
+            let batches = node.log.read(&at, *mark, ROWS).map_err(unreadable)?;
             let batches: Vec<_> = batches.into_iter().filter_map(|batch| batch.from_offset(*mark)).collect();
             let Some(end) = batches.last().map(highwater_log::LogBatch::end) else { continue };
             moved = true;

@@ -79,7 +79,7 @@ pub use people::{
     ChangeError, FIRST_ADMINISTRATOR, FORBIDDEN, Known, People, ProviderOptions, needs, network,
 };
 pub use publish::{Destination, PublishOptions};
-pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared};
+pub use relations::{Fixed, NodeRelations, Reader, StreamSnapshot, is_shared, unreadable};
 pub use remembered::Remembered;
 pub use secrets::{replace, replace_secret};
 pub use system::{EVENTS, SYSTEM};

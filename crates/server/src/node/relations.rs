@@ -10,8 +10,11 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::ScalarValue;
 use highwater_auth::{Asked, Identity};
 use highwater_event::identity::HOME;
-use highwater_event::{Offset, Partition, StreamName, StreamPartition, StreamSchema, columns, planted, time};
+use highwater_event::{
+    Offset, Partition, Reaction, StreamName, StreamPartition, StreamSchema, columns, planted, time,
+};
 use highwater_lake::{LakeFiles, Moment};
+use highwater_log::ReadError;
 use highwater_log::audit::AUDIT;
 use highwater_log::dead_letter::{DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::reader::RowReader;
@@ -107,6 +110,16 @@ const NEWEST: &str = "$newest";
 const MAX_HOT_BYTES: usize = 1 << 30;
 /// Rows that are read from the log at a time.
 const READ_ROWS: usize = 64 * 1024;
+/// Rows of the log can't be read.
+pub fn unreadable(error: ReadError) -> SqlError {
+    let code = match error.reaction() {
+        Reaction::Integrity => "damaged_log",
+        Reaction::Retry => "log_unavailable",
+        _ => "internal",
+    };
+    SqlError::new(code, error.to_string())
+}
+
 /// What is past its retention is told by the minute.
 pub(super) const MINUTE: i64 = 60_000_000;
 
@@ -367,10 +380,7 @@ impl Node {
             let mut next = from.get(&partition).copied().unwrap_or(0).max(self.log.start(&at));
             let end = self.log.end(&at);
             while next < end && limit.is_none_or(|limit| count < limit) {
-                let batches = self
-                    .log
-                    .read(&at, next, READ_ROWS)
-                    .map_err(|error| SqlError::new("damaged_log", error.to_string()))?;
+                let batches = self.log.read(&at, next, READ_ROWS).map_err(unreadable)?;
                 if batches.is_empty() {
                     break;
                 }

@@ -17,9 +17,18 @@ use super::{Node, rest};
 /// What is known of the tables in the lake.
 #[derive(Default)]
 pub struct Snapshots {
+    /// By the name of the table with its version: a statement that takes the place of another begins anew, over the same snapshots.
     lakes: BTreeMap<StreamName, LakeTable>,
-    /// What the newest snapshot shows: the table with its version, and until when its windows were closed.
-    shown: BTreeMap<StreamName, (StreamName, Option<i64>)>,
+    /// Until when windows were closed in the newest snapshot.
+    closed: BTreeMap<StreamName, i64>,
+}
+
+impl Snapshots {
+    /// Forgets what is known of a table.
+    fn forget(&mut self, name: &StreamName) {
+        self.lakes.retain(|known, _| known.public() != name.public());
+        self.closed.retain(|known, _| known.public() != name.public());
+    }
 }
 
 /// Writes snapshots until the node is gone.
@@ -36,25 +45,21 @@ pub async fn keep(node: Weak<Node>) {
 }
 
 async fn snapshot(node: &Arc<Node>, name: &StreamName, known: &mut Snapshots) -> anyhow::Result<()> {
-    let Snapshots { lakes, shown } = known;
     let Some(rows) = node.table(name) else { return Ok(()) };
-    let lake = match lakes.entry(name.clone()) {
-        std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-        std::collections::btree_map::Entry::Vacant(entry) => {
-            let root = node.options.data.join("lake");
-            entry.insert(LakeTable::open(&root, name.clone(), rows.program().schema()).await?)
-        }
-    };
+    let table = rows.program().table().clone();
+    if !known.lakes.contains_key(&table) {
+        known.forget(&table);
+        let root = node.options.data.join("lake");
+        let lake = LakeTable::open(&root, table.clone(), rows.program().schema()).await?;
+        known.lakes.insert(table.clone(), lake);
+    }
+    let Some(lake) = known.lakes.get_mut(&table) else { return Ok(()) };
     // The mark is read first: the snapshot may hold a little more than it says, never less.
     let view = node.driver.status(rows.program().name());
     let mark: u64 = view.map_or(0, |status| status.marks.values().sum());
-    // Windows that are shown when they close also close while no row comes; and a statement that takes the place of another has read the same rows.
-    let shows = (rows.program().table().clone(), rows.shown_until());
-    let is_same = match shown.get(name) {
-        Some(last) => *last == shows,
-        None => shows.1.is_none(),
-    };
-    if mark as i64 <= lake.mark() && is_same && lake.has_columns(rows.program().schema())? {
+    // Windows that are shown when they close also close while no row comes.
+    let shown = rows.shown_until();
+    if mark as i64 <= lake.mark() && (shown.is_none() || known.closed.get(&table) == shown.as_ref()) {
         return Ok(());
     }
     let mut batches = rows.read(Extent::All).await?;
@@ -63,7 +68,9 @@ async fn snapshot(node: &Arc<Node>, name: &StreamName, known: &mut Snapshots) ->
         batches = masked(node, &rows, batches).await?;
     }
     lake.replace(batches, rows.program().schema(), mark as i64).await?;
-    shown.insert(name.clone(), shows);
+    if let Some(shown) = shown {
+        known.closed.insert(table, shown);
+    }
     Ok(())
 }
 
@@ -75,8 +82,7 @@ impl Node {
         if !folder.exists() {
             return Ok(());
         }
-        known.lakes.remove(name);
-        known.shown.remove(name);
+        known.forget(name);
         let remove = move || std::fs::remove_dir_all(folder);
         self.machine.scheduler.work(remove).await??;
         snapshot(self, name, &mut known).await

@@ -110,6 +110,7 @@ impl Words {
                     error.hint("supported: ADD COLUMN name type, SET (retention = …, aliases = …, hidden = …, idle_timeout = …); columns are never renamed or removed")
                 })?;
                 self.take("COLUMN");
+                self.refuse_if()?;
                 let token = self.parser.peek_token();
                 let column = self.column()?;
                 if !column.nullable {

@@ -70,7 +70,7 @@ impl SqlError {
             "already_exists" | "in_use" | "being_replaced" => Reaction::Conflict,
             "internal" => Reaction::CallOperator,
             "damaged_log" => Reaction::Integrity,
-            "query_timeout" | "query_memory" => Reaction::Retry,
+            "query_timeout" | "query_memory" | "log_unavailable" => Reaction::Retry,
             _ => Reaction::FixRequest,
         }
     }
@@ -164,9 +164,21 @@ impl From<DataFusionError> for SqlError {
             _ if text.starts_with("Placeholder") => {
                 Some("give its value: `-p name=value`, or {\"parameters\": {\"name\": value}}".into())
             }
-            _ => message.is_some().then(|| text.clone()).filter(|text| text.contains("Did you mean")),
+            _ => message.is_some().then(|| shortened(&text)).filter(|text| text.contains("Did you mean")),
         };
         Self { code, message: message.unwrap_or(text), hint, at }
+    }
+}
+
+/// A stream may have a thousand columns, and the library names all of them.
+fn shortened(text: &str) -> String {
+    match text.split_once("\nValid fields are ") {
+        Some((before, fields)) if fields.len() > 400 => {
+            let end =
+                fields.char_indices().take(400).filter(|(_, c)| *c == ',').last().map_or(0, |(at, _)| at);
+            format!("{before}\nThe first columns are {}, …; DESCRIBE lists all", &fields[..end])
+        }
+        _ => text.to_owned(),
     }
 }
 

@@ -191,7 +191,7 @@ impl Words {
     }
 
     /// IF NOT EXISTS, which people know from elsewhere.
-    fn refuse_if(&mut self) -> Result<(), SqlError> {
+    pub(super) fn refuse_if(&mut self) -> Result<(), SqlError> {
         let [first, second] = self.parser.peek_tokens_with_location();
         if Self::is(&first.token, "IF") && Self::is(&second.token, "NOT") {
             return Err(SqlError::unsupported("IF NOT EXISTS is not needed")

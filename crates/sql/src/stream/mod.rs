@@ -27,6 +27,10 @@ pub fn show_duration(micros: i64) -> String {
         (1_000, "MILLISECOND"),
     ];
     let unit = UNITS.into_iter().find(|(length, _)| micros != 0 && micros % length == 0);
+    // What is computed is seldom a whole number of anything.
+    if micros > 1_000_000 && unit.is_none_or(|(length, _)| length < 1_000_000) {
+        return format!("{} SECONDS", micros as f64 / 1e6);
+    }
     let (length, name) = unit.unwrap_or((1, "MICROSECOND"));
     let number = micros / length;
     format!("{number} {name}{}", if number == 1 { "" } else { "S" })

@@ -44,7 +44,7 @@ use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::{bulk, events, jobs, streams};
 use crate::node::jobs::Alone;
-use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader, is_shared};
+use crate::node::{Node, NodeRelations, QUERY_LIMITS, Reader, is_shared, unreadable};
 
 pub use self::again::{AgainJob, answer as answer_declared};
 pub use self::job::ReplayJob;
@@ -420,7 +420,7 @@ impl Replay {
                     left = there;
                     continue;
                 }
-                Err(error) => return Err(Problem::from(SqlError::new("damaged_log", error.to_string()))),
+                Err(error) => return Err(unreadable(error).into()),
             };
             let Some(end) = batches.last().map(LogBatch::end).filter(|end| *end > first) else {
                 totals.gone += left.len() as u64;
