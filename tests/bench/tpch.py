@@ -126,7 +126,7 @@ def main():
     data = options.folder / "node"
     is_new = not data.exists()
     if is_new:
-        subprocess.run(["tpchgen-cli", "-s", options.scale, "--format", "csv", "--output-dir", str(options.folder)], check=True)
+        subprocess.run(["tpchgen-cli", "csv", "-s", options.scale, "-o", str(options.folder)], check=True)
     node = Node(options.program, data)
     try:
         if is_new:
