@@ -50,4 +50,4 @@ nightly:
 	HIGHWATER_FUZZ=1000000 $(CARGO) test --workspace --test fuzz
 	HIGHWATER_CYCLES=200 bash tests/planted.sh
 	$(CARGO) build --workspace --locked && bash tests/conformance/run.sh
-	cd fuzz && for target in decode journal sql; do $(CARGO) +nightly fuzz run --features sql $$target -- -max_total_time=1800 || exit 1; done
+	cd fuzz && for target in decode journal trail credentials sql; do $(CARGO) +nightly fuzz run --features sql,credentials $$target -- -max_total_time=1800 || exit 1; done
