@@ -139,23 +139,26 @@ impl From<DataFusionError> for SqlError {
             .trim_start_matches("Schema error: ")
             .trim_start_matches("This feature is not implemented: ")
             .trim_start_matches("Resources exhausted: ")
-            .trim_start_matches("Internal error: ")
             .to_owned();
         if let DataFusionError::SQL(error, _) = root {
             return Self::of_parser(error.to_string());
         }
-        // The library takes types that a function does not have for a fault of its own.
-        if code == "internal" && text.contains("failed to match any signature") {
-            let message =
-                text.lines().next().unwrap_or_default().replace("No function matches", "no function matches");
-            let message =
-                message.split(" This issue was likely caused").next().unwrap_or_default().to_owned();
-            return Self {
-                code: "invalid_sql",
-                message,
-                hint: Some("cast the arguments to types that it takes".into()),
-                at,
-            };
+        // The library takes types that a function does not have for a fault of its own, and lists all that it has.
+        if let Some((_, call)) = text.split_once("the given name and argument types '") {
+            const NAMES: [(&str, &str); 7] = [
+                ("Utf8View", "TEXT"),
+                ("Utf8", "TEXT"),
+                ("Int64", "BIGINT"),
+                ("Int32", "INT"),
+                ("Float64", "DOUBLE"),
+                ("Date32", "DATE"),
+                ("Boolean", "BOOLEAN"),
+            ];
+            let call = call.split('\'').next().unwrap_or_default().to_owned();
+            let call = NAMES.into_iter().fold(call, |call, (theirs, ours)| call.replace(theirs, ours));
+            let message = format!("there is no {call}: the function does not take these types");
+            let hint = Some("CAST its arguments to types that it takes".into());
+            return Self { code: "invalid_sql", message, hint, at };
         }
         let hint = match code {
             "query_memory" => {
