@@ -16,7 +16,7 @@ use highwater_log::reader::{RowReader, each_batch};
 use highwater_log::{Append, Commit, Log, ReadError};
 use highwater_sql::SqlError;
 
-use super::{ChangeError, Leaf, Node};
+use super::{ChangeError, Leaf, Node, unreadable};
 
 /// What became of dead letters.
 pub const RESOLUTIONS: &str = "_resolutions";
@@ -70,10 +70,6 @@ impl Resolution<'_> {
     }
 }
 
-fn damaged(error: impl std::fmt::Display) -> SqlError {
-    SqlError::new("damaged_log", error.to_string())
-}
-
 /// The letter in a row of `_dead_letters` as readers see them.
 fn letter_of(rows: &RecordBatch, row: usize) -> Option<DeadLetter> {
     let column = |name: &str| rows.column_by_name(name).filter(|column| column.is_valid(row));
@@ -115,7 +111,7 @@ impl Resolved {
             let letters = letters.and_then(|column| column.as_primitive_opt::<Int64Type>());
             self.letters.extend(letters.into_iter().flatten().flatten().map(|letter| letter as Offset));
         })
-        .map_err(damaged)?;
+        .map_err(unreadable)?;
         Ok(self.letters.contains(&letter))
     }
 }
@@ -129,12 +125,13 @@ impl Node {
         }
         let batches = match self.log.read(&at, id, 1) {
             Err(ReadError::Retired { .. }) => return Ok(None),
-            outcome => outcome.map_err(damaged)?,
+            outcome => outcome.map_err(unreadable)?,
         };
         let reader = RowReader::new(&dead_letter::schema(DEAD_LETTERS));
         for batch in batches {
             let Some(batch) = batch.from_offset(id).filter(|batch| batch.base == id) else { continue };
-            let rows = reader.read(0, &batch).map_err(damaged)?;
+            let rows = reader.read(0, &batch);
+            let rows = rows.map_err(|error| SqlError::new("damaged_log", error.to_string()))?;
             return Ok(letter_of(&rows, 0));
         }
         Ok(None)

@@ -198,7 +198,6 @@ async fn follow_stream(
     if updates.send(head).await.is_err() {
         return;
     }
-    // Declarations are rows of a stream, too.
     let growth = node.log.growth(std::slice::from_ref(followed));
     let mut told = std::time::Instant::now();
     let name = entry.schema.name.at_version(1);
@@ -208,7 +207,7 @@ async fn follow_stream(
             drop(updates.send(Update { kind: "error", mark: show_marks(followed, &marks), data }).await);
             return;
         }
-        // Asked before the log is read: what it was written while it was in force is told.
+        // Asked before the log is read: what was written while it was in force is told.
         let was_in_force = is_in_force(&node, followed);
         match read_once(&node, &entry, &reader, &live, &mut marks).await {
             Ok(Some(rows)) => {

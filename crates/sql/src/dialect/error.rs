@@ -141,7 +141,9 @@ impl From<DataFusionError> for SqlError {
             .trim_start_matches("Resources exhausted: ")
             .to_owned();
         if let DataFusionError::SQL(error, _) = root {
-            return Self::of_parser(error.to_string());
+            let said = error.to_string();
+            let (message, at) = placed(said.trim_start_matches("sql parser error: "));
+            return Self { at, ..Self::new("invalid_sql", message) };
         }
         // The library takes types that a function does not have for a fault of its own, and lists all that it has.
         if let Some((_, call)) = text.split_once("the given name and argument types '") {
@@ -185,18 +187,11 @@ fn shortened(text: &str) -> String {
     }
 }
 
-impl SqlError {
-    /// What the parser said: `… at Line: 1, Column: 5`.
-    fn of_parser(text: String) -> Self {
-        let text = text.trim_start_matches("sql parser error: ").to_owned();
-        let place = text.rsplit_once(" at Line: ").and_then(|(message, at)| {
-            let (line, column) = at.split_once(", Column: ")?;
-            let at = Place { line: line.parse().ok()?, column: column.trim().parse().ok()?, length: 1 };
-            Some((message.to_owned(), at))
-        });
-        match place {
-            Some((message, at)) => Self { at: Some(at), ..Self::new("invalid_sql", message) },
-            None => Self::new("invalid_sql", text),
-        }
-    }
+/// What the parser said, and where: it appends the place as text, `… at Line: 1, Column: 5`, and we point at it instead.
+pub(super) fn placed(message: &str) -> (&str, Option<Place>) {
+    let Some((head, tail)) = message.rsplit_once(" at Line: ") else { return (message, None) };
+    let place = tail.split_once(", Column: ").and_then(|(line, column)| {
+        Some(Place { line: line.parse().ok()?, column: column.parse().ok()?, length: 1 })
+    });
+    (head, place)
 }

@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Toke
 use highwater_event::StreamName;
 
 use super::clauses::{Emit, cut_emit};
-use super::error::{Place, SqlError};
+use super::error::{Place, SqlError, placed};
 use super::statement::{Declared, Statement};
 
 /// Tokens of one statement. A longer chain of operators would be nested as deeply as it is long, beyond
@@ -253,22 +253,13 @@ fn syntax_error(parser: &Parser<'_>, error: ParserError) -> SqlError {
         ParserError::ParserError(message) | ParserError::TokenizerError(message) => message,
         ParserError::RecursionLimitExceeded => "the statement is nested too deeply".into(),
     };
-    // sqlparser appends the place as text; we point at it instead.
-    let (message, place) = match message.rsplit_once(" at Line: ") {
-        Some((head, tail)) => {
-            let place = tail
-                .split_once(", Column: ")
-                .and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?)));
-            (head.to_owned(), place)
-        }
-        None => (message, None),
-    };
+    let (message, place) = placed(&message);
     let message = message
         .replacen("Expected: ", "expected ", 1)
         .replace("found: EOF", "found the end of the statement");
     let error = SqlError::new("invalid_sql", message);
     match place {
-        Some((line, column)) => SqlError { at: Some(Place { line, column, length: 1 }), ..error },
+        Some(_) => SqlError { at: place, ..error },
         None => error.at(token.span),
     }
 }

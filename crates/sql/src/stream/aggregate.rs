@@ -64,6 +64,8 @@ pub enum Function {
 
 /// Values that one state may collect; a row beyond is set apart.
 const MAX_COLLECTED: usize = 1_000_000;
+/// A sum of decimals below this has an average that fits: AVG adds four digits to at most 38, and where the values have 34 or fewer it always fits.
+const SMALL_SUM: u128 = 10u128.pow(34);
 
 /// An aggregate of a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,14 +184,14 @@ impl Aggregate {
                 sum.plus(&self.argument(columns, row)).is_some()
             }
             Partial::Average(sum, count) if self.counts(columns, row) => {
-                let next = match (sum, self.argument(columns, row)) {
-                    (_, Value::Null) => return true,
-                    (Value::Null, first) => Some(first),
-                    (sum, value) => sum.plus(&value),
-                };
-                match next {
-                    Some(Value::Decimal(sum)) => self.average(sum, count + 1).is_some(),
-                    other => other.is_some(),
+                let value = self.argument(columns, row);
+                match sum.plus(&value) {
+                    _ if value == Value::Null => true,
+                    Some(Value::Decimal(sum)) => {
+                        // Nearly every sum fits by itself, and a division of 256 bits is not for every row.
+                        sum.unsigned_abs() < SMALL_SUM || self.average(sum, count + 1).is_some()
+                    }
+                    sum => sum.is_some(),
                 }
             }
             Partial::List(values) => values.len() < MAX_COLLECTED,
