@@ -48,6 +48,9 @@ pub struct Arguments {
     /// Build the table anew at the end.
     #[arg(long, requires = "table")]
     rebuild: bool,
+    /// Send so many of the first events again at the end.
+    #[arg(long, default_value_t = 0)]
+    again: u64,
     /// Leave the data where it is.
     #[arg(long)]
     keep: bool,
@@ -67,11 +70,12 @@ async fn send(
     node: Arc<Node>,
     progress: Arc<Progress>,
     arguments: Arc<Arguments>,
+    events: u64,
     until: Instant,
 ) -> anyhow::Result<()> {
     let users = Users { number: arguments.users, on_one: arguments.on_one };
     let mut sender = Sender::connect(&node, arguments.batch, users).await?;
-    while Instant::now() < until && progress.acked.load(Ordering::Relaxed) < arguments.events {
+    while Instant::now() < until && progress.acked.load(Ordering::Relaxed) < events {
         let batch = arguments.batch as u64;
         let first = progress.ids.fetch_add(batch, Ordering::Relaxed);
         let started = Instant::now();
@@ -102,7 +106,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut senders = tokio::task::JoinSet::new();
         for _ in 0..arguments.connections {
-            senders.spawn(send(node.clone(), progress.clone(), arguments.clone(), until));
+            senders.spawn(send(node.clone(), progress.clone(), arguments.clone(), arguments.events, until));
         }
         loop {
             *progress.latencies.lock().await = Some(Histogram::new(3)?);
@@ -141,12 +145,42 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     println!("peak memory {} MiB", node.memory("VmHWM"));
     let acked = count(&progress).0;
     check(&arguments, &node, acked)?;
+    if arguments.again > 0 {
+        runtime.block_on(again(&arguments, &node))?;
+        check(&arguments, &node, acked)?;
+    }
     if arguments.rebuild {
         rebuild(&arguments, &node, acked)?;
     }
     if arguments.keep {
         node.keep();
     }
+    Ok(())
+}
+
+/// How fast the first events are known again, which lie deepest.
+async fn again(arguments: &Arc<Arguments>, node: &Arc<Node>) -> anyhow::Result<()> {
+    let progress = Arc::new(Progress::default());
+    *progress.latencies.lock().await = Some(Histogram::new(3)?);
+    let (started, cpu) = (Instant::now(), node.cpu_seconds());
+    let until = started + Duration::from_secs(arguments.seconds);
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..arguments.connections {
+        senders.spawn(send(node.clone(), progress.clone(), arguments.clone(), arguments.again, until));
+    }
+    while let Some(ended) = senders.join_next().await {
+        ended??;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let events = count(&progress).0 as f64;
+    let p99 = progress.latencies.lock().await.as_ref().map_or(0, |all| all.value_at_quantile(0.99));
+    println!(
+        "{events} events again: {:.0} events/s, batches p99 {:.1} ms, node CPU s/s {:.2}, RSS {} MiB",
+        events / seconds,
+        p99 as f64 / 1000.0,
+        (node.cpu_seconds() - cpu) / seconds,
+        node.memory("VmRSS")
+    );
     Ok(())
 }
 

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Coverage-guided fuzzing of every parser: builds the targets with counters (instrument.sh) and gives each so many seconds.
+#
+#   fuzz/run.sh 1800                  # all targets
+#   fuzz/run.sh 600 decode sql        # some of them
+#
+# What was found interesting stays in fuzz/corpus; an input that fails is written to fuzz/artifacts and ends the run with an error.
+set -eu
+cd "$(dirname "$0")"
+seconds=${1:?how many seconds for each target}
+shift
+[ $# -gt 0 ] || set -- decode journal trail credentials sql
+# Deep nesting needs a deep stack, as the server gives to its threads.
+ulimit -s 65536
+export RUSTC_WRAPPER="$PWD/instrument.sh"
+for target in "$@"; do
+    mkdir -p "corpus/$target" "artifacts/$target"
+    case $target in
+    sql) seeds="../packs ../crates/server/tests/scenarios" ;;
+    *) seeds= ;;
+    esac
+    # shellcheck disable=SC2086 # each word of the seeds is a folder
+    cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "corpus/$target" $seeds \
+        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -artifact_prefix="artifacts/$target/" -print_final_stats=1
+done
