@@ -39,7 +39,7 @@ bench: build
 	for what in bench-http bench-pages bench-subscribers bench-replay storm; do $(CARGO) run --release -p xtask -- $$what --program $(PROGRAM) || exit 1; done
 
 ## The long runs: 100,000 power cuts, every bit of a segment flipped, 2,000 seeds of whole nodes in simulation, 1,000 kills, 2,000 oracle seeds, a million mutated inputs, planted bugs, the OpenAPI
-## document against a node with each role (needs Python), and coverage-guided fuzzing (needs a nightly compiler and cargo-fuzz).
+## document against a node with each role (needs Python), and half an hour of coverage-guided fuzzing for each parser.
 nightly:
 	HIGHWATER_SEEDS=100000 $(CARGO) test --release -p highwater-log --test journal power_cuts
 	$(CARGO) test --release -p highwater-log --test journal -- --ignored
@@ -51,4 +51,4 @@ nightly:
 	HIGHWATER_FUZZ=1000000 $(CARGO) test --workspace --test fuzz
 	HIGHWATER_CYCLES=200 bash tests/planted.sh
 	$(CARGO) build --workspace --locked && bash tests/conformance/run.sh
-	cd fuzz && for target in decode journal trail credentials sql; do $(CARGO) +nightly fuzz run --features sql,credentials $$target -- -max_total_time=1800 || exit 1; done
+	fuzz/run.sh 1800

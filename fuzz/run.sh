@@ -16,6 +16,7 @@ export RUSTC_WRAPPER="$PWD/instrument.sh"
 for target in "$@"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     case $target in
+    decode) seeds=seeds/decode ;;
     sql) seeds="../packs ../crates/server/tests/scenarios" ;;
     *) seeds= ;;
     esac

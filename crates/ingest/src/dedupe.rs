@@ -119,11 +119,19 @@ struct State {
     generations: Vec<Generation>,
 }
 
+/// Which keys of a generation its filter knows. A node that is asked for none needs no memory for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Learnt {
+    None,
+    /// Those that were not stored when it began to learn, and all since.
+    New,
+    All,
+}
+
 struct Generation {
     table: Arc<str>,
-    /// Knows every key since the index was opened, and those that were stored before when it is `whole`.
     filter: Arc<Filter>,
-    whole: bool,
+    learnt: Learnt,
     /// It is full with so many keys.
     room: usize,
     /// No key is added any more.
@@ -131,17 +139,18 @@ struct Generation {
 }
 
 impl Generation {
-    /// The newest one, which takes keys in; `whole` when none are stored.
-    fn open(table: Arc<str>, number: u32, run: usize, whole: bool) -> Self {
+    /// The newest one, which takes keys in; its filter knows all where none are stored.
+    fn open(table: Arc<str>, number: u32, run: usize, none_stored: bool) -> Self {
         let room = room_of(number, run);
+        let learnt = if none_stored { Learnt::All } else { Learnt::None };
         // The last run may be larger than others.
-        Self { table, filter: Arc::new(Filter::for_keys(room + run)), whole, room, closed: false }
+        Self { table, filter: Arc::new(Filter::for_keys(room + run)), learnt, room, closed: false }
     }
 
     /// One that was closed before; its filter is to be read.
     fn closed(table: Arc<str>, number: u32, run: usize) -> Self {
         let filter = Arc::new(Filter::for_keys(1));
-        Self { table, filter, whole: false, room: room_of(number, run), closed: true }
+        Self { table, filter, learnt: Learnt::None, room: room_of(number, run), closed: true }
     }
 }
 
@@ -184,10 +193,22 @@ fn stored_filter(store: &dyn KeyedStore, table: &str) -> Result<Option<Filter>, 
 
 impl State {
     fn note(&mut self, key: Digest128, known: Known) {
-        if let Some(newest) = self.generations.last_mut() {
+        if let Some(newest) = self.generations.last_mut()
+            && newest.learnt != Learnt::None
+        {
             Arc::make_mut(&mut newest.filter).insert(&key);
         }
         self.fresh.insert(key, known);
+    }
+
+    /// From now on the filter of the newest generation takes in what is noted; it begins with what is not stored yet.
+    fn begin_to_learn(&mut self) {
+        let Some(newest) = self.generations.last_mut() else { return };
+        if newest.learnt == Learnt::None {
+            newest.learnt = Learnt::New;
+            let filter = Arc::make_mut(&mut newest.filter);
+            self.writing.keys().chain(self.fresh.keys()).for_each(|key| filter.insert(key));
+        }
     }
 }
 
@@ -371,7 +392,9 @@ impl DedupeIndex {
             if let Some(known) = state.fresh.get(key).or_else(|| state.writing.get(key)) {
                 return Ok(Some(*known));
             }
-            let may_hold = |generation: &&Generation| !generation.whole || generation.filter.may_hold(key);
+            let may_hold = |generation: &&Generation| {
+                generation.learnt != Learnt::All || generation.filter.may_hold(key)
+            };
             let generations = state.generations.iter().rev().filter(may_hold);
             generations.map(|generation| generation.table.clone()).collect()
         };
@@ -389,8 +412,10 @@ impl DedupeIndex {
         // The newest is the one that questions are mostly about.
         let unknown: Vec<usize> = match index.upgrade() {
             Some(index) => {
-                let state = index.state();
-                (0..state.generations.len()).rev().filter(|at| !state.generations[*at].whole).collect()
+                let mut state = index.state();
+                state.begin_to_learn();
+                let unknown = |at: &usize| state.generations[*at].learnt != Learnt::All;
+                (0..state.generations.len()).rev().filter(unknown).collect()
             }
             None => return Ok(()),
         };
@@ -411,7 +436,7 @@ impl DedupeIndex {
                 })?;
             }
             let Some(held) = index.upgrade() else { return Ok(()) };
-            held.state().generations[generation].whole = true;
+            held.state().generations[generation].learnt = Learnt::All;
         }
         Ok(())
     }
@@ -544,7 +569,7 @@ impl DedupeIndex {
         let Some(newest) = state.generations.last_mut() else { return };
         state.destination = newest.table.clone();
         // How full it is becomes known when its stored keys have been read.
-        if newest.whole && newest.filter.keys() >= newest.room {
+        if newest.learnt == Learnt::All && newest.filter.keys() >= newest.room {
             newest.closed = true;
             state.generations.push(Generation::open(table_of(&self.table, number), number, self.run, true));
         }

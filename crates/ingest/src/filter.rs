@@ -29,15 +29,16 @@ pub struct Filter {
 
 #[derive(Clone)]
 struct Part {
-    /// In an order of bytes that is the same on every machine: as they lie here they are stored.
-    words: Vec<U64>,
+    /// Little-endian on every machine: as they lie here they are stored.
+    words: Vec<u64>,
     room: usize,
 }
 
 impl Part {
     fn with_room(room: usize) -> Self {
         let blocks = (room * BITS_PER_KEY).div_ceil(BLOCK * 64);
-        Self { words: vec![U64::ZERO; blocks * BLOCK], room }
+        // Memory that the system hands out as zeros takes none before it is written to.
+        Self { words: vec![0; blocks * BLOCK], room }
     }
 
     /// The words of the key's block, by position, and the bits that it sets in them.
@@ -80,7 +81,7 @@ impl Filter {
         if let Some(part) = self.parts.last_mut() {
             part.room -= 1;
             for (word, bit) in part.places(key) {
-                part.words[word] |= U64::new(bit);
+                part.words[word] |= bit.to_le();
             }
         }
     }
@@ -108,7 +109,7 @@ impl Filter {
             while part.words.len() < length {
                 let piece = pieces.next()?;
                 let words = <[U64]>::ref_from_bytes(&piece).ok().filter(|words| !words.is_empty())?;
-                part.words.extend_from_slice(words);
+                part.words.extend(words.iter().map(|word| word.get().to_le()));
             }
             let whole = part.words.len() == length && length.is_multiple_of(BLOCK);
             whole.then(|| parts.push(part))?;
@@ -121,7 +122,7 @@ impl Filter {
         self.parts
             .iter()
             .rev()
-            .any(|part| part.places(key).all(|(word, bit)| part.words[word].get() & bit != 0))
+            .any(|part| part.places(key).all(|(word, bit)| part.words[word] & bit.to_le() != 0))
     }
 }
 

@@ -8,11 +8,12 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use arrow::compute::SortOptions;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::compute::kernels::cast_utils::Parser;
+use arrow::datatypes::{DataType, Date32Type, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::{DataFusionError, ScalarValue, Statistics};
+use datafusion::common::{ColumnStatistics, DataFusionError, ScalarValue, Statistics};
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::PartitionedFile;
@@ -39,6 +40,9 @@ use crate::{DAY_COLUMNS, LakeError};
 /// at once the rows are sorted instead.
 const MOST_SIDE_BY_SIDE: usize = 64;
 
+/// Columns that are read of all rows, before conditions.
+const FEW_COLUMNS: usize = 8;
+
 /// A column of [`LakeFiles::relation`]: the number of the file that a row is in.
 pub const FILE_COLUMN: &str = "_file";
 
@@ -59,6 +63,8 @@ pub struct LakeFiles {
     table: TableSchema,
     /// Each of them, and so every plan that reads it, holds the readers.
     files: Vec<PartitionedFile>,
+    /// What is known about all of their rows together; joins are ordered by it.
+    known: Statistics,
 }
 
 impl LakeFiles {
@@ -95,7 +101,21 @@ impl LakeFiles {
             }
         };
         files.sort_by_cached_key(|file| std::cmp::Reverse(newest(file)));
-        Ok(Self { table, files })
+        Ok(Self::with_files(table, files))
+    }
+
+    fn with_files(table: TableSchema, files: Vec<PartitionedFile>) -> Self {
+        let schema = table.table_schema();
+        let of_files: Option<Vec<&Statistics>> =
+            files.iter().map(|file| file.statistics.as_deref()).collect();
+        let merged = of_files.and_then(|of_files| Statistics::try_merge_iter(of_files, schema).ok());
+        let mut known = merged.unwrap_or_else(|| Statistics::new_unknown(schema));
+        // Bounds guide plans; no answer is made of them.
+        known.column_statistics =
+            known.column_statistics.into_iter().map(ColumnStatistics::to_inexact).collect();
+        known.column_statistics.resize_with(schema.fields().len(), ColumnStatistics::new_unknown);
+        known.total_byte_size = Precision::Absent;
+        Self { table, files, known }
     }
 
     /// The numbers and names of the files. Names are never used twice.
@@ -145,7 +165,7 @@ impl LakeFiles {
     /// Some of the files.
     pub fn only(&self, wanted: impl Fn(&str) -> bool) -> Self {
         let files = self.files.iter().filter(|file| wanted(file.path().as_ref())).cloned().collect();
-        Self { table: self.table.clone(), files }
+        Self::with_files(self.table.clone(), files)
     }
 
     /// The rows: columns of [`StreamSchema::reader_schema`](highwater_event::StreamSchema::reader_schema) with
@@ -253,6 +273,10 @@ fn bounds_of(
             let exact = |value: i32| Precision::Exact(ScalarValue::Int32(Some(value)));
             Some((exact(low.as_i64()?.try_into().ok()?), exact(high.as_i64()?.try_into().ok()?)))
         }
+        DataType::Date32 => {
+            let exact = |value| Precision::Exact(ScalarValue::Date32(Some(value)));
+            Some((exact(Date32Type::parse(low.as_str()?)?), exact(Date32Type::parse(high.as_str()?)?)))
+        }
         DataType::Timestamp(..) => {
             // The log cuts times to milliseconds, so these are bounds and not values.
             let zone: Option<Arc<str>> = Some("UTC".into());
@@ -285,7 +309,7 @@ impl TableProvider for LakeRelation {
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
-        let LakeFiles { table, files } = self.0.as_ref();
+        let LakeFiles { table, files, known } = self.0.as_ref();
         if files.is_empty() {
             let schema = table.table_schema();
             let projected = match projection {
@@ -295,17 +319,20 @@ impl TableProvider for LakeRelation {
             return Ok(Arc::new(EmptyExec::new(projected)));
         }
         let (groups, order) = self.0.groups(state.config().target_partitions())?;
-        let mut total = Statistics::new_unknown(table.table_schema());
-        total.num_rows = self.0.rows().map_or(Precision::Absent, |rows| Precision::Exact(rows as usize));
         let source = Arc::new(ParquetSource::new(table.clone()));
         let scan = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), source)
             .with_file_groups(groups)
-            .with_statistics(total)
+            .with_statistics(known.clone())
             .with_output_ordering(order.into_iter().collect())
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
-        let format = ParquetFormat::default().with_options(state.table_options().parquet.clone());
+        let mut options = state.table_options().parquet.clone();
+        // Where much is read of a row it pays to look first whether it is wanted. Where it is little, the picking of rows
+        // costs more than reading them all.
+        let columns = projection.map_or(table.table_schema().fields().len(), Vec::len);
+        options.global.pushdown_filters = columns > FEW_COLUMNS;
+        let format = ParquetFormat::default().with_options(options);
         format.create_physical_plan(state, scan).await
     }
 }

@@ -120,7 +120,6 @@ fn session(
     options.sql_parser.collect_spans = true;
     options.sql_parser.parse_float_as_decimal = true;
     options.execution.parquet.schema_force_view_types = false;
-    options.execution.parquet.pushdown_filters = true;
     options.execution.time_zone = Some("UTC".into());
     let mut state = SessionStateBuilder::new()
         .with_config(config)

@@ -9,6 +9,7 @@ mod branches;
 mod budget;
 mod decrypt;
 mod endpoint;
+mod held;
 mod index;
 mod indexed;
 mod lens;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, cast, ident, lit};
@@ -12,6 +12,7 @@ use highwater_event::name::nearest;
 use highwater_event::{StreamName, StreamSchema, columns};
 
 use super::decrypt::Decrypt;
+use super::held::Held;
 use super::index::RowIndex;
 use super::indexed::Indexed;
 use super::lens::Lens;
@@ -59,8 +60,9 @@ pub fn stream_relation(
         (lake, _) => lake,
     };
     let mut schema = stream.reader_schema();
-    let hot = MemTable::try_new(schema.clone(), vec![hot])?;
     let views = lake.is_some();
+    let all_in_lake = views && hot.iter().all(|rows| rows.num_rows() == 0);
+    let hot = Held::new(schema.clone(), hot);
     let as_there = |field: &Field| match field.data_type() {
         DataType::Utf8 if views => DataType::Utf8View,
         other => other.clone(),
@@ -108,7 +110,9 @@ pub fn stream_relation(
             Ok(lit(null).alias(field.name()))
         });
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
-        plan = plan.union(cold.project(columns)?.build()?)?;
+        let cold = cold.project(columns)?;
+        // No rows have no bounds, and would hide those of the lake.
+        plan = if all_in_lake { cold } else { plan.union(cold.build()?)? };
     }
     if let Some(oldest) = oldest {
         plan = plan.filter(ident(columns::RECORDED_AT).gt_eq(at(oldest)))?;
@@ -143,7 +147,7 @@ pub fn table_relation(
     sensitive: &[String],
     lens: &Lens,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
-    let table: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(schema.clone(), vec![rows])?);
+    let table: Arc<dyn TableProvider> = Arc::new(Held::new(schema.clone(), rows));
     if sensitive.is_empty() && *lens == Lens::default() {
         return Ok(table);
     }
@@ -183,7 +187,7 @@ pub fn check_rule(
         }
         Rule::Policy { .. } => return Ok(()),
     };
-    let rows = provider_as_source(Arc::new(MemTable::try_new(schema.clone(), vec![Vec::new()])?));
+    let rows = provider_as_source(Arc::new(Held::new(schema.clone(), Vec::new())));
     let scan = LogicalPlanBuilder::scan("rows", rows, None)?.build()?;
     let plan = lens.over(engine, scan, &schema, &[])?;
     engine.state().optimize(&plan)?;
