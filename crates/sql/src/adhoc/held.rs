@@ -181,3 +181,61 @@ impl DataSource for Bounded {
         self.source.apply_expressions(visit)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, Date32Array, Int64Array, StringArray};
+    use arrow::datatypes::Schema;
+    use datafusion::prelude::SessionContext;
+
+    use super::*;
+
+    fn rows(numbers: Vec<Option<i64>>, days: Vec<Option<i32>>) -> RecordBatch {
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["t"; numbers.len()]));
+        let columns = vec![texts, Arc::new(Int64Array::from(numbers)), Arc::new(Date32Array::from(days))];
+        RecordBatch::try_new(schema(), columns).unwrap()
+    }
+
+    fn schema() -> SchemaRef {
+        let field = |name, data_type| Field::new(name, data_type, true);
+        let fields =
+            [field("text", DataType::Utf8), field("n", DataType::Int64), field("day", DataType::Date32)];
+        Arc::new(Schema::new(fields.to_vec()))
+    }
+
+    /// Bounds of the columns of a plan, and its rows.
+    async fn known(batches: Vec<RecordBatch>, projection: &[usize]) -> Arc<Statistics> {
+        let held = Held::new(schema(), batches);
+        let context = SessionContext::new();
+        let plan = held.scan(&context.state(), Some(&projection.to_vec()), &[], None).await.unwrap();
+        let source = plan.downcast_ref::<DataSourceExec>().unwrap();
+        source.data_source().partition_statistics(None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn bounds_are_those_of_all_batches_in_the_order_of_the_projection() {
+        let batches = vec![
+            rows(vec![Some(5), None], vec![None, None]),
+            rows(vec![Some(-3), Some(4)], vec![Some(7), None]),
+        ];
+        let known = known(batches, &[2, 1, 0]).await;
+        assert_eq!(known.num_rows, Precision::Exact(4));
+        let bounds = |column: usize| {
+            let column = &known.column_statistics[column];
+            (column.min_value.clone(), column.max_value.clone())
+        };
+        let day = Precision::Inexact(ScalarValue::Date32(Some(7)));
+        assert_eq!(bounds(0), (day.clone(), day));
+        let number = |value| Precision::Inexact(ScalarValue::Int64(Some(value)));
+        assert_eq!(bounds(1), (number(-3), number(5)));
+        assert_eq!(bounds(2), (Precision::Absent, Precision::Absent), "texts have none");
+    }
+
+    #[tokio::test]
+    async fn no_rows_have_no_bounds() {
+        for batches in [Vec::new(), vec![rows(vec![None], vec![None])]] {
+            let known = known(batches, &[1]).await;
+            assert_eq!(known.column_statistics[0].min_value, Precision::Absent);
+        }
+    }
+}

@@ -61,7 +61,6 @@ pub fn stream_relation(
     };
     let mut schema = stream.reader_schema();
     let views = lake.is_some();
-    let all_in_lake = views && hot.iter().all(|rows| rows.num_rows() == 0);
     let hot = Held::new(schema.clone(), hot);
     let as_there = |field: &Field| match field.data_type() {
         DataType::Utf8 if views => DataType::Utf8View,
@@ -110,9 +109,7 @@ pub fn stream_relation(
             Ok(lit(null).alias(field.name()))
         });
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
-        let cold = cold.project(columns)?;
-        // No rows have no bounds, and would hide those of the lake.
-        plan = if all_in_lake { cold } else { plan.union(cold.build()?)? };
+        plan = plan.union(cold.project(columns)?.build()?)?;
     }
     if let Some(oldest) = oldest {
         plan = plan.filter(ident(columns::RECORDED_AT).gt_eq(at(oldest)))?;
