@@ -40,7 +40,7 @@ use crate::{DAY_COLUMNS, LakeError};
 /// at once the rows are sorted instead.
 const MOST_SIDE_BY_SIDE: usize = 64;
 
-/// Columns that are read of all rows, before conditions.
+/// Columns of numbers and times that are read of all rows, before conditions.
 const FEW_COLUMNS: usize = 8;
 
 /// A column of [`LakeFiles::relation`]: the number of the file that a row is in.
@@ -328,10 +328,12 @@ impl TableProvider for LakeRelation {
             .with_limit(limit)
             .build();
         let mut options = state.table_options().parquet.clone();
-        // Where much is read of a row it pays to look first whether it is wanted. Where it is little, the picking of rows
-        // costs more than reading them all.
-        let columns = projection.map_or(table.table_schema().fields().len(), Vec::len);
-        options.global.pushdown_filters = columns > FEW_COLUMNS;
+        // Where much is read of a row it pays to look first whether it is wanted. Where it is a few numbers, the picking of
+        // rows costs more than reading them all.
+        let all: Vec<usize> = (0..table.table_schema().fields().len()).collect();
+        let columns = projection.unwrap_or(&all);
+        let is_number = |column: &usize| table.table_schema().field(*column).data_type().is_primitive();
+        options.global.pushdown_filters = columns.len() > FEW_COLUMNS || !columns.iter().all(is_number);
         let format = ParquetFormat::default().with_options(options);
         format.create_physical_plan(state, scan).await
     }
