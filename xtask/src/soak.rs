@@ -10,6 +10,7 @@ use anyhow::ensure;
 use clap::Args;
 use hdrhistogram::Histogram;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use crate::node::{Node, Target};
 use crate::sender::{Outcome, STREAM, Sender, USERS, Users};
@@ -66,6 +67,30 @@ struct Progress {
     latencies: Mutex<Option<Histogram<u64>>>,
 }
 
+impl Progress {
+    /// Milliseconds within which 99 of 100 bodies were acked since latencies were last begun.
+    async fn p99_ms(&self) -> f64 {
+        self.latencies.lock().await.as_ref().map_or(0, |all| all.value_at_quantile(0.99)) as f64 / 1000.0
+    }
+
+    async fn begin_latencies(&self) -> anyhow::Result<()> {
+        *self.latencies.lock().await = Some(Histogram::new(3)?);
+        Ok(())
+    }
+}
+
+/// As many senders as are asked for, until so many events are acked or the time is over.
+fn senders(
+    node: &Arc<Node>,
+    progress: &Arc<Progress>,
+    arguments: &Arc<Arguments>,
+    events: u64,
+) -> JoinSet<anyhow::Result<()>> {
+    let until = Instant::now() + Duration::from_secs(arguments.seconds);
+    let one = |_| send(node.clone(), progress.clone(), arguments.clone(), events, until);
+    (0..arguments.connections).map(one).collect()
+}
+
 async fn send(
     node: Arc<Node>,
     progress: Arc<Progress>,
@@ -100,16 +125,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let node = Arc::new(arguments.target.start(&statements)?);
     let progress = Arc::new(Progress::default());
     let started = Instant::now();
-    let until = started + Duration::from_secs(arguments.seconds);
     println!("{} connections, {} events per batch", arguments.connections, arguments.batch);
     println!("   s   M acked   events/s  refused/s    p99 ms  node CPU s/s  RSS MiB  disk MiB");
     runtime.block_on(async {
-        let mut senders = tokio::task::JoinSet::new();
-        for _ in 0..arguments.connections {
-            senders.spawn(send(node.clone(), progress.clone(), arguments.clone(), arguments.events, until));
-        }
+        let mut senders = senders(&node, &progress, &arguments, arguments.events);
         loop {
-            *progress.latencies.lock().await = Some(Histogram::new(3)?);
+            progress.begin_latencies().await?;
             let before = (Instant::now(), count(&progress), node.cpu_seconds());
             let mut done = false;
             let tick = tokio::time::sleep(Duration::from_secs(arguments.every));
@@ -125,14 +146,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             let seconds = before.0.elapsed().as_secs_f64();
             let (acked, refused) = count(&progress);
-            let p99 = progress.latencies.lock().await.as_ref().map_or(0, |all| all.value_at_quantile(0.99));
             println!(
                 "{:>4.0} {:>9.1} {:>10.0} {:>10.1} {:>9.1} {:>13.2} {:>8} {:>9}",
                 started.elapsed().as_secs_f64(),
                 acked as f64 / 1e6,
                 (acked - before.1.0) as f64 / seconds,
                 (refused - before.1.1) as f64 / seconds,
-                p99 as f64 / 1000.0,
+                progress.p99_ms().await,
                 (node.cpu_seconds() - before.2) / seconds,
                 node.memory("VmRSS"),
                 node.disk()
@@ -161,23 +181,18 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// How fast the first events are known again, which lie deepest.
 async fn again(arguments: &Arc<Arguments>, node: &Arc<Node>) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::default());
-    *progress.latencies.lock().await = Some(Histogram::new(3)?);
+    progress.begin_latencies().await?;
     let (started, cpu) = (Instant::now(), node.cpu_seconds());
-    let until = started + Duration::from_secs(arguments.seconds);
-    let mut senders = tokio::task::JoinSet::new();
-    for _ in 0..arguments.connections {
-        senders.spawn(send(node.clone(), progress.clone(), arguments.clone(), arguments.again, until));
-    }
+    let mut senders = senders(node, &progress, arguments, arguments.again);
     while let Some(ended) = senders.join_next().await {
         ended??;
     }
     let seconds = started.elapsed().as_secs_f64();
     let events = count(&progress).0 as f64;
-    let p99 = progress.latencies.lock().await.as_ref().map_or(0, |all| all.value_at_quantile(0.99));
     println!(
         "{events} events again: {:.0} events/s, batches p99 {:.1} ms, node CPU s/s {:.2}, RSS {} MiB",
         events / seconds,
-        p99 as f64 / 1000.0,
+        progress.p99_ms().await,
         (node.cpu_seconds() - cpu) / seconds,
         node.memory("VmRSS")
     );

@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Date32Type, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, DataFusionError, ScalarValue, Statistics};
+use datafusion::common::{ColumnStatistics, DataFusionError, ScalarValue, Statistics, project_schema};
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::PartitionedFile;
@@ -115,6 +115,9 @@ impl LakeFiles {
             known.column_statistics.into_iter().map(ColumnStatistics::to_inexact).collect();
         known.column_statistics.resize_with(schema.fields().len(), ColumnStatistics::new_unknown);
         known.total_byte_size = Precision::Absent;
+        if files.is_empty() {
+            known.num_rows = Precision::Exact(0);
+        }
         Self { table, files, known }
     }
 
@@ -134,10 +137,10 @@ impl LakeFiles {
 
     /// Rows in all files; `None` when a file does not say.
     pub fn rows(&self) -> Option<u64> {
-        self.files.iter().try_fold(0, |sum, file| {
-            let rows = file.statistics.as_ref()?.num_rows;
-            rows.is_exact()?.then_some(sum + *rows.get_value()? as u64)
-        })
+        match self.known.num_rows {
+            Precision::Exact(rows) => Some(rows as u64),
+            _ => None,
+        }
     }
 
     /// The names of files that may hold a row, by what is known about them: its event time in microseconds UTC, its
@@ -310,12 +313,8 @@ impl TableProvider for LakeRelation {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
         let LakeFiles { table, files, known } = self.0.as_ref();
+        let projected = project_schema(table.table_schema(), projection)?;
         if files.is_empty() {
-            let schema = table.table_schema();
-            let projected = match projection {
-                Some(projection) => Arc::new(schema.project(projection)?),
-                None => schema.clone(),
-            };
             return Ok(Arc::new(EmptyExec::new(projected)));
         }
         let (groups, order) = self.0.groups(state.config().target_partitions())?;
@@ -330,10 +329,9 @@ impl TableProvider for LakeRelation {
         let mut options = state.table_options().parquet.clone();
         // Where much is read of a row it pays to look first whether it is wanted. Where it is a few numbers, the picking of
         // rows costs more than reading them all.
-        let all: Vec<usize> = (0..table.table_schema().fields().len()).collect();
-        let columns = projection.unwrap_or(&all);
-        let is_number = |column: &usize| table.table_schema().field(*column).data_type().is_primitive();
-        options.global.pushdown_filters = columns.len() > FEW_COLUMNS || !columns.iter().all(is_number);
+        let columns = projected.fields();
+        let all_numbers = columns.iter().all(|column| column.data_type().is_primitive());
+        options.global.pushdown_filters = columns.len() > FEW_COLUMNS || !all_numbers;
         let format = ParquetFormat::default().with_options(options);
         format.create_physical_plan(state, scan).await
     }
