@@ -9,18 +9,18 @@ set -eu
 cd "$(dirname "$0")"
 seconds=${1:?how many seconds for each target}
 shift
-[ $# -gt 0 ] || set -- decode journal trail credentials sql
+[ $# -gt 0 ] || set -- decode journal trail credentials sql plan
 # Deep nesting needs a deep stack, as the server gives to its threads.
 ulimit -s 65536
 export RUSTC_WRAPPER="$PWD/instrument.sh"
 for target in "$@"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     case $target in
-    decode) seeds=seeds/decode ;;
-    sql) seeds="../packs ../crates/server/tests/scenarios" ;;
-    *) seeds= ;;
+    decode) hints="seeds/decode -dict=dictionaries/decode.dict" ;;
+    sql | plan) hints="../packs ../crates/server/tests/scenarios -dict=dictionaries/sql.dict" ;;
+    *) hints= ;;
     esac
-    # shellcheck disable=SC2086 # each word of the seeds is a folder
-    cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "corpus/$target" $seeds \
+    # shellcheck disable=SC2086 # each word of the hints is an argument: a folder of seeds, or a dictionary
+    cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "corpus/$target" $hints \
         -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -artifact_prefix="artifacts/$target/" -print_final_stats=1
 done

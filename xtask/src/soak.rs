@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;
 use tokio::sync::Mutex;
@@ -55,6 +55,9 @@ pub struct Arguments {
     /// Leave the data where it is.
     #[arg(long)]
     keep: bool,
+    /// Go on with the data that an earlier run left, whose events had numbers below this one.
+    #[arg(long, conflicts_with_all = ["table", "lake", "again"])]
+    from: Option<u64>,
 }
 
 const TABLE: &str = "CREATE TABLE per_user AS SELECT user_id, count(*) AS n, sum(amount) AS total FROM bench GROUP BY user_id;";
@@ -122,8 +125,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stream =
         if arguments.lake { STREAM.replace("lake = false", "lake = true") } else { STREAM.to_owned() };
     let statements = if arguments.table { stream + TABLE } else { stream };
-    let node = Arc::new(arguments.target.start(&statements)?);
-    let progress = Arc::new(Progress::default());
+    let node = Arc::new(match arguments.from {
+        Some(_) => arguments.target.start_again()?,
+        None => arguments.target.start(&statements)?,
+    });
+    let before = if arguments.from.is_some() { events(&node)? } else { 0 };
+    let progress =
+        Arc::new(Progress { ids: AtomicU64::new(arguments.from.unwrap_or(0)), ..Progress::default() });
     let started = Instant::now();
     println!("{} connections, {} events per batch", arguments.connections, arguments.batch);
     println!("   s   M acked   events/s  refused/s    p99 ms  node CPU s/s  RSS MiB  disk MiB");
@@ -131,7 +139,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         let mut senders = senders(&node, &progress, &arguments, arguments.events);
         loop {
             progress.begin_latencies().await?;
-            let before = (Instant::now(), count(&progress), node.cpu_seconds());
+            let since = (Instant::now(), count(&progress), node.cpu_seconds());
             let mut done = false;
             let tick = tokio::time::sleep(Duration::from_secs(arguments.every));
             tokio::pin!(tick);
@@ -144,16 +152,16 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
                     },
                 }
             }
-            let seconds = before.0.elapsed().as_secs_f64();
+            let seconds = since.0.elapsed().as_secs_f64();
             let (acked, refused) = count(&progress);
             println!(
                 "{:>4.0} {:>9.1} {:>10.0} {:>10.1} {:>9.1} {:>13.2} {:>8} {:>9}",
                 started.elapsed().as_secs_f64(),
                 acked as f64 / 1e6,
-                (acked - before.1.0) as f64 / seconds,
-                (refused - before.1.1) as f64 / seconds,
+                (acked - since.1.0) as f64 / seconds,
+                (refused - since.1.1) as f64 / seconds,
                 progress.p99_ms().await,
-                (node.cpu_seconds() - before.2) / seconds,
+                (node.cpu_seconds() - since.2) / seconds,
                 node.memory("VmRSS"),
                 node.disk()
             );
@@ -163,7 +171,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     })?;
     println!("peak memory {} MiB", node.memory("VmHWM"));
-    let acked = count(&progress).0;
+    let acked = before + count(&progress).0;
     check(&arguments, &node, acked)?;
     if arguments.again > 0 {
         runtime.block_on(again(&arguments, &node))?;
@@ -218,6 +226,12 @@ fn count(progress: &Progress) -> (u64, u64) {
     (progress.acked.load(Ordering::Relaxed), progress.refused.load(Ordering::Relaxed))
 }
 
+/// Events of the stream.
+fn events(node: &Node) -> anyhow::Result<u64> {
+    let answer = node.call("GET", "/api/v1/streams/bench", "")?;
+    answer["events"].as_u64().with_context(|| format!("no number of events: {answer}"))
+}
+
 /// What was acked is there, once.
 fn check(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -233,9 +247,9 @@ fn check(arguments: &Arguments, node: &Node, acked: u64) -> anyhow::Result<()> {
             answer["rows"][0]["n"], answer["rows"][0]["users"]
         );
     } else {
-        let answer = node.call("GET", "/api/v1/streams/bench", "")?;
-        println!("{acked} acked, the stream says {}", answer["events"]);
-        ensure!(answer["events"].as_u64() == Some(acked), "{answer}");
+        let there = events(node)?;
+        println!("{acked} acked, the stream says {there}");
+        ensure!(there == acked, "{acked} acked, the stream says {there}");
     }
     Ok(())
 }

@@ -73,9 +73,14 @@ const RUN: usize = 500_000;
 /// Runs of a generation when many ids have come before it; early ones are smaller, so that an index with
 /// few ids is small in memory. The store merges the runs of a table when they are more than this.
 const GENERATION_RUNS: usize = 60;
+/// Runs of the newest generation from which on its filter is stored at an orderly end: to read the keys of fewer takes half a second.
+const READ_AGAIN_RUNS: usize = 4;
 /// A smaller run is written when its first key has waited this long, so that a restart has little to
 /// read again.
 const RUN_WAITS: Duration = planted::interval(Duration::from_secs(10));
+
+/// Keys that are looked up at a time: what the filters say about them stays in the cache.
+const ASKED_AT_ONCE: usize = 1024;
 
 /// Stored keys that the filter takes in at a time.
 const LEARNED_AT_ONCE: usize = 4096;
@@ -117,6 +122,8 @@ struct State {
     since: Option<Duration>,
     /// Oldest first, at least one; fresh keys belong to the newest.
     generations: Vec<Generation>,
+    /// The table that holds the filter of the newest one, while that says all about its stored keys.
+    rested: Option<Arc<str>>,
 }
 
 /// Which keys of a generation its filter knows. A node that is asked for none needs no memory for it.
@@ -143,8 +150,13 @@ impl Generation {
     fn open(table: Arc<str>, number: u32, run: usize, none_stored: bool) -> Self {
         let room = room_of(number, run);
         let learnt = if none_stored { Learnt::All } else { Learnt::None };
-        // The last run may be larger than others.
-        Self { table, filter: Arc::new(Filter::for_keys(room + run)), learnt, room, closed: false }
+        Self {
+            table,
+            filter: Arc::new(Filter::for_keys(with_last_run(room, run))),
+            learnt,
+            room,
+            closed: false,
+        }
     }
 
     /// One that was closed before; its filter is to be read.
@@ -152,11 +164,28 @@ impl Generation {
         let filter = Arc::new(Filter::for_keys(1));
         Self { table, filter, learnt: Learnt::None, room: room_of(number, run), closed: true }
     }
+
+    /// Makes ready for questions about these keys.
+    fn fetch(&self, keys: &[Option<Digest128>]) {
+        if self.learnt == Learnt::All && keys.len() > 1 {
+            self.filter.fetch(keys.iter().flatten());
+        }
+    }
+
+    /// False when the key is certainly not stored in it.
+    fn may_hold(&self, key: &Digest128) -> bool {
+        self.learnt != Learnt::All || self.filter.may_hold(key)
+    }
 }
 
 /// Keys of a full generation.
 fn room_of(number: u32, run: usize) -> usize {
     4usize.saturating_pow(number).min(GENERATION_RUNS) * run
+}
+
+/// Keys that a generation of so many may come to: its last run grows while the one before it is written.
+fn with_last_run(room: usize, run: usize) -> usize {
+    room + run.max(room / 8)
 }
 
 /// Stores the filter of a closed generation beside its ids: all of it or nothing.
@@ -170,6 +199,12 @@ fn filter_key(piece: u32) -> [u8; FILTER.len() + 4] {
     key[..FILTER.len()].copy_from_slice(&FILTER);
     key[FILTER.len()..].copy_from_slice(&piece.to_be_bytes());
     key
+}
+
+/// Where the filter of a generation is that still takes keys in, between an orderly end and the next run. It has a mark while it is
+/// whole.
+fn rest_of(table: &str) -> Arc<str> {
+    format!("{table}/rest").into()
 }
 
 /// The filter that is stored with a closed generation.
@@ -192,13 +227,20 @@ fn stored_filter(store: &dyn KeyedStore, table: &str) -> Result<Option<Filter>, 
 }
 
 impl State {
-    fn note(&mut self, key: Digest128, known: Known) {
-        if let Some(newest) = self.generations.last_mut()
-            && newest.learnt != Learnt::None
-        {
-            Arc::make_mut(&mut newest.filter).insert(&key);
+    fn note(&mut self, keys: impl Iterator<Item = (Digest128, Known)>) {
+        let newest = self.generations.last_mut().filter(|newest| newest.learnt != Learnt::None);
+        let mut filter = newest.map(|newest| Arc::make_mut(&mut newest.filter));
+        for (key, known) in keys {
+            if let Some(filter) = &mut filter {
+                filter.insert(&key);
+            }
+            self.fresh.insert(key, known);
         }
-        self.fresh.insert(key, known);
+    }
+
+    /// What is known of a key that is not in the store yet.
+    fn unwritten(&self, key: &Digest128) -> Option<Known> {
+        self.fresh.get(key).or_else(|| self.writing.get(key)).copied()
     }
 
     /// From now on the filter of the newest generation takes in what is noted; it begins with what is not stored yet.
@@ -261,6 +303,9 @@ impl DedupeIndex {
         if marks.is_empty() {
             // What a clearing that was cut short may have left.
             for table in tables(store.as_ref(), &table)?.iter().rev() {
+                if !store.marks(&rest_of(table))?.is_empty() {
+                    store.clear(&rest_of(table))?;
+                }
                 store.clear(table)?;
             }
         }
@@ -288,6 +333,8 @@ impl DedupeIndex {
             let number = generations.len() as u32;
             generations.push(Generation::open(table_of(&table, number), number, run, true));
         }
+        let rest = rest_of(generations.last().map_or(&table, |newest| &newest.table));
+        let rested = (!store.marks(&rest)?.is_empty()).then_some(rest);
         let index = Self {
             stream: stream.clone(),
             store,
@@ -299,6 +346,7 @@ impl DedupeIndex {
                 marks: marks.into_iter().map(|(partition, mark)| (partition, mark.offset)).collect(),
                 since: None,
                 generations,
+                rested,
             }),
             table,
             spilling: Mutex::new(()),
@@ -322,7 +370,7 @@ impl DedupeIndex {
     pub fn tables(&self) -> Vec<Arc<str>> {
         let state = self.state();
         let others = state.generations.iter().skip(1).rev().map(|generation| generation.table.clone());
-        [self.table.clone()].into_iter().chain(others).collect()
+        [self.table.clone()].into_iter().chain(state.rested.clone()).chain(others).collect()
     }
 
     fn replay(&self, log: &dyn Log, at: &StreamPartition) -> Result<(), DedupeError> {
@@ -358,16 +406,15 @@ impl DedupeIndex {
         let Some((keys, payloads)) = key_columns(&batch.rows) else {
             return Err(DedupeError::Columns(self.stream.clone()));
         };
-        let mut state = self.state();
-        for row in 0..batch.rows.num_rows() {
-            if keys.is_valid(row) {
-                let mut key = [0; 16];
-                key.copy_from_slice(keys.value(row));
-                let known =
-                    Known { partition, offset: batch.base + row as Offset, payload: payloads.value(row) };
-                state.note(Digest128(key), known);
-            }
-        }
+        let rows = (0..batch.rows.num_rows()).filter(|row| keys.is_valid(*row));
+        self.state().note(rows.map(|row| {
+            let mut key = [0; 16];
+            key.copy_from_slice(keys.value(row));
+            (
+                Digest128(key),
+                Known { partition, offset: batch.base + row as Offset, payload: payloads.value(row) },
+            )
+        }));
         Ok(())
     }
 
@@ -383,39 +430,52 @@ impl DedupeIndex {
 
     /// Looks a key up.
     pub fn find(&self, key: &Digest128) -> Result<Option<Known>, StoreError> {
+        Ok(self.find_all(&[Some(*key)])?.pop().flatten())
+    }
+
+    /// Looks keys up; what is known of each stands at its place.
+    pub fn find_all(&self, keys: &[Option<Digest128>]) -> Result<Vec<Option<Known>>, StoreError> {
         if !self.asked.load(Ordering::Relaxed) {
             self.asked.store(true, Ordering::Relaxed);
             self.first_asked.send_replace(true);
         }
-        let asked: Vec<Arc<str>> = {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut stored: Vec<(usize, Digest128, Arc<str>)> = Vec::new();
+        for some in keys.chunks(ASKED_AT_ONCE) {
             let state = self.state();
-            if let Some(known) = state.fresh.get(key).or_else(|| state.writing.get(key)) {
-                return Ok(Some(*known));
+            let first = found.len();
+            found.extend(some.iter().map(|key| state.unwritten(key.as_ref()?)));
+            for generation in state.generations.iter().rev() {
+                generation.fetch(some);
+                for (at, key) in (first..).zip(some) {
+                    let Some(key) = key else { continue };
+                    if generation.may_hold(key) && found[at].is_none() {
+                        stored.push((at, *key, generation.table.clone()));
+                    }
+                }
             }
-            let may_hold = |generation: &&Generation| {
-                generation.learnt != Learnt::All || generation.filter.may_hold(key)
-            };
-            let generations = state.generations.iter().rev().filter(may_hold);
-            generations.map(|generation| generation.table.clone()).collect()
-        };
-        for table in asked {
-            let Some(bytes) = self.store.get(&table, &key.0)? else { continue };
-            let damaged = || StoreError::Damaged("an entry of the index of event ids".into());
-            return Known::decode(&bytes).map(Some).ok_or_else(damaged);
         }
-        Ok(None)
+        for (at, key, table) in stored {
+            if found[at].is_none()
+                && let Some(bytes) = self.store.get(&table, &key.0)?
+            {
+                let damaged = || StoreError::Damaged("an entry of the index of event ids".into());
+                found[at] = Some(Known::decode(&bytes).ok_or_else(damaged)?);
+            }
+        }
+        Ok(found)
     }
 
     /// Brings the filters up to what was stored when the index was opened: reads those of closed generations, and the keys of others. Until
     /// then questions go to the store. Ends early when nobody holds the index any more.
     pub fn learn_stored(index: &Weak<Self>) -> Result<(), StoreError> {
-        // The newest is the one that questions are mostly about.
-        let unknown: Vec<usize> = match index.upgrade() {
+        let (unknown, rested): (Vec<usize>, _) = match index.upgrade() {
             Some(index) => {
                 let mut state = index.state();
                 state.begin_to_learn();
                 let unknown = |at: &usize| state.generations[*at].learnt != Learnt::All;
-                (0..state.generations.len()).rev().filter(unknown).collect()
+                // Oldest first: their filters are read in no time, and the keys of the newest may have to be read one by one.
+                ((0..state.generations.len()).filter(unknown).collect(), state.rested.clone())
             }
             None => return Ok(()),
         };
@@ -427,18 +487,36 @@ impl DedupeIndex {
             };
             let store = held.store.clone();
             drop(held);
-            if is_closed {
-                Self::learn_closed(index, generation, store.as_ref(), &table)?;
-            } else {
-                Self::learn_keys(index, store.as_ref(), &table, &mut |keys, state| {
+            match rested.as_ref().filter(|_| !is_closed) {
+                _ if is_closed => Self::learn_closed(index, generation, store.as_ref(), &table)?,
+                Some(rest) if Self::learn_rested(index, generation, store.as_ref(), rest)? => {}
+                _ => Self::learn_keys(index, store.as_ref(), &table, &mut |keys, state| {
                     let filter = Arc::make_mut(&mut state.generations[generation].filter);
                     keys.iter().for_each(|key| filter.insert(key));
-                })?;
+                })?,
             }
             let Some(held) = index.upgrade() else { return Ok(()) };
             held.state().generations[generation].learnt = Learnt::All;
         }
         Ok(())
+    }
+
+    /// Takes on the filter that was stored at an orderly end, which knows of all keys that were stored when learning began. False when it is
+    /// not whole any more: a run that was written since has cleared it.
+    fn learn_rested(
+        index: &Weak<Self>,
+        generation: usize,
+        store: &dyn KeyedStore,
+        rest: &str,
+    ) -> Result<bool, StoreError> {
+        let stored = match stored_filter(store, rest) {
+            Ok(Some(stored)) => stored,
+            Ok(None) | Err(StoreError::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let Some(held) = index.upgrade() else { return Ok(true) };
+        Arc::make_mut(&mut held.state().generations[generation].filter).absorb(stored);
+        Ok(true)
     }
 
     /// The filter of a closed generation, as it was stored; where it was not, it is made of the keys and stored.
@@ -460,7 +538,7 @@ impl DedupeIndex {
             Some(filter) => filter,
             None => {
                 let Some(held) = index.upgrade() else { return Ok(()) };
-                let room = held.state().generations[generation].room + held.run;
+                let room = with_last_run(held.state().generations[generation].room, held.run);
                 drop(held);
                 let mut filter = Filter::for_keys(room);
                 Self::learn_keys(index, store, table, &mut |keys, _| {
@@ -533,6 +611,14 @@ impl DedupeIndex {
             let covered = state.fresh.is_empty();
             (state.writing.clone(), state.destination.clone(), covered.then(|| state.marks.clone()))
         };
+        // Durably gone before there is a key that it does not know.
+        let rested = self.state().rested.clone();
+        if let Some(rest) = rested {
+            if !planted::bug("filter_outlives_run") {
+                self.store.clear(&rest)?;
+            }
+            self.state().rested = None;
+        }
         let mut sorted: Vec<(Digest128, [u8; Known::BYTES])> =
             keys.iter().map(|(key, known)| (*key, known.encode())).collect();
         sorted.sort_unstable_by_key(|(key, _)| *key);
@@ -562,6 +648,28 @@ impl DedupeIndex {
         Ok(())
     }
 
+    /// Stores what is known about the newest generation when all its keys are stored, so that they need not be read one by one at the next
+    /// start; for an orderly end.
+    pub fn rest(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
+        let (filter, rest) = {
+            let state = self.state();
+            let Some(newest) = state.generations.last() else { return Ok(()) };
+            let all_stored = state.fresh.is_empty() && state.writing.is_empty();
+            let few = newest.filter.keys() < READ_AGAIN_RUNS * self.run;
+            if !all_stored || newest.learnt != Learnt::All || few || state.rested.is_some() {
+                return Ok(());
+            }
+            (newest.filter.clone(), rest_of(&newest.table))
+        };
+        self.store.clear(&rest)?;
+        store_filter(self.store.as_ref(), &rest, &filter)?;
+        let mark = ((rest.clone(), 0), Mark::default());
+        self.store.write(KeyedBatch { puts: Vec::new(), marks: [mark].into_iter().collect() })?;
+        self.state().rested = Some(rest);
+        Ok(())
+    }
+
     /// The run that is taken now goes to the newest generation. When that is full, what comes next belongs
     /// to another: nothing is fresh at this moment, so that no run has keys of two.
     fn choose_destination(&self, state: &mut State) {
@@ -578,9 +686,7 @@ impl DedupeIndex {
     /// Notes keys that became durable, and that the index has seen the log up to `marks` at least.
     pub fn insert(&self, keys: impl IntoIterator<Item = (Digest128, Known)>, marks: &[(Partition, Offset)]) {
         let mut state = self.state();
-        for (key, known) in keys {
-            state.note(key, known);
-        }
+        state.note(keys.into_iter());
         for (partition, offset) in marks {
             let mark = state.marks.entry(*partition).or_insert(0);
             *mark = (*mark).max(*offset);

@@ -157,6 +157,16 @@ struct Entrance {
     index: Option<Arc<DedupeIndex>>,
 }
 
+impl Entrance {
+    /// What is known of events that have these keys, each at its place.
+    fn known(&self, keys: &[Option<Digest128>]) -> Result<Vec<Option<Known>>, DoorError> {
+        match &self.index {
+            Some(index) => Ok(index.find_all(keys)?),
+            None => Ok(vec![None; keys.len()]),
+        }
+    }
+}
+
 /// The door.
 pub struct Door {
     entrances: RwLock<HashMap<StreamName, Arc<Entrance>>>,
@@ -552,6 +562,8 @@ impl Owner {
         // One append per partition; the rows that are new are picked after all are judged.
         let mut picked: BTreeMap<Partition, (usize, Vec<u32>)> = BTreeMap::new();
         let mut drafts = Vec::with_capacity(items.len());
+        let keys: Vec<_> = identities.iter().map(|identity| identity.key).collect();
+        let known = entrance.known(&keys)?;
         for item in items {
             match item {
                 Ok(number) => {
@@ -568,7 +580,7 @@ impl Owner {
                         partition: identity.partition,
                         payload: identity.payload,
                     };
-                    let draft = group.judge(entrance, identity, place)?;
+                    let draft = group.judge(entrance, identity, place, known[number]);
                     if matches!(draft, Draft::New(_)) {
                         picks.push(number as u32);
                     }
@@ -676,42 +688,42 @@ impl Group {
         let (append, next) =
             self.small.get(&slot).map_or((0, 0), |(append, _, rows)| (*append, rows.0.len()));
         let place = Place { append, row: next, partition: identity.partition, payload: identity.payload };
-        let draft = self.judge(entrance, identity, place)?;
+        let known = entrance.known(&[identity.key])?.pop().flatten();
+        let draft = self.judge(entrance, identity, place, known);
         if let (Draft::New(_), Some(row), Some((_, _, rows))) = (&draft, row, self.small.get_mut(&slot)) {
             rows.0.push(row, identity)?;
         }
         Ok(draft)
     }
 
-    /// Tells whether an event is new; a new one is noted as standing at `place`.
+    /// Tells whether an event is new, by what the index knows of its id; a new one is noted as standing at `place`.
     fn judge(
         &mut self,
         entrance: &Entrance,
         identity: &RowIdentity,
         place: Place,
-    ) -> Result<Draft, DoorError> {
-        let (Some(index), Some(key)) = (&entrance.index, identity.key) else { return Ok(Draft::New(place)) };
+        known: Option<Known>,
+    ) -> Draft {
+        let (Some(index), Some(key)) = (&entrance.index, identity.key) else { return Draft::New(place) };
         let name = &entrance.decoder.stream().name;
         if !self.fresh.contains_key(name) {
             self.fresh.insert(name.clone(), (index.clone(), HashMap::default()));
         }
-        let Some((_, fresh)) = self.fresh.get_mut(name) else { return Ok(Draft::New(place)) };
+        let Some((_, fresh)) = self.fresh.get_mut(name) else { return Draft::New(place) };
         if let Some(first) = fresh.get(&key) {
-            return Ok(if first.payload == identity.payload {
-                Draft::Repeat(*first)
-            } else {
-                Draft::RepeatConflict(*first)
-            });
+            return match first.payload == identity.payload {
+                true => Draft::Repeat(*first),
+                false => Draft::RepeatConflict(*first),
+            };
         }
-        if let Some(known) = index.find(&key)? {
-            return Ok(if known.payload == identity.payload {
-                Draft::Known(known)
-            } else {
-                Draft::KnownConflict(known)
-            });
+        if let Some(known) = known {
+            return match known.payload == identity.payload {
+                true => Draft::Known(known),
+                false => Draft::KnownConflict(known),
+            };
         }
         fresh.insert(key, place);
-        Ok(Draft::New(place))
+        Draft::New(place)
     }
 
     fn reject(&mut self, entrance: &Entrance, principal: &Principal, error: RowError, bytes: &[u8]) -> Draft {

@@ -276,6 +276,10 @@ fn everything_that_was_acked_is_there_once_however_often_it_is_sent() {
                         drop(stand.index.spill(1));
                         store.fail(false);
                     }
+                    if chance.chance(0.25) {
+                        // As at an orderly end, which the next life may follow, or more of this one.
+                        drop(stand.index.spill(1).and_then(|()| stand.index.rest()));
+                    }
                 }
             }
             if life < 3 {
@@ -313,6 +317,7 @@ fn ids_of_every_generation_are_known_and_go_with_the_stream() {
     let filter = |table: &str| store.get(table, &[&[0xff; 16][..], &[0; 4]].concat()).unwrap();
     for life in 0..4 {
         let stand = open(&disk.copy(), &store, 0).unwrap();
+        assert_eq!(stand.index.tables().iter().any(|table| table.ends_with("/rest")), life == 3);
         if life == 2 {
             // A filter that can't be read is made again, of the ids.
             let damaged = stand.index.tables().into_iter().find(|table| filter(table).is_some()).unwrap();
@@ -335,6 +340,10 @@ fn ids_of_every_generation_are_known_and_go_with_the_stream() {
         let stored = stand.index.tables().iter().filter(|table| filter(table).is_some()).count();
         assert_eq!(stored, generations - 1, "of every generation that is closed");
         assert!(stand.index.tables().iter().all(|table| filter(table).as_deref() != Some(b"damaged")));
+        if life >= 2 {
+            // What the newest one knows, too, until it is written to again.
+            stand.index.rest().unwrap();
+        }
         drop(stand);
     }
     assert!(generations > 4, "{generations}");

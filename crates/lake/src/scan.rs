@@ -305,6 +305,10 @@ impl TableProvider for LakeRelation {
         TableType::Base
     }
 
+    fn statistics(&self) -> Option<Statistics> {
+        Some(self.0.known.clone())
+    }
+
     async fn scan(
         &self,
         state: &dyn Session,

@@ -416,7 +416,7 @@ impl Node {
         }
         self.driver.stop().await;
         for index in self.door.indexes() {
-            if let Err(error) = index.spill(1) {
+            if let Err(error) = index.spill(1).and_then(|()| index.rest()) {
                 tracing::error!(%error, "event ids could not be written; they are read from the log at the next start");
             }
         }

@@ -55,13 +55,16 @@ pub fn stream_relation(
     rows: StreamRows<'_>,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
     let StreamRows { lake, index, hot, oldest, day, beside, lens } = rows;
+    let mut schema = stream.reader_schema();
+    let mut hot = Held::new(schema.clone(), hot);
+    if let Some(lake) = &lake {
+        hot = hot.beside(lake.as_ref());
+    }
     let lake = match (lake, index) {
         (Some(lake), Some(index)) => Some(Arc::new(Indexed::new(lake, index)) as Arc<dyn TableProvider>),
         (lake, _) => lake,
     };
-    let mut schema = stream.reader_schema();
     let views = lake.is_some();
-    let hot = Held::new(schema.clone(), hot);
     let as_there = |field: &Field| match field.data_type() {
         DataType::Utf8 if views => DataType::Utf8View,
         other => other.clone(),
