@@ -17,7 +17,13 @@ for target in "$@"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     case $target in
     decode) hints="seeds/decode -dict=dictionaries/decode.dict" ;;
-    sql | plan) hints="../packs ../crates/server/tests/scenarios -dict=dictionaries/sql.dict" ;;
+    sql | plan)
+        # One statement each: a text that is parsed in no time is changed a thousand times a second.
+        mkdir -p corpus/statements
+        find ../packs ../crates/server/tests/scenarios -type f | sort | xargs cat |
+            awk -v RS=';' 'NF { file = sprintf("corpus/statements/%04d", NR); print > file; close(file) }'
+        hints="corpus/statements -max_len=2000 -dict=dictionaries/sql.dict"
+        ;;
     *) hints= ;;
     esac
     # shellcheck disable=SC2086 # each word of the hints is an argument: a folder of seeds, or a dictionary

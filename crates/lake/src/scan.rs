@@ -40,7 +40,7 @@ use crate::{DAY_COLUMNS, LakeError};
 /// at once the rows are sorted instead.
 const MOST_SIDE_BY_SIDE: usize = 64;
 
-/// Columns of numbers and times that are read of all rows, before conditions.
+/// So many columns are read of all rows, before conditions.
 const FEW_COLUMNS: usize = 8;
 
 /// A column of [`LakeFiles::relation`]: the number of the file that a row is in.
@@ -331,11 +331,9 @@ impl TableProvider for LakeRelation {
             .with_limit(limit)
             .build();
         let mut options = state.table_options().parquet.clone();
-        // Where much is read of a row it pays to look first whether it is wanted. Where it is a few numbers, the picking of
-        // rows costs more than reading them all.
-        let columns = projected.fields();
-        let all_numbers = columns.iter().all(|column| column.data_type().is_primitive());
-        options.global.pushdown_filters = columns.len() > FEW_COLUMNS || !all_numbers;
+        // Where much is read of a row it pays to look first whether it is wanted. Of few columns, the picking of rows costs more than
+        // reading them all, unless it is known that few are wanted: the planner says so then.
+        options.global.pushdown_filters = projected.fields().len() > FEW_COLUMNS;
         let format = ParquetFormat::default().with_options(options);
         format.create_physical_plan(state, scan).await
     }

@@ -9,6 +9,7 @@ mod branches;
 mod budget;
 mod decrypt;
 mod endpoint;
+mod few;
 mod held;
 mod index;
 mod indexed;
@@ -42,6 +43,7 @@ use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
 use self::branches::SortBranches;
+use self::few::PickFewRows;
 use self::window::AccountForWindows;
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
 use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, SCORE, weight};
@@ -212,7 +214,7 @@ fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionCont
     Ok(context)
 }
 
-/// DataFusion's rules and our own: branches are sorted after sorts and limits have been chosen, before sorts tell
+/// DataFusion's rules and our own: scans are told to pick rows before they are told which; branches are sorted after sorts and limits have been chosen, before sorts tell
 /// the scans below them what they will not need; windows are found when all is chosen.
 fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let mut rules = PhysicalOptimizer::new().rules;
@@ -220,6 +222,7 @@ fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
         let at = rules.iter().rposition(|known| known.name() == name).unwrap_or(rules.len());
         rules.insert(at, rule);
     };
+    before("FilterPushdown", Arc::new(PickFewRows));
     before("FilterPushdown(Post)", Arc::new(SortBranches));
     before("SanityCheckPlan", Arc::new(AccountForWindows));
     rules
