@@ -11,7 +11,7 @@ for argument in "$@"; do
     previous=$argument
 done
 case $crate in
-highwater_* | decode | journal | trail | credentials | sql | plan | jiter | csv_core | sqlparser | lz4_flex | arrow_ipc)
+highwater_* | decode | journal | trail | search | credentials | sql | plan | jiter | csv_core | sqlparser | lz4_flex | arrow_ipc)
     exec "$rustc" "$@" --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
         -Cllvm-args=-sanitizer-coverage-trace-compares

@@ -9,7 +9,7 @@ set -eu
 cd "$(dirname "$0")"
 seconds=${1:?how many seconds for each target}
 shift
-[ $# -gt 0 ] || set -- decode journal trail credentials sql plan
+[ $# -gt 0 ] || set -- decode journal trail search credentials sql plan
 # Deep nesting needs a deep stack, as the server gives to its threads.
 ulimit -s 65536
 export RUSTC_WRAPPER="$PWD/instrument.sh"

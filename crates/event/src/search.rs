@@ -76,6 +76,32 @@ impl Words {
     }
 }
 
+/// Where the bytes of a text in lower case come from: a letter may be longer there, or two.
+struct Origins {
+    /// For each letter, where it ends in lower case, and its place in the text. None where both are the same.
+    letters: Vec<(usize, Range<usize>)>,
+}
+
+impl Origins {
+    fn of(text: &str) -> Self {
+        if text.is_ascii() {
+            return Self { letters: Vec::new() };
+        }
+        let mut end = 0;
+        let letters = text.char_indices().map(|(at, letter)| {
+            end += letter.to_lowercase().map(char::len_utf8).sum::<usize>();
+            (end, at..at + letter.len_utf8())
+        });
+        Self { letters: letters.collect() }
+    }
+
+    /// The place of the letter that a byte in lower case belongs to.
+    fn origin(&self, byte: usize) -> Range<usize> {
+        let letter = self.letters.partition_point(|(end, _)| *end <= byte);
+        self.letters.get(letter).map_or(byte..byte + 1, |(_, place)| place.clone())
+    }
+}
+
 /// Runs of letters and digits.
 fn runs(text: &str) -> impl Iterator<Item = Range<usize>> {
     let mut from = 0;
@@ -152,13 +178,16 @@ impl Search {
 
     /// Where a text has what is searched for: from the first byte of the first word of a term to the last byte of its last.
     pub fn found_in(&self, text: &str) -> Vec<Range<usize>> {
-        let words: Vec<(Range<usize>, String)> =
-            runs(text).map(|at| (at.clone(), text[at].to_lowercase())).collect();
-        let word = |at: usize| words.get(at).map(|(_, word)| word.as_str());
+        let mut words = Words::default();
+        words.read(text);
+        let origins = Origins::of(text);
         let mut found = Vec::new();
         for term in self.0.iter().filter(|term| !term.without) {
-            let starts = (0..words.len()).filter(|start| term.stands_at(*start, word));
-            found.extend(starts.map(|start| words[start].0.start..words[start + term.words.len() - 1].0.end));
+            let starts = (0..words.places.len()).filter(|start| term.stands_at(*start, |at| words.get(at)));
+            found.extend(starts.map(|start| {
+                let (first, last) = (&words.places[start], &words.places[start + term.words.len() - 1]);
+                origins.origin(first.start).start..origins.origin(last.end - 1).end
+            }));
         }
         found.sort_unstable_by_key(|range| (range.start, range.end));
         // Those that overlap are one.
@@ -230,6 +259,11 @@ mod tests {
         assert_eq!(found("\"the lim\"*", text), ["the Limit", "the limit"]);
         assert_eq!(found("\"over the\" \"the limit\"", text), ["the Limit", "over the limit"]);
         assert!(found("-card gone", text).is_empty() && found("a", "").is_empty());
+        // Letters that are longer, shorter or two in lower case, and one that has two forms there.
+        assert_eq!(found("stanbul", "vor İstanbul"), ["stanbul"]);
+        assert_eq!(found("i", "vor İstanbul"), ["İ"]);
+        assert_eq!(found("kelvin ⱥb", "ǅ KELVIN Ⱥb ẞ"), ["KELVIN", "Ⱥb"]);
+        assert_eq!(found("οδος", "ΟΔΟΣ 4, Οδός"), ["ΟΔΟΣ"]);
     }
 
     #[test]

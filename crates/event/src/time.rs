@@ -1,14 +1,24 @@
 //! Times as users write them and as we show them.
 
+use std::ops::RangeInclusive;
+
 use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
 
-/// Reads a time: RFC 3339, a date, a date and time without zone (taken as UTC), or epoch seconds or
+/// From the beginning of the year 1 to the end of the year 9999, in microseconds since the epoch: what RFC 3339 can say, and
+/// what others that read our tables understand.
+const SHOWN: RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_300_799_999_999;
+
+/// Reads a time in the years 1 to 9999: RFC 3339, a date, a date and time without zone (taken as UTC), or epoch seconds or
 /// milliseconds. Answers microseconds since the epoch; `None` when it is none of these.
 pub fn parse_micros(text: &str) -> Option<i64> {
     let text = text.trim();
-    if let Ok(number) = text.parse::<i64>() {
-        return epoch_micros(number);
+    match text.parse::<i64>() {
+        Ok(number) => epoch_micros(number),
+        Err(_) => parse_calendar(text).filter(|micros| SHOWN.contains(micros)),
     }
+}
+
+fn parse_calendar(text: &str) -> Option<i64> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Some(time.timestamp_micros());
     }
@@ -22,14 +32,14 @@ pub fn parse_micros(text: &str) -> Option<i64> {
 }
 
 /// Epoch seconds, milliseconds or microseconds, told apart by size: below 10^11 it is seconds (until the
-/// year 5138), below 10^14 milliseconds.
+/// year 5138), below 10^14 milliseconds. `None` outside the years 1 to 9999.
 pub fn epoch_micros(number: i64) -> Option<i64> {
     let scale = match number.unsigned_abs() {
         0..100_000_000_000 => 1_000_000,
         100_000_000_000..100_000_000_000_000 => 1_000,
         _ => 1,
     };
-    number.checked_mul(scale).filter(|micros| Utc.timestamp_micros(*micros).single().is_some())
+    number.checked_mul(scale).filter(|micros| SHOWN.contains(micros))
 }
 
 /// A time as RFC 3339 in UTC with microseconds and `Z`.
@@ -70,6 +80,31 @@ mod tests {
         assert_eq!(parse_micros("2026-01-01"), Some(noon - 43_200_000_000));
         for bad in ["", "yesterday", "2026-13-01", "92233720368547758070"] {
             assert_eq!(parse_micros(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_can_be_shown_and_read_again() {
+        for text in [
+            "0001-01-01",
+            "9999-12-31T23:59:59.999999Z",
+            "-62135596800",
+            "253402300799",
+            "2016-12-31T23:59:60Z",
+        ] {
+            let micros = parse_micros(text).unwrap();
+            assert_eq!(parse_micros(&show_micros(micros)), Some(micros), "{text}");
+        }
+        // Years that RFC 3339 can't say.
+        for other in [
+            "0000-12-31",
+            "-0143-06-07",
+            "+10000-01-01",
+            "-62135596801",
+            "-66666666666666",
+            "253402300800000000",
+        ] {
+            assert_eq!(parse_micros(other), None, "{other}");
         }
     }
 

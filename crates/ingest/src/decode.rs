@@ -508,13 +508,14 @@ pub(crate) fn decode_value(parser: &mut Jiter<'_>, kind: &Kind, text: &mut Strin
             let micros = if peek == Peek::String {
                 match parser.known_str() {
                     Ok(value) => time::parse_micros(value)
-                        .ok_or_else(|| RowError::new("bad_time", format!("\"{}\" is not {wanted}: write RFC 3339, a date, or epoch seconds or milliseconds", clip(value)))),
+                        .ok_or_else(|| RowError::new("bad_time", format!("\"{}\" is not {wanted} in the years 1 to 9999: write RFC 3339, a date, or epoch seconds or milliseconds", clip(value)))),
                     Err(error) => Err(RowError::new("malformed_json", error.to_string())),
                 }?
             } else if peek.is_num() {
                 let number = integer(parser, peek)?;
-                time::epoch_micros(number)
-                    .ok_or_else(|| RowError::new("bad_time", format!("{number} is not {wanted}")))?
+                time::epoch_micros(number).ok_or_else(|| {
+                    RowError::new("bad_time", format!("{number} is not {wanted} in the years 1 to 9999"))
+                })?
             } else {
                 return Err(wrong(wanted));
             };
