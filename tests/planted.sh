@@ -32,7 +32,7 @@ no_checksum               journal   flipped_bit
 no_frontier               driver    several_sources
 dedupe_before_log         door      full_disk
 mark_before_ids           door      everything_that_was_acked
-filter_outlives_run       door      everything_that_was_acked
+filter_outlives_run       door      what_an_orderly_end_left
 no_suppression            kills     states_and_stream
 states_without_marks      kills     states_and_stream
 deaf_to_idle              kills     states_and_stream

@@ -55,7 +55,7 @@ impl Target {
         std::fs::create_dir_all(&self.data)?;
         let pack = self.data.join("bench.sql");
         std::fs::write(&pack, statements)?;
-        let node = self.serve(&["--pack".as_ref(), pack.as_os_str()])?;
+        let node = self.serve(&["--pack".as_ref(), pack.as_os_str()], false)?;
         // The statements are declared once it listens.
         std::thread::sleep(Duration::from_millis(1000));
         Ok(node)
@@ -67,12 +67,11 @@ impl Target {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let node = self.serve(&[])?;
-        node.keep();
-        Ok(node)
+        self.serve(&[], true)
     }
 
-    fn serve(&self, more: &[&OsStr]) -> anyhow::Result<Node> {
+    /// `keep`: the data stays, be it that the node does not start.
+    fn serve(&self, more: &[&OsStr], keep: bool) -> anyhow::Result<Node> {
         let child = Command::new(&self.program)
             .args(["serve", "--listen", "127.0.0.1:0", "--data"])
             .arg(&self.data)
@@ -85,7 +84,7 @@ impl Target {
         let mut node = Node {
             child,
             data: self.data.clone(),
-            keep: AtomicBool::new(false),
+            keep: AtomicBool::new(keep),
             address: String::new(),
             token: String::new(),
         };

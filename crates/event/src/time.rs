@@ -2,10 +2,10 @@
 
 use std::ops::RangeInclusive;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 
-/// From the beginning of the year 1 to the end of the year 9999, in microseconds since the epoch: what RFC 3339 can say, and
-/// what others that read our tables understand.
+/// From the beginning of the year 1 to the end of the year 9999, in microseconds since the epoch: what RFC 3339 can say and
+/// SQL has, so that others who read our tables understand it.
 const SHOWN: RangeInclusive<i64> = -62_135_596_800_000_000..=253_402_300_799_999_999;
 
 /// Reads a time in the years 1 to 9999: RFC 3339, a date, a date and time without zone (taken as UTC), or epoch seconds or
@@ -52,7 +52,11 @@ pub fn show_micros(micros: i64) -> String {
 
 /// A date as ISO 8601.
 pub fn show_date(days: i32) -> String {
-    show_micros(i64::from(days) * 86_400_000_000)[..10].to_owned()
+    let epoch = NaiveDate::default();
+    match epoch.checked_add_signed(TimeDelta::days(i64::from(days))) {
+        Some(date) => date.format("%Y-%m-%d").to_string(),
+        None => format!("{days}d"),
+    }
 }
 
 /// The UTC day of a time as (year, month, day), zero-padded as the lake's folders write it.
@@ -95,7 +99,7 @@ mod tests {
             let micros = parse_micros(text).unwrap();
             assert_eq!(parse_micros(&show_micros(micros)), Some(micros), "{text}");
         }
-        // Years that RFC 3339 can't say.
+        // Years that RFC 3339 can't say or SQL does not have.
         for other in [
             "0000-12-31",
             "-0143-06-07",
@@ -111,5 +115,19 @@ mod tests {
     #[test]
     fn shows_microseconds() {
         assert_eq!(show_micros(1_767_268_800_000_001), "2026-01-01T12:00:00.000001Z");
+    }
+
+    #[test]
+    fn shows_dates_of_all_days() {
+        let days = [
+            (0, "1970-01-01"),
+            (-719_162, "0001-01-01"),
+            (2_932_896, "9999-12-31"),
+            (2_932_897, "+10000-01-01"),
+        ];
+        for (day, shown) in days {
+            assert_eq!(show_date(day), shown);
+        }
+        assert_eq!(show_date(i32::MAX), "2147483647d");
     }
 }

@@ -122,8 +122,8 @@ struct State {
     since: Option<Duration>,
     /// Oldest first, at least one; fresh keys belong to the newest.
     generations: Vec<Generation>,
-    /// The table that holds the filter of the newest one, while that says all about its stored keys.
-    rested: Option<Arc<str>>,
+    /// A filter is stored that knows all stored keys of the newest one.
+    rested: bool,
 }
 
 /// Which keys of a generation its filter knows. A node that is asked for none needs no memory for it.
@@ -201,13 +201,13 @@ fn filter_key(piece: u32) -> [u8; FILTER.len() + 4] {
     key
 }
 
-/// Where the filter of a generation is that still takes keys in, between an orderly end and the next run. It has a mark while it is
-/// whole.
-fn rest_of(table: &str) -> Arc<str> {
-    format!("{table}/rest").into()
+/// Where the filter of the newest generation is between an orderly end and the next run. Its marks are those that the index had then: with
+/// others, a run may have been written that the filter does not know.
+fn rest_of(index: &str) -> Arc<str> {
+    format!("{index}/rest").into()
 }
 
-/// The filter that is stored with a closed generation.
+/// The filter that is stored in a table, with a closed generation or at an orderly end.
 fn stored_filter(store: &dyn KeyedStore, table: &str) -> Result<Option<Filter>, StoreError> {
     let mut failed = None;
     let mut numbers = 0..;
@@ -302,10 +302,10 @@ impl DedupeIndex {
         let marks = store.marks(&table)?;
         if marks.is_empty() {
             // What a clearing that was cut short may have left.
+            if !store.marks(&rest_of(&table))?.is_empty() {
+                store.clear(&rest_of(&table))?;
+            }
             for table in tables(store.as_ref(), &table)?.iter().rev() {
-                if !store.marks(&rest_of(table))?.is_empty() {
-                    store.clear(&rest_of(table))?;
-                }
                 store.clear(table)?;
             }
         }
@@ -333,8 +333,8 @@ impl DedupeIndex {
             let number = generations.len() as u32;
             generations.push(Generation::open(table_of(&table, number), number, run, true));
         }
-        let rest = rest_of(generations.last().map_or(&table, |newest| &newest.table));
-        let rested = (!store.marks(&rest)?.is_empty()).then_some(rest);
+        let rest = store.marks(&rest_of(&table))?;
+        let rested = !rest.is_empty() && (rest == marks || planted::bug("filter_outlives_run"));
         let index = Self {
             stream: stream.clone(),
             store,
@@ -370,7 +370,7 @@ impl DedupeIndex {
     pub fn tables(&self) -> Vec<Arc<str>> {
         let state = self.state();
         let others = state.generations.iter().skip(1).rev().map(|generation| generation.table.clone());
-        [self.table.clone()].into_iter().chain(state.rested.clone()).chain(others).collect()
+        [self.table.clone(), rest_of(&self.table)].into_iter().chain(others).collect()
     }
 
     fn replay(&self, log: &dyn Log, at: &StreamPartition) -> Result<(), DedupeError> {
@@ -440,14 +440,25 @@ impl DedupeIndex {
             self.first_asked.send_replace(true);
         }
         let mut found = Vec::with_capacity(keys.len());
-        let mut stored: Vec<(usize, Digest128, Arc<str>)> = Vec::new();
         for some in keys.chunks(ASKED_AT_ONCE) {
+            self.find_some(some, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn find_some(
+        &self,
+        keys: &[Option<Digest128>],
+        found: &mut Vec<Option<Known>>,
+    ) -> Result<(), StoreError> {
+        let first = found.len();
+        let mut stored: Vec<(usize, Digest128, Arc<str>)> = Vec::new();
+        {
             let state = self.state();
-            let first = found.len();
-            found.extend(some.iter().map(|key| state.unwritten(key.as_ref()?)));
+            found.extend(keys.iter().map(|key| state.unwritten(key.as_ref()?)));
             for generation in state.generations.iter().rev() {
-                generation.fetch(some);
-                for (at, key) in (first..).zip(some) {
+                generation.fetch(keys);
+                for (at, key) in (first..).zip(keys) {
                     let Some(key) = key else { continue };
                     if generation.may_hold(key) && found[at].is_none() {
                         stored.push((at, *key, generation.table.clone()));
@@ -463,37 +474,41 @@ impl DedupeIndex {
                 found[at] = Some(Known::decode(&bytes).ok_or_else(damaged)?);
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Brings the filters up to what was stored when the index was opened: reads those of closed generations, and the keys of others. Until
     /// then questions go to the store. Ends early when nobody holds the index any more.
     pub fn learn_stored(index: &Weak<Self>) -> Result<(), StoreError> {
-        let (unknown, rested): (Vec<usize>, _) = match index.upgrade() {
+        let (mut unknown, rested): (Vec<usize>, bool) = match index.upgrade() {
             Some(index) => {
                 let mut state = index.state();
                 state.begin_to_learn();
                 let unknown = |at: &usize| state.generations[*at].learnt != Learnt::All;
-                // Oldest first: their filters are read in no time, and the keys of the newest may have to be read one by one.
-                ((0..state.generations.len()).filter(unknown).collect(), state.rested.clone())
+                ((0..state.generations.len()).filter(unknown).collect(), state.rested)
             }
             None => return Ok(()),
         };
+        if rested {
+            // Before the next run clears it.
+            unknown.reverse();
+        }
+        // Else the newest comes last: its keys are read one by one, the filters of others in no time.
         for generation in unknown {
             let Some(held) = index.upgrade() else { return Ok(()) };
             let (table, is_closed) = {
                 let generation = &held.state().generations[generation];
                 (generation.table.clone(), generation.closed)
             };
-            let store = held.store.clone();
+            let (store, rest) = (held.store.clone(), rest_of(&held.table));
             drop(held);
-            match rested.as_ref().filter(|_| !is_closed) {
-                _ if is_closed => Self::learn_closed(index, generation, store.as_ref(), &table)?,
-                Some(rest) if Self::learn_rested(index, generation, store.as_ref(), rest)? => {}
-                _ => Self::learn_keys(index, store.as_ref(), &table, &mut |keys, state| {
+            if is_closed {
+                Self::learn_closed(index, generation, store.as_ref(), &table)?;
+            } else if !rested || !Self::learn_rested(index, generation, store.as_ref(), &rest)? {
+                Self::learn_keys(index, store.as_ref(), &table, &mut |keys, state| {
                     let filter = Arc::make_mut(&mut state.generations[generation].filter);
                     keys.iter().for_each(|key| filter.insert(key));
-                })?,
+                })?;
             }
             let Some(held) = index.upgrade() else { return Ok(()) };
             held.state().generations[generation].learnt = Learnt::All;
@@ -612,12 +627,11 @@ impl DedupeIndex {
             (state.writing.clone(), state.destination.clone(), covered.then(|| state.marks.clone()))
         };
         // Durably gone before there is a key that it does not know.
-        let rested = self.state().rested.clone();
-        if let Some(rest) = rested {
+        if self.state().rested {
             if !planted::bug("filter_outlives_run") {
-                self.store.clear(&rest)?;
+                self.store.clear(&rest_of(&self.table))?;
             }
-            self.state().rested = None;
+            self.state().rested = false;
         }
         let mut sorted: Vec<(Digest128, [u8; Known::BYTES])> =
             keys.iter().map(|(key, known)| (*key, known.encode())).collect();
@@ -652,21 +666,23 @@ impl DedupeIndex {
     /// start; for an orderly end.
     pub fn rest(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        let (filter, rest) = {
+        let filter = {
             let state = self.state();
             let Some(newest) = state.generations.last() else { return Ok(()) };
             let all_stored = state.fresh.is_empty() && state.writing.is_empty();
             let few = newest.filter.keys() < READ_AGAIN_RUNS * self.run;
-            if !all_stored || newest.learnt != Learnt::All || few || state.rested.is_some() {
+            if !all_stored || newest.learnt != Learnt::All || few || state.rested {
                 return Ok(());
             }
-            (newest.filter.clone(), rest_of(&newest.table))
+            newest.filter.clone()
         };
+        let rest = rest_of(&self.table);
         self.store.clear(&rest)?;
         store_filter(self.store.as_ref(), &rest, &filter)?;
-        let mark = ((rest.clone(), 0), Mark::default());
-        self.store.write(KeyedBatch { puts: Vec::new(), marks: [mark].into_iter().collect() })?;
-        self.state().rested = Some(rest);
+        let marks = self.store.marks(&self.table)?.into_iter();
+        let marks = marks.map(|(partition, mark)| ((rest.clone(), partition), mark)).collect();
+        self.store.write(KeyedBatch { puts: Vec::new(), marks })?;
+        self.state().rested = true;
         Ok(())
     }
 

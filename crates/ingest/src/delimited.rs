@@ -193,12 +193,14 @@ fn cell(kind: &Kind, field: &str, text: &mut String) -> Result<Cell, RowError> {
         Kind::Decimal { precision, scale } => parse_decimal(trimmed.as_bytes(), *precision, *scale)
             .map(Cell::Decimal)
             .map_err(|detail| RowError::new("out_of_range", detail)),
-        Kind::Timestamp => time::parse_micros(trimmed)
-            .map(Cell::Int)
-            .ok_or_else(|| RowError::new("bad_time", format!("\"{}\" is not a time", clip(field)))),
+        Kind::Timestamp => time::parse_micros(trimmed).map(Cell::Int).ok_or_else(|| {
+            RowError::new("bad_time", format!("\"{}\" is not a time in the years 1 to 9999", clip(field)))
+        }),
         Kind::Date => time::parse_micros(trimmed)
             .map(|micros| Cell::Int(micros.div_euclid(86_400_000_000)))
-            .ok_or_else(|| RowError::new("bad_time", format!("\"{}\" is not a date", clip(field)))),
+            .ok_or_else(|| {
+                RowError::new("bad_time", format!("\"{}\" is not a date in the years 1 to 9999", clip(field)))
+            }),
         Kind::Json | Kind::Struct(_) | Kind::List(_) | Kind::Map(_) => {
             let mut parser = Jiter::new(field.as_bytes());
             let value = decode_value(&mut parser, kind, text)?;

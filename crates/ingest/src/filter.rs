@@ -51,18 +51,22 @@ struct Blocks(MmapMut);
 
 impl Blocks {
     fn zeros(number: usize) -> Self {
-        let bytes = number.saturating_mul(size_of::<Block>());
-        let Ok(pages) = MmapMut::map_anon(bytes) else {
-            // As when any other memory is not to be had.
-            handle_alloc_error(Layout::array::<Block>(number).unwrap_or_else(|_| Layout::new::<Block>()))
-        };
+        // As when any other memory is not to be had.
+        let none = || handle_alloc_error(Layout::array::<Block>(number).unwrap_or(Layout::new::<Block>()));
+        Self::try_zeros(number).unwrap_or_else(none)
+    }
+
+    /// None when there is not so much memory.
+    fn try_zeros(number: usize) -> Option<Self> {
+        let bytes = number.checked_mul(size_of::<Block>())?;
+        let pages = MmapMut::map_anon(bytes).ok()?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE
             && let Err(error) = pages.advise(memmap2::Advice::HugePage)
         {
             tracing::debug!(%error, "no huge pages: filters of event ids take longer to ask");
         }
-        Self(pages)
+        Some(Self(pages))
     }
 
     fn get(&self) -> &[Block] {
@@ -178,16 +182,16 @@ impl Filter {
         for [length, room] in sizes {
             let whole = |length: &usize| *length > 0 && length.is_multiple_of(WORDS);
             let length = usize::try_from(length.get()).ok().filter(whole)?;
-            let mut words = Vec::new();
-            while words.len() < length {
+            let blocks = Blocks::try_zeros(length / WORDS)?;
+            let mut part = Part { blocks, room: usize::try_from(room.get()).ok()? };
+            let mut rest = part.blocks.get_mut().as_flattened_mut();
+            while !rest.is_empty() {
                 let piece = pieces.next()?;
-                let some = <[U64]>::ref_from_bytes(&piece).ok().filter(|words| !words.is_empty())?;
-                words.extend_from_slice(some);
+                let words = <[U64]>::ref_from_bytes(&piece).ok().filter(|words| !words.is_empty())?;
+                let (these, behind) = rest.split_at_mut_checked(words.len())?;
+                these.copy_from_slice(words);
+                rest = behind;
             }
-            let mut part =
-                Part { blocks: Blocks::zeros(length / WORDS), room: usize::try_from(room.get()).ok()? };
-            let all = part.blocks.get_mut().as_flattened_mut();
-            (words.len() == length).then(|| all.copy_from_slice(&words))?;
             parts.push(part);
         }
         (!parts.is_empty()).then_some(Self { parts, keys: usize::try_from(keys.get()).ok()? })

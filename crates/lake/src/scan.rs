@@ -40,7 +40,7 @@ use crate::{DAY_COLUMNS, LakeError};
 /// at once the rows are sorted instead.
 const MOST_SIDE_BY_SIDE: usize = 64;
 
-/// So many columns are read of all rows, before conditions.
+/// Scans of up to so many columns read all rows; conditions are asked afterwards.
 const FEW_COLUMNS: usize = 8;
 
 /// A column of [`LakeFiles::relation`]: the number of the file that a row is in.

@@ -45,7 +45,8 @@ impl PhysicalOptimizerRule for PickFewRows {
 /// `few`: whether few of the plan's rows are wanted.
 fn pick(plan: Arc<dyn ExecutionPlan>, few: bool) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(scan) = plan.downcast_ref::<DataSourceExec>() {
-        return Ok(picking(scan).filter(|_| few).unwrap_or(plan));
+        let picking = if few { picking(scan) } else { None };
+        return Ok(picking.unwrap_or(plan));
     }
     let few = if let Some(sort) = plan.downcast_ref::<SortExec>() {
         sort.fetch().is_some()
