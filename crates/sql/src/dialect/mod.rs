@@ -8,6 +8,7 @@ mod clauses;
 mod create;
 mod endpoint;
 mod error;
+mod nesting;
 mod parser;
 mod rules;
 mod schedule;

@@ -8,6 +8,7 @@ use highwater_event::StreamName;
 
 use super::clauses::{Emit, cut_emit};
 use super::error::{Place, SqlError, placed};
+use super::nesting;
 use super::statement::{Declared, Statement};
 
 /// Tokens of one statement. A longer chain of operators would be nested as deeply as it is long, beyond
@@ -26,7 +27,7 @@ pub fn parse_query(text: &str) -> Result<Box<Query>, SqlError> {
 /// Parses one query that may end in EMIT CHANGES or EMIT FINAL.
 pub fn parse_live_query(text: &str) -> Result<(Box<Query>, Emit), SqlError> {
     let mut words = significant(&tokenize(text)?);
-    check_length(&words)?;
+    check_size(&words)?;
     let end = words.last().map(|word| word.span);
     let emit = cut_emit(&mut words)?;
     let mut inner = Words { parser: parser(words) };
@@ -41,18 +42,18 @@ pub fn parse_live_query(text: &str) -> Result<(Box<Query>, Emit), SqlError> {
     Ok((query, emit))
 }
 
-/// Refuses a text that is too long to be parsed safely.
+/// Refuses a text that is too long or nested too deeply to be parsed safely.
 pub fn check_statement(text: &str) -> Result<(), SqlError> {
-    check_length(&significant(&tokenize(text)?))
+    check_size(&significant(&tokenize(text)?))
 }
 
-fn check_length(words: &[TokenWithSpan]) -> Result<(), SqlError> {
+fn check_size(words: &[TokenWithSpan]) -> Result<(), SqlError> {
     match words.get(MAX_TOKENS) {
         Some(word) => {
             Err(SqlError::new("statement_too_long", format!("a statement may have {MAX_TOKENS} words"))
                 .at(word.span))
         }
-        None => Ok(()),
+        None => nesting::check(words),
     }
 }
 
@@ -78,7 +79,7 @@ pub fn parse_script(text: &str) -> Result<Vec<Declared>, SqlError> {
     let mut declared = Vec::new();
     for tokens in tokens.split(|token| token.token == Token::SemiColon) {
         let words = significant(tokens);
-        check_length(&words)?;
+        check_size(&words)?;
         let (Some(first), Some(last)) = (words.first(), words.last()) else { continue };
         let source = slice(text, first.span.start, last.span.end);
         let (first_line, end) = (first.span.start.line, last.span);
