@@ -341,6 +341,19 @@ fn a_thousand_bad_inputs_get_a_clear_answer() {
     ] {
         checked.refused("/api/v1/sql", "application/json", json!({"query": query}).to_string().as_bytes());
     }
+    // Behind each of these the parser reads what follows in more than one way.
+    for opening in ["CAST(", "NOT (", "CASE (", "POSITION(", "(SELECT a FROM ("] {
+        for levels in [8, 40] {
+            for first in ["SELECT", "EXPLAIN SELECT"] {
+                let query = format!("{first} {} x y z", opening.repeat(levels));
+                checked.refused(
+                    "/api/v1/sql",
+                    "application/json",
+                    json!({"query": query}).to_string().as_bytes(),
+                );
+            }
+        }
+    }
     for body in [
         "",
         "{",
