@@ -4,14 +4,6 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../crates/sql/tests/parsing/mod.rs"]
-mod parsing;
+mod statements;
 
-thread_local! {
-    static PARSING: parsing::Parsing = parsing::Parsing::new();
-}
-
-fuzz_target!(|bytes: &[u8]| {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
-    PARSING.with(|parsing| parsing.check(text, true));
-});
+fuzz_target!(|bytes: &[u8]| statements::check(bytes, true));

@@ -125,13 +125,16 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stream =
         if arguments.lake { STREAM.replace("lake = false", "lake = true") } else { STREAM.to_owned() };
     let statements = if arguments.table { stream + TABLE } else { stream };
-    let node = Arc::new(match arguments.from {
-        Some(_) => arguments.target.start_again()?,
-        None => arguments.target.start(&statements)?,
-    });
-    let before = if arguments.from.is_some() { events(&node)? } else { 0 };
-    let progress =
-        Arc::new(Progress { ids: AtomicU64::new(arguments.from.unwrap_or(0)), ..Progress::default() });
+    let (node, before) = match arguments.from {
+        Some(_) => {
+            let node = arguments.target.start_again()?;
+            let before = events(&node)?;
+            (Arc::new(node), before)
+        }
+        None => (Arc::new(arguments.target.start(&statements)?), 0),
+    };
+    let first = arguments.from.unwrap_or(0);
+    let progress = Arc::new(Progress { ids: AtomicU64::new(first), ..Progress::default() });
     let started = Instant::now();
     println!("{} connections, {} events per batch", arguments.connections, arguments.batch);
     println!("   s   M acked   events/s  refused/s    p99 ms  node CPU s/s  RSS MiB  disk MiB");

@@ -188,7 +188,7 @@ fn with_last_run(room: usize, run: usize) -> usize {
     room + run.max(room / 8)
 }
 
-/// Stores the filter of a closed generation beside its ids: all of it or nothing.
+/// Stores a filter in a table, that of a closed generation beside its ids: all of it or nothing.
 fn store_filter(store: &dyn KeyedStore, table: &str, filter: &Filter) -> Result<(), StoreError> {
     let pieces: Vec<_> = (0..).map(filter_key).zip(filter.pieces()).collect();
     store.load(table, &mut pieces.iter().map(|(key, piece)| (&key[..], &piece[..])))
@@ -365,8 +365,8 @@ impl DedupeIndex {
     }
 
     /// The names of its tables in the keyed store, in the order in which they are to be cleared: first the
-    /// one with the marks, without which the others count for nothing, then from the newest on, so that
-    /// those that a crash leaves are found again.
+    /// one with the marks, without which the others count for nothing, then what an orderly end left, then from the
+    /// newest on, so that those that a crash leaves are found again.
     pub fn tables(&self) -> Vec<Arc<str>> {
         let state = self.state();
         let others = state.generations.iter().skip(1).rev().map(|generation| generation.table.clone());

@@ -343,9 +343,8 @@ fn a_thousand_bad_inputs_get_a_clear_answer() {
     }
     // Behind each of these the parser reads what follows in more than one way.
     for opening in ["CAST(", "NOT (", "CASE (", "POSITION(", "(SELECT a FROM ("] {
-        for levels in [8, 40] {
-            for first in ["SELECT", "EXPLAIN SELECT"] {
-                let query = format!("{first} {} x y z", opening.repeat(levels));
+        for nested in [8, 40].map(|levels| format!("SELECT {} x y z", opening.repeat(levels))) {
+            for query in [format!("EXPLAIN {nested}"), nested] {
                 checked.refused(
                     "/api/v1/sql",
                     "application/json",

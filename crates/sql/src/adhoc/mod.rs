@@ -9,10 +9,10 @@ mod branches;
 mod budget;
 mod decrypt;
 mod endpoint;
-mod few;
 mod held;
 mod index;
 mod indexed;
+mod late_materialization;
 mod lens;
 mod live;
 mod page;
@@ -43,7 +43,7 @@ use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
 use self::branches::SortBranches;
-use self::few::PickFewRows;
+use self::late_materialization::PickFewRows;
 use self::window::AccountForWindows;
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
 use crate::functions::{EARLIEST_BY_OFFSET, LATEST_BY_OFFSET, LOOKING_UP, SCORE, weight};
@@ -214,8 +214,9 @@ fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionCont
     Ok(context)
 }
 
-/// DataFusion's rules and our own: scans are told to pick rows before they are told which; branches are sorted after sorts and limits have been chosen, before sorts tell
-/// the scans below them what they will not need; windows are found when all is chosen.
+/// DataFusion's rules and our own: scans are told to pick rows before they are told which; branches are sorted after
+/// sorts and limits have been chosen, before sorts tell the scans below them what they will not need; windows are found
+/// when all is chosen.
 fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let mut rules = PhysicalOptimizer::new().rules;
     let mut before = |name: &str, rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>| {

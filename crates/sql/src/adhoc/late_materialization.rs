@@ -1,5 +1,5 @@
-//! How the lake's files are read: rows that are wanted are picked while columns are read, one condition after the other, or all rows are
-//! read and conditions asked afterwards. Picking pays where few rows are wanted; where many are, the bookkeeping of which
+//! How the lake's files are read: rows that are wanted are picked while columns are read, one condition after the other (late
+//! materialization), or all rows are read and conditions asked afterwards. Picking pays where few rows are wanted; where many are, the bookkeeping of which
 //! ones costs more than reading them all, and filters that a join learns from its other side, which often let nearly all rows through, make it worse.
 
 use std::sync::Arc;
@@ -72,12 +72,11 @@ fn picking(scan: &DataSourceExec) -> Option<Arc<dyn ExecutionPlan>> {
 
 fn is_one_value(condition: &Arc<dyn PhysicalExpr>) -> bool {
     let Some(comparison) = condition.downcast_ref::<BinaryExpr>() else { return false };
-    let is = |side: &Arc<dyn PhysicalExpr>| (side.is::<Column>(), side.is::<Literal>());
-    *comparison.op() == Operator::Eq
-        && matches!(
-            (is(comparison.left()), is(comparison.right())),
-            ((true, _), (_, true)) | ((_, true), (true, _))
-        )
+    let is = |column: &Arc<dyn PhysicalExpr>, value: &Arc<dyn PhysicalExpr>| {
+        column.is::<Column>() && value.is::<Literal>()
+    };
+    let (left, right) = (comparison.left(), comparison.right());
+    *comparison.op() == Operator::Eq && (is(left, right) || is(right, left))
 }
 
 #[cfg(test)]
