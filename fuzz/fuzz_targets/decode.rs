@@ -6,10 +6,11 @@ use std::sync::LazyLock;
 
 use highwater_ingest::Format;
 use highwater_ingest::decode::Decoder;
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
 #[path = "../../crates/ingest/tests/decoding/mod.rs"]
 mod decoding;
+mod words;
 
 static DECODER: LazyLock<Decoder> = LazyLock::new(|| Decoder::new(decoding::schema()).unwrap());
 
@@ -22,4 +23,8 @@ fuzz_target!(|bytes: &[u8]| {
         _ => Format::CloudEvents,
     };
     decoding::check(&DECODER, body, format);
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    words::change(data, size, max_size, seed, include_str!("../dictionaries/decode.dict"))
 });

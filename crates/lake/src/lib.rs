@@ -215,14 +215,20 @@ async fn write_files_by(
     tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other)?
 }
 
+/// How a table's history calls the writing of rows.
+fn written(mode: SaveMode, partition_columns: &[&str]) -> DeltaOperation {
+    let columns = || partition_columns.iter().map(|column| (*column).to_owned()).collect();
+    let partition_by = (!partition_columns.is_empty()).then(columns);
+    DeltaOperation::Write { mode, partition_by, predicate: None }
+}
+
 /// Commits files that are written but not named yet, with the application's position when it moves.
 async fn commit(
     table: &mut DeltaTable,
     dir: &Path,
     adds: Vec<Add>,
     mut actions: Vec<Action>,
-    mode: SaveMode,
-    partition_columns: &[&str],
+    operation: DeltaOperation,
     position: Option<(&str, i64)>,
 ) -> Result<(), LakeError> {
     sync_files(dir.to_owned(), adds.iter().map(|add| add.path.clone()).collect()).await?;
@@ -231,12 +237,6 @@ async fn commit(
     if let Some((application, offset)) = position {
         properties = properties.with_application_transaction(Transaction::new(application, offset));
     }
-    let operation = DeltaOperation::Write {
-        mode,
-        partition_by: (!partition_columns.is_empty())
-            .then(|| partition_columns.iter().map(|column| (*column).to_owned()).collect()),
-        predicate: None,
-    };
     planted::stop("lake:before_commit");
     let done = CommitBuilder::from(properties)
         .with_actions(actions)

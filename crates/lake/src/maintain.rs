@@ -17,7 +17,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use deltalake::kernel::Action;
 use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use deltalake::protocol::{SaveMode, checkpoints};
+use deltalake::protocol::{DeltaOperation, checkpoints};
 use deltalake::{DeltaTable, ensure_table_uri};
 use futures::TryStreamExt;
 use highwater_event::{Offset, columns};
@@ -162,7 +162,8 @@ impl LakeStream {
         }
         if !gone.is_empty() {
             let removes = removals(&table, &gone, true).await?;
-            commit(&mut table, &self.dir, adds, removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
+            let changed = DeltaOperation::Update { predicate: None };
+            commit(&mut table, &self.dir, adds, removes, changed, None).await?;
         }
         let before = state.read_by();
         self.put(State::new(table.clone(), state.marks.clone()));
@@ -216,7 +217,8 @@ impl LakeStream {
             // Retention has taken one of them meanwhile; what was written here is left to the vacuum.
             return Ok(());
         }
-        commit(&mut table, &self.dir, adds, removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
+        let compacted = DeltaOperation::Optimize { predicate: None, target_size: BATCH as i64 };
+        commit(&mut table, &self.dir, adds, removes, compacted, None).await?;
         self.put(state.then(table, state.marks.clone()));
         done.removed += paths.len();
         done.added += added;
@@ -235,7 +237,8 @@ impl LakeStream {
         let mut table = state.table.clone();
         let removes = removals(&table, &old, true).await?;
         let count = removes.len();
-        commit(&mut table, &self.dir, Vec::new(), removes, SaveMode::Append, &DAY_COLUMNS, None).await?;
+        let retired = DeltaOperation::Delete { predicate: None };
+        commit(&mut table, &self.dir, Vec::new(), removes, retired, None).await?;
         self.put(state.then(table, state.marks.clone()));
         Ok(count)
     }

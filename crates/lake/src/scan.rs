@@ -305,10 +305,6 @@ impl TableProvider for LakeRelation {
         TableType::Base
     }
 
-    fn statistics(&self) -> Option<Statistics> {
-        Some(self.0.known.clone())
-    }
-
     async fn scan(
         &self,
         state: &dyn Session,

@@ -23,7 +23,7 @@ use highwater_log::{Log, LogBatch};
 use highwater_privacy::{Positions, Vault};
 
 use crate::scan::{LakeFiles, Readers};
-use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, write_files};
+use crate::{DAY_COLUMNS, LakeError, commit, open_or_create, write_files, written};
 
 /// A stream's Delta table, shared by the view that writes it and those who read it.
 pub struct LakeStream {
@@ -417,7 +417,8 @@ impl LakeStream {
         let state = self.current();
         let mut table = state.table.clone();
         let position = Some((id.as_str(), end as i64));
-        commit(&mut table, &self.dir, adds, Vec::new(), SaveMode::Append, &DAY_COLUMNS, position).await?;
+        let appended = written(SaveMode::Append, &DAY_COLUMNS);
+        commit(&mut table, &self.dir, adds, Vec::new(), appended, position).await?;
         let mut marks = state.marks.clone();
         marks.insert(partition, end);
         self.put(state.then(table, marks));

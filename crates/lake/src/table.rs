@@ -13,7 +13,7 @@ use deltalake::{DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt;
 use highwater_event::StreamName;
 
-use crate::{LakeError, commit, open_or_create, stats_columns, write_files_by};
+use crate::{LakeError, commit, open_or_create, stats_columns, write_files_by, written};
 
 /// Writes snapshots of one table.
 pub struct LakeTable {
@@ -91,8 +91,8 @@ impl LakeTable {
             .await?;
         changes.extend(old);
         let id = application_id(&self.name);
-        let outcome =
-            commit(&mut table, &self.dir, adds, changes, SaveMode::Overwrite, &[], Some((&id, mark))).await;
+        let anew = written(SaveMode::Overwrite, &[]);
+        let outcome = commit(&mut table, &self.dir, adds, changes, anew, Some((&id, mark))).await;
         if outcome.is_err() {
             self.table.update_state().await?;
             return outcome;

@@ -36,6 +36,8 @@ pub trait States<S> {
 pub trait StateReader<S>: Send + Sync {
     /// Visits the states from key `from` on, in order of their keys; `false` ends it.
     fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &S) -> bool) -> Result<(), StoreError>;
+    /// The states of some keys, all as of one moment.
+    fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<S>>, StoreError>;
     /// The last key.
     fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError>;
     /// How far the view has come.

@@ -263,6 +263,10 @@ impl<S> StateReader<S> for Waiting<S> {
         self.states.read(from, visit)
     }
 
+    fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<S>>, StoreError> {
+        self.states.get(keys)
+    }
+
     fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError> {
         self.states.last_key()
     }

@@ -10,6 +10,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod lookups;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,8 +1,8 @@
 //! The embedded store.
 //!
 //! Each table is a keyspace, marks are a keyspace of their own. A batch is one fjall batch, which is
-//! atomic across keyspaces. Readers must not see half of one, so snapshots and commits exclude each
-//! other for the moment that they take.
+//! atomic across keyspaces. Readers must not see half of one, as a snapshot would that is taken while it is
+//! applied: until it is whole, they get the snapshot that was taken before. Nobody waits for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use fjall::config::{
     BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PartitioningPolicy,
     PinningPolicy,
 };
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
 use highwater_event::{Partition, planted};
 use highwater_log::keyed::{KeyedBatch, KeyedSnapshot, KeyedStore, Mark, StoreError, Visit};
 
@@ -24,8 +24,10 @@ pub struct FjallStore {
     database: Database,
     keyspaces: Mutex<HashMap<String, Keyspace>>,
     marks: Keyspace,
-    /// Held for reading while a snapshot is taken and for writing while a batch is applied.
-    whole: RwLock<()>,
+    /// What readers see while a batch is applied: the store without it.
+    before: RwLock<Option<Snapshot>>,
+    /// One batch at a time.
+    applying: Mutex<()>,
 }
 
 fn unavailable(error: fjall::Error) -> StoreError {
@@ -64,7 +66,13 @@ impl FjallStore {
             Err(error) => return Err(unavailable(error)),
         };
         let marks = database.keyspace(MARKS, KeyspaceCreateOptions::default).map_err(unavailable)?;
-        Ok(Self { database, keyspaces: Mutex::new(HashMap::new()), marks, whole: RwLock::new(()) })
+        Ok(Self {
+            database,
+            keyspaces: Mutex::new(HashMap::new()),
+            marks,
+            before: RwLock::new(None),
+            applying: Mutex::new(()),
+        })
     }
 
     fn keyspace(&self, table: &str) -> Result<Keyspace, StoreError> {
@@ -76,6 +84,29 @@ impl FjallStore {
         let keyspace = self.database.keyspace(&keyspace_name(table), options).map_err(unavailable)?;
         keyspaces.insert(table.to_owned(), keyspace.clone());
         Ok(keyspace)
+    }
+
+    /// Applies a batch; readers see all of it from some moment on.
+    fn apply(&self, batch: OwnedWriteBatch) -> Result<(), StoreError> {
+        let _one_at_a_time = lock(&self.applying);
+        let _shown = Shown::instead_of(&self.before, self.database.snapshot());
+        batch.commit().map_err(unavailable)
+    }
+}
+
+/// Readers see a snapshot until this is dropped.
+struct Shown<'a>(&'a RwLock<Option<Snapshot>>);
+
+impl<'a> Shown<'a> {
+    fn instead_of(place: &'a RwLock<Option<Snapshot>>, snapshot: Snapshot) -> Self {
+        *place.write().unwrap_or_else(PoisonError::into_inner) = Some(snapshot);
+        Self(place)
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -130,8 +161,10 @@ impl KeyedStore for FjallStore {
 
     fn snapshot(&self, table: &str) -> Result<Box<dyn KeyedSnapshot>, StoreError> {
         let keyspace = self.keyspace(table)?;
-        let _whole = self.whole.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(Box::new(TableSnapshot { snapshot: self.database.snapshot(), keyspace }))
+        // Held until it is taken: no batch begins meanwhile.
+        let before = self.before.read().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = before.clone().unwrap_or_else(|| self.database.snapshot());
+        Ok(Box::new(TableSnapshot { snapshot, keyspace }))
     }
 
     fn write(&self, batch: KeyedBatch) -> Result<(), StoreError> {
@@ -157,8 +190,7 @@ impl KeyedStore for FjallStore {
             write.insert(&self.marks, mark_key(&view, partition), value);
         }
         planted::stop("store:before_commit");
-        let _whole = self.whole.write().unwrap_or_else(PoisonError::into_inner);
-        write.commit().map_err(unavailable)?;
+        self.apply(write)?;
         planted::stop("store:committed");
         Ok(())
     }
@@ -187,8 +219,7 @@ impl KeyedStore for FjallStore {
         for partition in partitions {
             write.remove(&self.marks, mark_key(table, partition));
         }
-        let _whole = self.whole.write().unwrap_or_else(PoisonError::into_inner);
-        write.commit().map_err(unavailable)?;
+        self.apply(write)?;
         // The keyspace goes as a whole and the next one of that name is a new one: emptying it would be
         // repeated by a recovery, after keys that were loaded since.
         let keyspace = self.keyspace(table)?;
@@ -211,6 +242,8 @@ impl KeyedStore for FjallStore {
         for (key, value) in sorted {
             load.write(key, value).map_err(unavailable)?;
         }
+        // Visible when it is done: not while readers see what was before.
+        let _one_at_a_time = lock(&self.applying);
         load.finish().map_err(unavailable)
     }
 

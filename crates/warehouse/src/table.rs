@@ -41,7 +41,10 @@ struct Overlay<S> {
     sinking: Vec<u8>,
     sunk: Vec<u8>,
     weight: usize,
-    dirty: usize,
+    /// Keys of the states that changed since they were collected, each once.
+    dirty: Vec<Vec<u8>>,
+    /// Keys of those that are on their way to the store.
+    writing: Vec<Vec<u8>>,
     /// Rows were folded whose late and dead ones are not in the log yet: nothing may be written.
     held: bool,
     /// Counts resets: what was collected before one must not be confirmed after it.
@@ -87,7 +90,7 @@ impl<S: Stored> Table<S> {
     /// What has changed, as the store is to have it.
     fn encode(&self, overlay: &Overlay<S>) -> Result<Vec<Put>, SealError> {
         let mut sealer = self.vault.as_ref().map(|vault| vault.sealer("")).transpose()?;
-        let changed = overlay.slots.iter().filter(|(_, slot)| slot.change != Change::Clean);
+        let changed = overlay.dirty.iter().filter_map(|key| overlay.slots.get_key_value(key));
         let put = changed.map(|(key, slot)| {
             let mut bytes = Vec::new();
             slot.state.encode(&mut bytes);
@@ -136,7 +139,7 @@ impl<S: Stored> Table<S> {
     /// Bytes of states in memory and number of those that are not in the store yet.
     pub fn memory(&self) -> (usize, usize) {
         let overlay = self.overlay();
-        (overlay.weight, overlay.dirty)
+        (overlay.weight, overlay.dirty.len())
     }
 }
 
@@ -149,7 +152,8 @@ impl<S: Stored> Overlay<S> {
             sinking: Vec::new(),
             sunk: Vec::new(),
             weight: 0,
-            dirty: 0,
+            dirty: Vec::new(),
+            writing: Vec::new(),
             held: false,
             generation,
             collected: None,
@@ -161,17 +165,24 @@ impl<S: Stored> Overlay<S> {
         if floor <= self.floor {
             return;
         }
-        let (mut weight, mut dirty) = (self.weight, self.dirty);
+        let mut weight = self.weight;
         self.slots.retain(|key, slot| {
             let kept = *key >= floor;
             if !kept {
                 weight = weight.saturating_sub(slot.weight + key.len());
-                dirty -= usize::from(slot.change == Change::Dirty);
             }
             kept
         });
-        (self.weight, self.dirty) = (weight, dirty);
+        self.weight = weight;
+        self.dirty.retain(|key| *key >= floor);
+        self.writing.retain(|key| *key >= floor);
         self.floor = floor;
+    }
+
+    /// What the store does not have yet, from a key on.
+    fn fresh(&self, from: &[u8]) -> impl Iterator<Item = (&Vec<u8>, &S)> {
+        let changed = self.dirty.iter().chain(&self.writing).filter(move |key| key.as_slice() >= from);
+        changed.filter_map(|key| self.slots.get_key_value(key)).map(|(key, slot)| (key, &slot.state))
     }
 
     /// Second chance: a clean state that nobody touched since the last pass goes.
@@ -243,7 +254,7 @@ impl<S: Stored> States<S> for Folding<'_, S> {
         };
         if slot.change != Change::Dirty {
             slot.change = Change::Dirty;
-            self.overlay.dirty += 1;
+            self.overlay.dirty.push(key.to_vec());
         }
         slot.warm = true;
         Ok(&mut slot.state)
@@ -263,14 +274,15 @@ impl<S: Stored> Dirty for Table<S> {
                 return;
             }
         }
-        let mut weight = 0isize;
-        for slot in overlay.slots.values_mut().filter(|slot| slot.change != Change::Clean) {
+        let Overlay { slots, weight, dirty, writing, .. } = &mut *overlay;
+        for key in dirty.drain(..) {
+            let Some(slot) = slots.get_mut(&key) else { continue };
             slot.change = Change::Writing;
             let now = slot.state.weight();
-            weight += now as isize - slot.weight as isize;
+            *weight = (*weight + now).saturating_sub(slot.weight);
             slot.weight = now;
+            writing.push(key);
         }
-        overlay.weight = overlay.weight.saturating_add_signed(weight);
         if overlay.floor > overlay.sunk {
             // Expired keys may be written again by nothing: rows for them are late.
             let scanned = self.store.snapshot(&self.name).and_then(|snapshot| {
@@ -289,7 +301,6 @@ impl<S: Stored> Dirty for Table<S> {
                 }
             }
         }
-        overlay.dirty = 0;
         overlay.collected = Some(overlay.generation);
         // Without any mark a table is emptied when it is opened, so that it would be right again.
         let left_out = |mark: &Mark| planted::bug("states_without_marks") && mark.offset % 2 == 1;
@@ -304,12 +315,17 @@ impl<S: Stored> Dirty for Table<S> {
         if generation != overlay.generation {
             return;
         }
-        let mut dirty = overlay.dirty;
-        for slot in overlay.slots.values_mut().filter(|slot| slot.change == Change::Writing) {
+        let Overlay { slots, dirty, writing, .. } = &mut *overlay;
+        for key in writing.drain(..) {
+            // What has changed again meanwhile is among the dirty ones already.
+            let Some(slot) = slots.get_mut(&key).filter(|slot| slot.change == Change::Writing) else {
+                continue;
+            };
             slot.change = if success { Change::Clean } else { Change::Dirty };
-            dirty += usize::from(!success);
+            if !success {
+                dirty.push(key);
+            }
         }
-        overlay.dirty = dirty;
         if success && !overlay.sinking.is_empty() {
             overlay.sunk = std::mem::take(&mut overlay.sinking);
         }
@@ -317,7 +333,7 @@ impl<S: Stored> Dirty for Table<S> {
     }
 
     fn dirty_keys(&self) -> usize {
-        self.overlay().dirty
+        self.overlay().dirty.len()
     }
 }
 
@@ -328,13 +344,8 @@ impl<S: Stored> StateReader<S> for Table<S> {
         let (fresh, snapshot) = {
             let overlay = self.overlay();
             from = from.max(overlay.floor.clone());
-            let fresh: BTreeMap<Vec<u8>, S> = overlay
-                .slots
-                .iter()
-                .filter(|(key, slot)| slot.change != Change::Clean && **key >= from)
-                .map(|(key, slot)| (key.clone(), slot.state.clone()))
-                .collect();
-            (fresh, self.store.snapshot(&self.name)?)
+            let fresh = overlay.fresh(&from).map(|(key, state)| (key.clone(), state.clone()));
+            (fresh.collect::<BTreeMap<_, _>>(), self.store.snapshot(&self.name)?)
         };
         let mut fresh = fresh.into_iter().peekable();
         let mut damaged = false;
@@ -367,16 +378,27 @@ impl<S: Stored> StateReader<S> for Table<S> {
         Ok(())
     }
 
+    fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<S>>, StoreError> {
+        let overlay = self.overlay();
+        let mut opener = Opener::default();
+        let state = |key: &&[u8]| {
+            if *key < overlay.floor.as_slice() {
+                return Ok(None);
+            }
+            if let Some(slot) = overlay.slots.get(*key) {
+                return Ok(Some(slot.state.clone()));
+            }
+            let Some(bytes) = self.store.get(&self.name, key)? else { return Ok(None) };
+            let state = self.decode(&mut opener, key, &bytes);
+            state.map(Some).ok_or_else(|| StoreError::Damaged(format!("a state of {}", self.name)))
+        };
+        keys.iter().map(state).collect()
+    }
+
     fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let (fresh, snapshot) = {
             let overlay = self.overlay();
-            let fresh = overlay
-                .slots
-                .iter()
-                .filter(|(_, slot)| slot.change != Change::Clean)
-                .map(|(key, _)| key)
-                .max()
-                .cloned();
+            let fresh = overlay.fresh(&[]).map(|(key, _)| key).max().cloned();
             (fresh, self.store.snapshot(&self.name)?)
         };
         Ok(fresh.max(snapshot.last_key()?))

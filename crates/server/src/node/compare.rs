@@ -11,7 +11,7 @@ use highwater_event::StreamName;
 use highwater_lake::Moment;
 use highwater_log::fold::Program;
 use highwater_sql::SqlError;
-use highwater_sql::adhoc::{self, Lens, table_relation};
+use highwater_sql::adhoc::{self, Lens, rows_relation};
 use highwater_sql::catalog::{Building, Catalog, Planned, StreamEntry, TableEntry};
 use highwater_sql::dialect::quoted;
 use highwater_sql::stream::TableRows;
@@ -157,7 +157,7 @@ impl Node {
         let rows = self.running_rows(entry)?;
         let rows = rows.read(Extent::All).await?;
         let columns = program.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let rows = table_relation(&self.engine, program.schema().clone(), rows, &[], &Lens::default())?;
+        let rows = rows_relation(&self.engine, program.schema().clone(), rows, &[], &Lens::default())?;
         Ok(Version { rows, columns })
     }
 

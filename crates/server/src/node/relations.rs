@@ -19,8 +19,8 @@ use highwater_log::audit::AUDIT;
 use highwater_log::dead_letter::{DEAD_LETTERS, LATE_EVENTS};
 use highwater_log::reader::RowReader;
 use highwater_sql::adhoc::{
-    self, Day, Lens, QueryResult, Relations, RowIndex, Searchable, StreamRows, stream_relation,
-    table_relation,
+    self, Day, Lens, QueryResult, Relations, RowIndex, Searchable, StreamRows, rows_relation,
+    stream_relation, table_relation,
 };
 use highwater_sql::dialect::{Asker, Kind, Rule, Statement, of_tenant, parse_script};
 use highwater_sql::stream::TableProgram;
@@ -172,8 +172,7 @@ impl Relations for NodeRelations {
         }
         let Some(rows) = self.node.table(&name) else { return Ok(None) };
         let lens = self.lens("table", &name)?;
-        let batches = rows.read(extent).await?;
-        self.node.rows_as_seen(rows.program(), batches, &lens).map(Some)
+        table_relation(&self.node.engine, rows, extent, &lens).map(Some)
     }
 
     async fn searchable(&self, name: &str) -> Result<Option<Searchable>, SqlError> {
@@ -306,7 +305,7 @@ impl Node {
         rows: Vec<RecordBatch>,
         lens: &Lens,
     ) -> Result<Arc<dyn TableProvider>, SqlError> {
-        table_relation(&self.engine, program.schema().clone(), rows, program.sensitive(), lens)
+        rows_relation(&self.engine, program.schema().clone(), rows, program.sensitive(), lens)
     }
 
     /// Asks a question of the engine's own.

@@ -251,7 +251,7 @@ impl Node {
         if let Some(key) = self.known_request(written, &writer, &wanted).await? {
             let rows = self.rows_of(&entry.program).ok_or(RowError::Behind)?;
             self.wait_for(&rows, self.log.end(&partition(written))).await?;
-            let rows = rows.read_group(&[key.to_array_of_size(1)?]).await?;
+            let rows = rows.read_groups(&[key.to_array_of_size(1)?]).await?;
             return Ok(Changed { key, rows: Some(rows) });
         }
         let key = match wanted.values.get(written.key.name.as_str()) {
@@ -261,7 +261,7 @@ impl Node {
         let _alone = writer.keys[lock_of(&key)].lock().await;
         let rows = self.rows_of(&entry.program).ok_or(RowError::Behind)?;
         self.wait_for(&rows, self.log.end(&partition(written))).await?;
-        let before = rows.read_group(&[key.to_array_of_size(1)?]).await?;
+        let before = rows.read_groups(&[key.to_array_of_size(1)?]).await?;
         let now = self.machine.clock.now_micros();
         let values = self.next_values(entry, written, &wanted, &key, &before, now).await?;
         let row = append(written, &wanted, &values, now)?;
@@ -277,7 +277,7 @@ impl Node {
         }
         // It is durable: whoever asks is told so, also when the table is slow to show it.
         let shown = self.wait_for(&rows, self.log.end(&partition(written))).await.is_ok();
-        let rows = if shown { Some(rows.read_group(&[key.to_array_of_size(1)?]).await?) } else { None };
+        let rows = if shown { Some(rows.read_groups(&[key.to_array_of_size(1)?]).await?) } else { None };
         Ok(Changed { key, rows })
     }
 

@@ -32,42 +32,25 @@ use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan};
 pub(super) struct Held {
     schema: SchemaRef,
     batches: Vec<RecordBatch>,
-    /// Bounds of each column in rows that these are read together with.
-    beside: Vec<Option<(ScalarValue, ScalarValue)>>,
 }
 
 impl Held {
     pub(super) fn new(schema: SchemaRef, batches: Vec<RecordBatch>) -> Self {
-        Self { schema, batches, beside: Vec::new() }
-    }
-
-    /// They are read together with others. A column without a value here lies within any bounds, so that it takes on those
-    /// which it has there.
-    pub(super) fn beside(mut self, others: &dyn TableProvider) -> Self {
-        let (Some(known), there) = (others.statistics(), others.schema()) else { return self };
-        let bounds = |field: &Arc<Field>| {
-            let column = known.column_statistics.get(there.index_of(field.name()).ok()?)?;
-            let (lowest, highest) = (column.min_value.get_value()?, column.max_value.get_value()?);
-            let same = lowest.data_type() == *field.data_type() && highest.data_type() == *field.data_type();
-            same.then(|| (lowest.clone(), highest.clone()))
-        };
-        self.beside = self.schema.fields().iter().map(bounds).collect();
-        self
+        Self { schema, batches }
     }
 
     /// Lowest and highest value of a column, where it has any that plans ask for.
     fn bounds(&self, column: usize) -> Option<(ScalarValue, ScalarValue)> {
         let field = self.schema.field(column);
-        let own = match field.data_type() {
+        match field.data_type() {
             DataType::Int32 => self.bounds_of::<Int32Type>(column, field),
             DataType::Int64 => self.bounds_of::<Int64Type>(column, field),
             DataType::Date32 => self.bounds_of::<Date32Type>(column, field),
             DataType::Timestamp(TimeUnit::Microsecond, _) => {
                 self.bounds_of::<TimestampMicrosecondType>(column, field)
             }
-            _ => return None,
-        };
-        own.or_else(|| self.beside.get(column).cloned().flatten())
+            _ => None,
+        }
     }
 
     fn bounds_of<T: ArrowPrimitiveType>(
@@ -222,10 +205,7 @@ mod tests {
 
     /// Bounds of the columns of a plan, and its rows.
     async fn known(batches: Vec<RecordBatch>, projection: &[usize]) -> Arc<Statistics> {
-        known_of(Held::new(schema(), batches), projection).await
-    }
-
-    async fn known_of(held: Held, projection: &[usize]) -> Arc<Statistics> {
+        let held = Held::new(schema(), batches);
         let context = SessionContext::new();
         let plan = held.scan(&context.state(), Some(&projection.to_vec()), &[], None).await.unwrap();
         let source = plan.downcast_ref::<DataSourceExec>().unwrap();
@@ -249,46 +229,6 @@ mod tests {
         let number = |value| Precision::Inexact(ScalarValue::Int64(Some(value)));
         assert_eq!(bounds(1), (number(-3), number(5)));
         assert_eq!(bounds(2), (Precision::Absent, Precision::Absent), "texts have none");
-    }
-
-    /// Rows elsewhere that know their bounds.
-    #[derive(Debug)]
-    struct Elsewhere(Statistics);
-
-    #[async_trait]
-    impl TableProvider for Elsewhere {
-        fn schema(&self) -> SchemaRef {
-            schema()
-        }
-        fn table_type(&self) -> TableType {
-            TableType::Base
-        }
-        fn statistics(&self) -> Option<Statistics> {
-            Some(self.0.clone())
-        }
-        async fn scan(
-            &self,
-            _state: &dyn Session,
-            _projection: Option<&Vec<usize>>,
-            _filters: &[Expr],
-            _limit: Option<usize>,
-        ) -> Result<Arc<dyn ExecutionPlan>> {
-            unreachable!("bounds need no rows")
-        }
-    }
-
-    #[tokio::test]
-    async fn columns_without_values_take_on_the_bounds_of_the_rows_beside_them() {
-        let there = known(vec![rows(vec![Some(1), Some(9)], vec![Some(2), Some(3)])], &[0, 1, 2]).await;
-        let elsewhere = Elsewhere(there.as_ref().clone());
-        let here = Held::new(schema(), vec![rows(vec![Some(40)], vec![None])]).beside(&elsewhere);
-        let known = known_of(here, &[0, 1, 2]).await;
-        assert_eq!(known.column_statistics[0].max_value, Precision::Absent, "texts have none");
-        let forty = Precision::Inexact(ScalarValue::Int64(Some(40)));
-        assert_eq!(known.column_statistics[1].min_value, forty, "a value of its own counts");
-        assert_eq!(known.column_statistics[2].max_value, Precision::Inexact(ScalarValue::Date32(Some(3))));
-        let none = known_of(Held::new(schema(), Vec::new()).beside(&elsewhere), &[1]).await;
-        assert_eq!(none.column_statistics[0], there.column_statistics[1]);
     }
 
     #[tokio::test]

@@ -9,9 +9,11 @@ mod branches;
 mod budget;
 mod decrypt;
 mod endpoint;
+mod file_order;
 mod held;
 mod index;
 mod indexed;
+mod keyed;
 mod late_materialization;
 mod lens;
 mod live;
@@ -43,6 +45,7 @@ use datafusion::sql::parser::Statement as DFStatement;
 use futures::StreamExt;
 
 use self::branches::SortBranches;
+use self::file_order::KeepFileOrder;
 use self::late_materialization::PickFewRows;
 use self::window::AccountForWindows;
 use crate::dialect::{SqlError, check_statement, parse_query, parse_script};
@@ -56,7 +59,7 @@ pub use lens::Lens;
 pub use live::{LiveQuery, followed};
 pub use page::{Page, PageResult, Position};
 pub use quick::Searchable;
-pub use relation::{Day, StreamRows, check_rule, stream_relation, table_relation};
+pub use relation::{Day, StreamRows, check_rule, rows_relation, stream_relation, table_relation};
 
 /// What can be read by name.
 #[async_trait]
@@ -215,8 +218,8 @@ fn context(engine: &Engine, relations: Arc<dyn Relations>) -> Result<SessionCont
 }
 
 /// DataFusion's rules and our own: scans are told to pick rows before they are told which; branches are sorted after
-/// sorts and limits have been chosen, before sorts tell the scans below them what they will not need; windows are found
-/// when all is chosen.
+/// sorts and limits have been chosen, before sorts tell the scans below them what they will not need; scans that are in
+/// order are told to stay so, and windows are found, when all is chosen.
 fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let mut rules = PhysicalOptimizer::new().rules;
     let mut before = |name: &str, rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>| {
@@ -225,6 +228,7 @@ fn physical_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     };
     before("FilterPushdown", Arc::new(PickFewRows));
     before("FilterPushdown(Post)", Arc::new(SortBranches));
+    before("SanityCheckPlan", Arc::new(KeepFileOrder));
     before("SanityCheckPlan", Arc::new(AccountForWindows));
     rules
 }
@@ -311,7 +315,9 @@ async fn open(
 
 /// Plans what is executed, with what its functions make on an account.
 async fn physical(state: &SessionState, plan: &LogicalPlan) -> Result<Arc<dyn ExecutionPlan>, SqlError> {
-    let metered = budget::metered(state.optimize(plan)?, &Arc::default())?;
+    let optimized = state.optimize(plan)?;
+    keyed::hold_still(&optimized)?;
+    let metered = budget::metered(optimized, &Arc::default())?;
     let shared = shared::shared(metered)?;
     Ok(state.query_planner().create_physical_plan(&shared, state).await?)
 }

@@ -15,10 +15,13 @@ use super::decrypt::Decrypt;
 use super::held::Held;
 use super::index::RowIndex;
 use super::indexed::Indexed;
+use super::keyed::Keyed;
 use super::lens::Lens;
 use crate::catalog::Catalog;
 use crate::dialect::{Asker, Rule, SqlError};
 use crate::session::Engine;
+use crate::stream::TableRows;
+use crate::stream::table::Extent;
 
 /// A UTC day: its zero-padded parts and its bounds in microseconds, the second exclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +59,8 @@ pub fn stream_relation(
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
     let StreamRows { lake, index, hot, oldest, day, beside, lens } = rows;
     let mut schema = stream.reader_schema();
-    let mut hot = Held::new(schema.clone(), hot);
-    if let Some(lake) = &lake {
-        hot = hot.beside(lake.as_ref());
-    }
+    let all_in_lake = lake.is_some() && hot.iter().all(|batch| batch.num_rows() == 0);
+    let hot = Held::new(schema.clone(), hot);
     let lake = match (lake, index) {
         (Some(lake), Some(index)) => Some(Arc::new(Indexed::new(lake, index)) as Arc<dyn TableProvider>),
         (lake, _) => lake,
@@ -112,7 +113,9 @@ pub fn stream_relation(
             Ok(lit(null).alias(field.name()))
         });
         let columns = columns.collect::<Result<Vec<Expr>, datafusion::common::DataFusionError>>()?;
-        plan = plan.union(cold.project(columns)?.build()?)?;
+        let cold = cold.project(columns)?;
+        // A branch without rows would hide from the planner what it knows of the other.
+        plan = if all_in_lake { cold } else { plan.union(cold.build()?)? };
     }
     if let Some(oldest) = oldest {
         plan = plan.filter(ident(columns::RECORDED_AT).gt_eq(at(oldest)))?;
@@ -139,15 +142,35 @@ fn within(day: &Day) -> Expr {
     ident(columns::EVENT_TIME).gt_eq(at(day.bounds.0)).and(ident(columns::EVENT_TIME).lt(at(day.bounds.1)))
 }
 
-/// A table's rows as a relation.
+/// A table, or a part of it, as a relation: what a question needs is read when it is asked.
 pub fn table_relation(
+    engine: &Engine,
+    rows: Arc<TableRows>,
+    extent: Extent,
+    lens: &Lens,
+) -> Result<Arc<dyn TableProvider>, SqlError> {
+    let program = rows.program().clone();
+    seen_table(engine, Arc::new(Keyed::new(rows, extent)), program.sensitive(), lens)
+}
+
+/// Rows of a table as a relation.
+pub fn rows_relation(
     engine: &Engine,
     schema: SchemaRef,
     rows: Vec<RecordBatch>,
     sensitive: &[String],
     lens: &Lens,
 ) -> Result<Arc<dyn TableProvider>, SqlError> {
-    let table: Arc<dyn TableProvider> = Arc::new(Held::new(schema.clone(), rows));
+    seen_table(engine, Arc::new(Held::new(schema, rows)), sensitive, lens)
+}
+
+fn seen_table(
+    engine: &Engine,
+    table: Arc<dyn TableProvider>,
+    sensitive: &[String],
+    lens: &Lens,
+) -> Result<Arc<dyn TableProvider>, SqlError> {
+    let schema = table.schema();
     if sensitive.is_empty() && *lens == Lens::default() {
         return Ok(table);
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use highwater_event::name::nearest;
-use highwater_event::{StreamName, StreamSchema};
+use highwater_event::{Column, StreamName, StreamSchema};
 
 use super::{Catalog, Planned, StreamEntry};
-use crate::dialect::{Alteration, Kind, SqlError};
+use crate::dialect::{Alteration, Kind, SqlError, sql_type};
 
 impl Catalog {
     /// Who reads a name: streams, tables and endpoints, in words.
@@ -136,7 +136,12 @@ impl Catalog {
                 }
                 // Said before: a script may be applied again.
                 Alteration::Add(column) if entry.schema.columns.contains(column) => {}
-                Alteration::Add(column) => columns.push(column.clone()),
+                Alteration::Add(column) => {
+                    if let Some(known) = entry.schema.column(&column.name) {
+                        return Err(has_column(name, known));
+                    }
+                    columns.push(column.clone());
+                }
                 Alteration::Set(_) => change.apply(&mut options)?,
             }
         }
@@ -183,4 +188,17 @@ impl Catalog {
             _ => Planned::Unchanged,
         })
     }
+}
+
+/// A column is added that is there in another way.
+fn has_column(stream: &StreamName, known: &Column) -> SqlError {
+    let declared = format!(
+        "{}{}{}",
+        if known.json { "JSON".into() } else { sql_type(&known.data_type) },
+        if known.nullable { "" } else { " NOT NULL" },
+        if known.sensitive { " SENSITIVE" } else { "" }
+    );
+    let message = format!("\"{stream}\" has a column \"{}\" already, declared {declared}", known.name);
+    SqlError::new("already_exists", message)
+        .hint("columns keep their type: add one of another name, and take it in a stream that is derived from this one")
 }

@@ -132,7 +132,9 @@ pub async fn plan_table(
         aggr_expr: &aggregate.aggr_expr,
     };
     let (output, schema, sensitive) = above.plan(&state, &result_schema, &source).await?;
-    let group_names = above.group_names(&results, groups.len());
+    let shown = |source: Source| above.shown(&results, source);
+    let group_names = (0..groups.len()).map(|group| shown(Source::Group(group))).collect();
+    let window_name = shown(Source::WindowStart);
 
     Ok(TableProgram {
         name: format!("table:{name}").into(),
@@ -145,6 +147,7 @@ pub async fn plan_table(
         groups,
         group_texts,
         group_names,
+        window_name,
         aggregate_texts: aggregate
             .aggr_expr
             .iter()
@@ -383,18 +386,16 @@ impl Above<'_> {
         Ok(rewritten.data)
     }
 
-    /// Under which name the result shows each group column as it is.
-    fn group_names(&self, results: &[Source], groups: usize) -> Vec<Option<String>> {
-        let mut names = vec![None; groups];
-        for (expression, field) in self.expressions.iter().zip(self.names.fields()) {
-            if let Expr::Column(column) = expression.clone().unalias()
-                && let Some(at) = self.aggregated.maybe_index_of_column(&column)
-                && let Some(Source::Group(group)) = results.get(at)
-            {
-                names[*group].get_or_insert_with(|| field.name().to_ascii_lowercase());
+    /// Under which name the result shows a column of the aggregated rows as it is.
+    fn shown(&self, results: &[Source], source: Source) -> Option<String> {
+        let mut columns = self.expressions.iter().zip(self.names.fields());
+        let shows = |expression: &Expr| match expression.clone().unalias() {
+            Expr::Column(column) => {
+                self.aggregated.maybe_index_of_column(&column).and_then(|at| results.get(at)) == Some(&source)
             }
-        }
-        names
+            _ => false,
+        };
+        columns.find(|(expression, _)| shows(expression)).map(|(_, field)| field.name().to_ascii_lowercase())
     }
 
     /// True when a column of the result shows what the source declares SENSITIVE, as a key or inside an

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arrow::record_batch::RecordBatch;
@@ -40,11 +41,22 @@ pub struct Cold {
     states: Mutex<BTreeMap<Vec<u8>, Vec<u8>>>,
     marks: Mutex<LaneMarks>,
     floor: Mutex<Vec<u8>>,
+    states_read: AtomicUsize,
 }
 
 impl Cold {
     pub fn bytes(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
         self.states.lock().unwrap().clone()
+    }
+
+    /// How many states readers have read.
+    pub fn states_read(&self) -> usize {
+        self.states_read.load(Ordering::Relaxed)
+    }
+
+    fn read_one(&self, bytes: &[u8]) -> GroupState {
+        self.states_read.fetch_add(1, Ordering::Relaxed);
+        GroupState::decode(bytes).unwrap()
     }
 
     pub fn marks_now(&self) -> LaneMarks {
@@ -55,11 +67,16 @@ impl Cold {
 impl StateReader<GroupState> for Cold {
     fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &GroupState) -> bool) -> Result<(), StoreError> {
         for (key, bytes) in self.states.lock().unwrap().range(from.to_vec()..) {
-            if !visit(key, &GroupState::decode(bytes).unwrap()) {
+            if !visit(key, &self.read_one(bytes)) {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn get(&self, keys: &[&[u8]]) -> Result<Vec<Option<GroupState>>, StoreError> {
+        let states = self.states.lock().unwrap();
+        Ok(keys.iter().map(|key| states.get(*key).map(|bytes| self.read_one(bytes))).collect())
     }
 
     fn last_key(&self) -> Result<Option<Vec<u8>>, StoreError> {

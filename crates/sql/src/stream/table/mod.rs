@@ -75,6 +75,8 @@ pub struct TableProgram {
     pub(crate) group_texts: Vec<String>,
     /// Under which name the result shows each group column unchanged.
     pub(crate) group_names: Vec<Option<String>>,
+    /// Under which name it shows the start of each window unchanged.
+    pub(crate) window_name: Option<String>,
     pub(crate) aggregates: Vec<Aggregate>,
     /// The aggregates as written.
     pub(crate) aggregate_texts: Vec<String>,
@@ -135,6 +137,16 @@ impl TableProgram {
     /// The window, for tables that have one.
     pub fn window(&self) -> Option<Window> {
         self.window
+    }
+
+    /// Under which name readers see each group column as it is.
+    pub(crate) fn group_names(&self) -> impl Iterator<Item = Option<&str>> {
+        self.group_names.iter().map(Option::as_deref)
+    }
+
+    /// Under which name readers see the start of each window as it is.
+    pub(crate) fn window_name(&self) -> Option<&str> {
+        self.window_name.as_deref()
     }
 
     /// How far event time has to go beyond the newest row until nothing of the table changes any more,

@@ -1,9 +1,9 @@
 //! Reading a table: states become rows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::compute::cast;
 use highwater_log::fold::{LaneMarks, StateReader};
 use highwater_log::keyed::StoreError;
@@ -35,6 +35,8 @@ pub enum Extent {
     All,
     /// Those of the newest window.
     NewestWindow,
+    /// Those of windows that start at a time or later, microseconds UTC, and perhaps some before.
+    Since(i64),
 }
 
 impl TableRows {
@@ -78,20 +80,22 @@ impl TableRows {
         Ok(rows)
     }
 
-    /// The rows of the group with a key; those that were folded before `mark()`.
-    pub async fn read_group(&self, key: &[ArrayRef]) -> Result<Vec<RecordBatch>, SqlError> {
+    /// The rows of some groups of a table without windows, all as of one moment. A row of `keys` is the values of the group
+    /// columns.
+    pub async fn read_groups(&self, keys: &[ArrayRef]) -> Result<Vec<RecordBatch>, SqlError> {
         let failed = |error: &dyn std::fmt::Display| SqlError::new("internal", error.to_string());
-        let keys = self.program.encode_keys(key, 1).map_err(|error| failed(&error))?;
-        let wanted = keys.row(0);
-        let mut found = None;
-        let read = self.states.read(wanted.as_ref(), &mut |key, state| {
-            found = (key == wanted.as_ref()).then(|| state.clone());
-            false
-        });
-        read.map_err(|error| failed(&error))?;
-        let Some(state) = found else { return Ok(Vec::new()) };
-        let group = (None, wanted.as_ref().to_vec(), state);
-        let assembled = self.program.assemble(&[group]).map_err(|error| failed(&error))?;
+        let count = keys.first().map_or(1, |column| column.len());
+        let keys = self.program.encode_keys(keys, count).map_err(|error| failed(&error))?;
+        let wanted: BTreeSet<&[u8]> = keys.iter().map(|key| key.data()).collect();
+        let wanted: Vec<&[u8]> = wanted.into_iter().collect();
+        let states = self.states.get(&wanted).map_err(|error| failed(&error))?;
+        let found = wanted.iter().zip(states);
+        let groups: Vec<Group> =
+            found.filter_map(|(key, state)| Some((None, key.to_vec(), state?))).collect();
+        if groups.is_empty() {
+            return Ok(Vec::new());
+        }
+        let assembled = self.program.assemble(&groups).map_err(|error| failed(&error))?;
         self.program.select(assembled).await
     }
 
@@ -151,6 +155,10 @@ impl TableRows {
             };
             from = pane_prefix(newest).to_vec();
             only = Some(newest);
+        }
+        if let Extent::Since(start) = extent {
+            // Their windows may start before, and lack the panes that are left out: whoever asks for some time on asks for none of them.
+            from = pane_prefix(start).to_vec();
         }
         let panes = VecDeque::new();
         let mut slide = Slide { size, advance, program: &self.program, panes, next: None, only };
