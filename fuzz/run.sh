@@ -4,7 +4,8 @@
 #   fuzz/run.sh 1800                  # all targets
 #   fuzz/run.sh 600 decode sql        # some of them
 #
-# What was found interesting stays in fuzz/corpus; an input that fails is written to fuzz/artifacts and ends the run with an error.
+# It begins with what earlier runs have found (fuzz/found, see keep.sh). What is found interesting stays in fuzz/corpus; an input that
+# fails is written to fuzz/artifacts and ends the run with an error.
 set -eu
 cd "$(dirname "$0")"
 seconds=${1:?how many seconds for each target}
@@ -15,6 +16,7 @@ ulimit -s 65536
 export RUSTC_WRAPPER="$PWD/instrument.sh"
 for target in "$@"; do
     mkdir -p "corpus/$target" "artifacts/$target"
+    [ ! -f "found/$target.tar.gz" ] || tar --extract --gzip --directory "corpus/$target" --file "found/$target.tar.gz"
     case $target in
     decode) hints="seeds/decode -dict=dictionaries/decode.dict" ;;
     sql | plan)

@@ -4,7 +4,7 @@
 //! together with the mark that belongs to it, and the store takes both in one batch. So the store is
 //! always a whole state of the table at some mark, and after a crash the log is read from there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -179,10 +179,25 @@ impl<S: Stored> Overlay<S> {
         self.floor = floor;
     }
 
-    /// What the store does not have yet, from a key on.
+    /// What the store does not have yet, from a key on; what has changed while it was written comes twice.
     fn fresh(&self, from: &[u8]) -> impl Iterator<Item = (&Vec<u8>, &S)> {
         let changed = self.dirty.iter().chain(&self.writing).filter(move |key| key.as_slice() >= from);
         changed.filter_map(|key| self.slots.get_key_value(key)).map(|(key, slot)| (key, &slot.state))
+    }
+
+    /// What was on its way is in the store, or still to be written.
+    fn arrived(&mut self, success: bool) {
+        let Self { slots, dirty, writing, .. } = self;
+        for key in writing.drain(..) {
+            // What has changed again meanwhile is among the dirty ones already.
+            let Some(slot) = slots.get_mut(&key).filter(|slot| slot.change == Change::Writing) else {
+                continue;
+            };
+            slot.change = if success { Change::Clean } else { Change::Dirty };
+            if !success {
+                dirty.push(key);
+            }
+        }
     }
 
     /// Second chance: a clean state that nobody touched since the last pass goes.
@@ -267,6 +282,8 @@ impl<S: Stored> Dirty for Table<S> {
         if overlay.held && !planted::bug("write_back_while_held") {
             return;
         }
+        // Of a write-back that ended in a panic nobody was told.
+        overlay.arrived(false);
         match self.encode(&overlay) {
             Ok(puts) => batch.puts.extend(puts),
             Err(error) => {
@@ -315,17 +332,7 @@ impl<S: Stored> Dirty for Table<S> {
         if generation != overlay.generation {
             return;
         }
-        let Overlay { slots, dirty, writing, .. } = &mut *overlay;
-        for key in writing.drain(..) {
-            // What has changed again meanwhile is among the dirty ones already.
-            let Some(slot) = slots.get_mut(&key).filter(|slot| slot.change == Change::Writing) else {
-                continue;
-            };
-            slot.change = if success { Change::Clean } else { Change::Dirty };
-            if !success {
-                dirty.push(key);
-            }
-        }
+        overlay.arrived(success);
         if success && !overlay.sinking.is_empty() {
             overlay.sunk = std::mem::take(&mut overlay.sinking);
         }
@@ -341,12 +348,14 @@ impl<S: Stored> StateReader<S> for Table<S> {
     fn read(&self, from: &[u8], visit: &mut dyn FnMut(&[u8], &S) -> bool) -> Result<(), StoreError> {
         let mut from = from.to_vec();
         // What is not in the store yet, and the store as of the same moment.
-        let (fresh, snapshot) = {
+        let (mut fresh, snapshot) = {
             let overlay = self.overlay();
             from = from.max(overlay.floor.clone());
             let fresh = overlay.fresh(&from).map(|(key, state)| (key.clone(), state.clone()));
-            (fresh.collect::<BTreeMap<_, _>>(), self.store.snapshot(&self.name)?)
+            (fresh.collect::<Vec<_>>(), self.store.snapshot(&self.name)?)
         };
+        fresh.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        fresh.dedup_by(|(one, _), (other, _)| one == other);
         let mut fresh = fresh.into_iter().peekable();
         let mut damaged = false;
         let mut going = true;

@@ -43,6 +43,11 @@ impl Behind {
         Self { plan, schema, open }
     }
 
+    /// What is behind it.
+    pub(super) fn plan(&self) -> &LogicalPlan {
+        &self.plan
+    }
+
     /// Whether a condition may be asked about rows that are hidden: it can't fail on any, so nobody learns of them.
     fn lets_through(&self, condition: &Expr) -> bool {
         use Operator::{And, Eq, Gt, GtEq, Lt, LtEq, NotEq, Or};

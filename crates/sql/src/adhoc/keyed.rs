@@ -4,7 +4,7 @@
 //! What is read stays for the questions that the same relation is asked, so that all of them see one moment. A
 //! question that names a table several times reads the whole of it once for the same reason.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use highwater_event::Condition;
 use tokio::sync::Mutex;
 
+use super::behind::Behind;
 use super::held::Held;
 use super::index::condition;
 use crate::dialect::SqlError;
@@ -169,15 +170,19 @@ impl TableProvider for Keyed {
 
 /// Tells the tables that an optimized plan names several times to read all they have: all of its scans see one moment then.
 pub(super) fn hold_still(plan: &LogicalPlan) -> Result<()> {
-    let mut seen: HashMap<*const (), usize> = HashMap::new();
+    count_scans(plan, &mut HashSet::new())
+}
+
+fn count_scans(plan: &LogicalPlan, seen: &mut HashSet<*const ()>) -> Result<()> {
     plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::TableScan(scan) = node
-            && let Ok(provider) = source_as_provider(&scan.source)
-            && let Some(keyed) = provider.downcast_ref::<Keyed>()
-        {
-            let times = seen.entry(Arc::as_ptr(&provider).cast()).or_default();
-            *times += 1;
-            if *times > 1 {
+        if let LogicalPlan::TableScan(scan) = node {
+            let provider = source_as_provider(&scan.source)?;
+            if let Some(behind) = provider.downcast_ref::<Behind>() {
+                count_scans(behind.plan(), seen)?;
+            }
+            if let Some(keyed) = provider.downcast_ref::<Keyed>()
+                && !seen.insert(Arc::as_ptr(&provider).cast())
+            {
                 keyed.several.store(true, Ordering::Relaxed);
             }
         }

@@ -106,6 +106,10 @@ pub fn stream_relation(
             if known.contains(field.name()) {
                 return Ok(match &decrypt {
                     Some(decrypt) => decrypt.column(field, as_there(field)),
+                    // Delta has names of its own for what a map is made of.
+                    None if matches!(field.data_type(), DataType::Map(..)) => {
+                        cast(ident(field.name()), field.data_type().clone()).alias(field.name())
+                    }
                     None => ident(field.name()),
                 });
             }

@@ -85,7 +85,7 @@ pub async fn plan_table(
     let mut results: Vec<Source> = Vec::new();
     let mut group_texts = Vec::new();
     for expression in &aggregate.group_expr {
-        results.push(match window_bound(expression) {
+        results.push(match window.and_then(|_| window_bound(expression)) {
             Some(bound) => bound,
             None => {
                 if shows_sensitive(expression, &source) {

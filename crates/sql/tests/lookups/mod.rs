@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch, TimestampMicrosecondArray};
 use async_trait::async_trait;
 use datafusion::catalog::TableProvider;
-use highwater_event::SeededRandomness;
+use highwater_event::{SeededRandomness, columns};
+use highwater_log::LogBatch;
 use highwater_sql::adhoc::{self, Lens, Limits, Relations, rows_relation, table_relation};
 use highwater_sql::stream::table::Extent;
 use highwater_sql::stream::{TableProgram, TableRows};
 use highwater_sql::{Engine, SqlError};
 
 use super::support::{Cold, declare, stream, table};
-use super::{SOURCE, cut, data, keep_up, multiset, seeds, wait};
+use super::{MINUTE, SOURCE, cut, data, keep_up, multiset, seeds, wait};
 
 #[derive(Debug)]
 struct One(Arc<dyn TableProvider>);
@@ -71,6 +72,7 @@ const ASKED: [Asked; 6] = [
             ("k = 'k1'", Some(1)),
             ("'k1' = k AND c > 1", Some(1)),
             ("k = 'nosuch'", Some(0)),
+            ("k = repeat('x', 70000)", Some(0)),
             ("k = ''", Some(1)),
             ("k IN ('k1', 'k2', 'k1')", Some(2)),
             ("k = 'k1' OR k = 'k3'", Some(2)),
@@ -189,4 +191,75 @@ fn a_question_that_names_a_table_twice_reads_it_once() {
         }
         assert_eq!(cold.states_read() - before, 1);
     });
+}
+
+/// Whoever is shown a part of the rows is shown them as of one moment, too.
+#[test]
+fn a_row_filter_hides_no_second_reading() {
+    wait(async {
+        let engine = Engine::new([7; 32], 1 << 30).unwrap();
+        let script = format!("{SOURCE} CREATE TABLE t AS SELECT k, count(*) AS c FROM s GROUP BY k;");
+        let catalog = declare(&engine, &script).await;
+        let (program, source) = (table(&catalog, "t"), stream(&catalog, "s"));
+        let chance = SeededRandomness::new(1);
+        let (cold, _) = keep_up(&program, &cut(&data(&source, &chance, 400), &chance), &chance).await;
+        let all = cold.bytes().len();
+        let lens = Lens { filters: vec!["k <> 'k2'".into()], ..Lens::default() };
+        for (question, read, answer) in [
+            ("SELECT k FROM t WHERE k = 'k1'", 1, r#"{"0":"k1"}"#),
+            ("SELECT count(*) FROM t WHERE k = 'k2'", 1, r#"{"0":0}"#),
+            (
+                "SELECT (SELECT max(k) FROM t WHERE k = 'k1') AS a, (SELECT min(k) FROM t WHERE k > 'k1') AS b",
+                all,
+                r#"{"0":"k1","1":"k3"}"#,
+            ),
+        ] {
+            let rows = Arc::new(TableRows::new(program.clone(), cold.clone()));
+            let relation = table_relation(&engine, rows, Extent::All, &lens).unwrap();
+            let before = cold.states_read();
+            assert_eq!(ask(&engine, relation, question).await, [answer], "{question}");
+            assert!(cold.states_read() - before <= read, "{question} reads {}", cold.states_read() - before);
+        }
+    });
+}
+
+/// A window that lacks some of its panes is not even looked at: what is computed of it could fail.
+#[test]
+fn windows_before_the_time_that_is_asked_for_are_not_put_together() {
+    wait(async {
+        let engine = Engine::new([7; 32], 1 << 30).unwrap();
+        let script = format!(
+            "{SOURCE} CREATE TABLE t AS SELECT window_start AS start, 60 / (count(*) - 1) AS r FROM s \
+             WINDOW HOPPING (SIZE 2 MINUTES, ADVANCE BY 1 MINUTE, GRACE PERIOD 1 HOUR);"
+        );
+        let catalog = declare(&engine, &script).await;
+        let (program, source) = (table(&catalog, "t"), stream(&catalog, "s"));
+        let chance = SeededRandomness::new(1);
+        // Every window has two rows or three, and the second one a single row without its first pane.
+        let rows = at_minutes(data(&source, &chance, 5), &[0, 0, 1, 2, 2]);
+        let (cold, _) = keep_up(&program, &cut(&rows, &chance), &chance).await;
+        let all = TableRows::new(program.clone(), cold.clone()).read(Extent::All).await;
+        let question =
+            "SELECT r FROM t WHERE start >= '1970-01-01T00:01:00Z' AND start < '1970-01-01T00:02:00Z'";
+        let expected = over_all_rows(&engine, &program, &all.unwrap(), question).await;
+        let (answer, _) = looked_up(&engine, &program, &cold, question).await;
+        assert_eq!((answer.len(), &answer), (1, &expected));
+    });
+}
+
+/// Rows with other event times.
+fn at_minutes(mut batches: Vec<LogBatch>, minutes: &[i64]) -> Vec<LogBatch> {
+    for batch in &mut batches {
+        let first = batch.base as usize;
+        let times = minutes[first..first + batch.rows.num_rows()].iter().map(|minute| minute * MINUTE);
+        let times = TimestampMicrosecondArray::from_iter_values(times);
+        let times: ArrayRef = Arc::new(times.with_data_type(columns::timestamp_type()));
+        let fields = batch.rows.schema();
+        let arrays = fields.fields().iter().zip(batch.rows.columns()).map(|(field, column)| {
+            let changed = ["at", columns::EVENT_TIME].contains(&field.name().as_str());
+            if changed { times.clone() } else { column.clone() }
+        });
+        batch.rows = RecordBatch::try_new(fields.clone(), arrays.collect()).unwrap();
+    }
+    batches
 }

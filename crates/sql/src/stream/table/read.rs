@@ -8,7 +8,7 @@ use arrow::compute::cast;
 use highwater_log::fold::{LaneMarks, StateReader};
 use highwater_log::keyed::StoreError;
 
-use super::{CLOSED, Group, OPEN, Span, TableProgram, low};
+use super::{CLOSED, Group, MAX_KEY, OPEN, Span, TableProgram, low};
 use crate::dialect::{SqlError, Window, WindowKind};
 use crate::stream::state::{GroupState, Partial, Value, pane_prefix, split_pane};
 
@@ -35,7 +35,7 @@ pub enum Extent {
     All,
     /// Those of the newest window.
     NewestWindow,
-    /// Those of windows that start at a time or later, microseconds UTC, and perhaps some before.
+    /// Those of windows that start at a time or later, microseconds UTC.
     Since(i64),
 }
 
@@ -86,7 +86,9 @@ impl TableRows {
         let failed = |error: &dyn std::fmt::Display| SqlError::new("internal", error.to_string());
         let count = keys.first().map_or(1, |column| column.len());
         let keys = self.program.encode_keys(keys, count).map_err(|error| failed(&error))?;
-        let wanted: BTreeSet<&[u8]> = keys.iter().map(|key| key.data()).collect();
+        // Longer ones are nobody's, and no store has room for them.
+        let wanted: BTreeSet<&[u8]> =
+            keys.iter().map(|key| key.data()).filter(|key| key.len() <= MAX_KEY).collect();
         let wanted: Vec<&[u8]> = wanted.into_iter().collect();
         let states = self.states.get(&wanted).map_err(|error| failed(&error))?;
         let found = wanted.iter().zip(states);
@@ -156,12 +158,13 @@ impl TableRows {
             from = pane_prefix(newest).to_vec();
             only = Some(newest);
         }
+        let mut since = i64::MIN;
         if let Extent::Since(start) = extent {
-            // Their windows may start before, and lack the panes that are left out: whoever asks for some time on asks for none of them.
+            since = start;
             from = pane_prefix(start).to_vec();
         }
         let panes = VecDeque::new();
-        let mut slide = Slide { size, advance, program: &self.program, panes, next: None, only };
+        let mut slide = Slide { size, advance, program: &self.program, panes, next: None, only, since };
         self.visit(&from, &mut |key, state| match split_pane(key) {
             Some((pane, rest)) => slide.take(pane, rest, state, chunks),
             None => Ok(()),
@@ -278,6 +281,8 @@ struct Slide<'a> {
     next: Option<i64>,
     /// When set, no other window is wanted.
     only: Option<i64>,
+    /// Windows before are not wanted, and may lack panes.
+    since: i64,
 }
 
 impl Slide<'_> {
@@ -320,7 +325,7 @@ impl Slide<'_> {
     }
 
     fn emit(&mut self, start: i64, chunks: &mut Chunks<'_>) -> Result<(), String> {
-        if self.only.is_none_or(|only| only == start) {
+        if self.only.is_none_or(|only| only == start) && start >= self.since {
             let end = start.saturating_add(self.size);
             let mut groups: BTreeMap<&[u8], GroupState> = BTreeMap::new();
             for (_, pane) in self.panes.iter().filter(|(pane, _)| *pane >= start && *pane < end) {
