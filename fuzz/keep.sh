@@ -11,11 +11,16 @@ ulimit -s 65536
 export RUSTC_WRAPPER="$PWD/instrument.sh"
 mkdir -p found
 for target in "$@"; do
-    rm -rf "corpus/$target.kept" && mkdir -p "corpus/$target.kept"
-    cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- \
-        -merge=1 "corpus/$target.kept" "corpus/$target"
+    all="corpus/$target.all" kept="corpus/$target.kept"
+    rm -rf "$all" "$kept" && mkdir -p "$all" "$kept"
+    run() {
+        cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "$@"
+    }
+    # First those that reach anything of their own, which is quick, then as few of these as will do.
+    run -merge=1 "$all" "corpus/$target"
+    run -set_cover_merge=1 "$kept" "$all"
     # The same inputs make the same file.
-    tar --create --directory "corpus/$target.kept" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX . |
+    tar --create --directory "$kept" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX . |
         gzip -n9 >"found/$target.tar.gz"
-    rm -rf "corpus/$target.kept"
+    rm -rf "$all" "$kept"
 done
