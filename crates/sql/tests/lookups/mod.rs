@@ -161,16 +161,22 @@ fn named_groups_and_windows_are_read_alone_and_answer_the_same() {
     });
 }
 
+/// A table of how many rows each `k` has.
+async fn counted(engine: &Engine) -> (Arc<TableProgram>, Arc<Cold>) {
+    let script = format!("{SOURCE} CREATE TABLE t AS SELECT k, count(*) AS c FROM s GROUP BY k;");
+    let catalog = declare(engine, &script).await;
+    let (program, source) = (table(&catalog, "t"), stream(&catalog, "s"));
+    let chance = SeededRandomness::new(1);
+    let (cold, _) = keep_up(&program, &cut(&data(&source, &chance, 400), &chance), &chance).await;
+    (program, cold)
+}
+
 /// All that one question says of a table is of one moment.
 #[test]
 fn a_question_that_names_a_table_twice_reads_it_once() {
     wait(async {
         let engine = Engine::new([7; 32], 1 << 30).unwrap();
-        let script = format!("{SOURCE} CREATE TABLE t AS SELECT k, count(*) AS c FROM s GROUP BY k;");
-        let catalog = declare(&engine, &script).await;
-        let (program, source) = (table(&catalog, "t"), stream(&catalog, "s"));
-        let chance = SeededRandomness::new(1);
-        let (cold, _) = keep_up(&program, &cut(&data(&source, &chance, 400), &chance), &chance).await;
+        let (program, cold) = counted(&engine).await;
         let all = cold.bytes().len();
         for question in [
             "SELECT c FROM t WHERE k = 'k1' UNION ALL SELECT c FROM t WHERE k = 'k2'",
@@ -198,11 +204,7 @@ fn a_question_that_names_a_table_twice_reads_it_once() {
 fn a_row_filter_hides_no_second_reading() {
     wait(async {
         let engine = Engine::new([7; 32], 1 << 30).unwrap();
-        let script = format!("{SOURCE} CREATE TABLE t AS SELECT k, count(*) AS c FROM s GROUP BY k;");
-        let catalog = declare(&engine, &script).await;
-        let (program, source) = (table(&catalog, "t"), stream(&catalog, "s"));
-        let chance = SeededRandomness::new(1);
-        let (cold, _) = keep_up(&program, &cut(&data(&source, &chance, 400), &chance), &chance).await;
+        let (program, cold) = counted(&engine).await;
         let all = cold.bytes().len();
         let lens = Lens { filters: vec!["k <> 'k2'".into()], ..Lens::default() };
         for (question, read, answer) in [
