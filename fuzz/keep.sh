@@ -10,12 +10,12 @@ cd "$(dirname "$0")"
 ulimit -s 65536
 export RUSTC_WRAPPER="$PWD/instrument.sh"
 mkdir -p found
+run() {
+    cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "$@"
+}
 for target in "$@"; do
     all="corpus/$target.all" kept="corpus/$target.kept"
     rm -rf "$all" "$kept" && mkdir -p "$all" "$kept"
-    run() {
-        cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "$@"
-    }
     # First those that reach anything of their own, which is quick, then as few of these as will do.
     run -merge=1 "$all" "corpus/$target"
     run -set_cover_merge=1 "$kept" "$all"

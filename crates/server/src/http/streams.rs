@@ -18,7 +18,7 @@ use super::call::Call;
 use super::problem::{Answer, Problem};
 use super::sql::{rows, typed};
 use crate::node::{Fixed, Node, QUERY_LIMITS};
-use highwater_sql::dialect::sql_type;
+use highwater_sql::dialect::column_type;
 
 /// The stream of that name, or a problem with the nearest name.
 pub fn find(node: &Node, name: &str) -> Result<Arc<StreamEntry>, Problem> {
@@ -42,7 +42,7 @@ fn stream_json(node: &Node, entry: &StreamEntry) -> Value {
         .map(|column| {
             json!({
                 "name": column.name,
-                "type": if column.json { "JSON".to_owned() } else { sql_type(&column.data_type) },
+                "type": column_type(column),
                 "nullable": column.nullable,
                 "sensitive": schema.is_sensitive(&column.name),
             })

@@ -12,7 +12,7 @@ use highwater_event::{Principal, StreamName, StreamPartition, time};
 use highwater_sql::SqlError;
 use highwater_sql::adhoc::QueryResult;
 use highwater_sql::catalog::ScheduleEntry;
-use highwater_sql::dialect::sql_type;
+use highwater_sql::dialect::{column_type, sql_type};
 use highwater_sql::stream::Step;
 
 use super::{DeclareError, FORBIDDEN, Node, Script};
@@ -129,7 +129,7 @@ impl Node {
         let mut columns: Vec<ColumnRow> = Vec::new();
         for (name, entry) in &catalog.streams {
             for column in &entry.schema.columns {
-                let data_type = if column.json { "JSON".to_owned() } else { sql_type(&column.data_type) };
+                let data_type = column_type(column);
                 let sensitive = entry.schema.is_sensitive(&column.name);
                 columns.push((name.to_string(), column.name.clone(), data_type, !column.nullable, sensitive));
             }

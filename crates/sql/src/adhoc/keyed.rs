@@ -43,16 +43,16 @@ pub(super) struct Keyed {
 }
 
 /// What a scan needs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(PartialEq)]
 enum Wanted {
     /// Rows of a part of the table.
     Part(Extent),
-    /// The groups with one of the values of each group column.
-    Groups(Vec<Vec<Value>>),
+    /// Some groups, as the values of their group columns.
+    Groups(Vec<ArrayRef>),
 }
 
 /// A value as conditions have it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone)]
 enum Value {
     Text(String),
     Number(i64),
@@ -70,25 +70,22 @@ impl Keyed {
         }
         let program = self.rows.program();
         if program.window().is_some() {
-            let name = program.window_name();
+            let name = program.window_name.as_deref();
             let from = name.and_then(|name| conditions.iter().filter_map(|it| lowest(it, name)).max());
             return from.map_or(whole, |from| Wanted::Part(Extent::Since(from)));
         }
         let mut groups = Vec::new();
         let mut count = 1_usize;
-        for name in program.group_names() {
-            let Some(values) =
-                name.and_then(|name| conditions.iter().find_map(|condition| values(condition, name)))
-            else {
-                return whole;
-            };
+        for name in &program.group_names {
+            let values = |name: &String| conditions.iter().find_map(|condition| values(condition, name));
+            let Some(values) = name.as_ref().and_then(values) else { return whole };
             count = count.saturating_mul(values.len());
             groups.push(values);
         }
-        if count > MOST_GROUPS || self.columns(&groups).is_none() {
+        if count > MOST_GROUPS {
             return whole;
         }
-        Wanted::Groups(groups)
+        self.columns(&groups).map_or(whole, Wanted::Groups)
     }
 
     /// All combinations of values, as the group columns have them; `None` when a column can't have such a value.
@@ -96,9 +93,9 @@ impl Keyed {
         let program = self.rows.program();
         let count: usize = groups.iter().map(Vec::len).product();
         let mut stretch = count;
-        let columns = groups.iter().zip(program.group_names()).map(|(values, name)| {
+        let columns = groups.iter().zip(&program.group_names).map(|(values, name)| {
             stretch /= values.len().max(1);
-            let field = program.schema().field_with_name(name?).ok()?;
+            let field = program.schema().field_with_name(name.as_deref()?).ok()?;
             let each = (0..count).map(|row| &values[row / stretch.max(1) % values.len()]);
             column(each, field.data_type())
         });
@@ -108,10 +105,7 @@ impl Keyed {
     async fn rows(&self, wanted: &Wanted) -> Result<Held, SqlError> {
         let batches = match wanted {
             Wanted::Part(extent) => self.rows.read(*extent).await?,
-            Wanted::Groups(groups) => match self.columns(groups) {
-                Some(columns) => self.rows.read_groups(&columns).await?,
-                None => self.rows.read(self.extent).await?,
-            },
+            Wanted::Groups(groups) => self.rows.read_groups(groups).await?,
         };
         Ok(Held::new(self.rows.program().schema().clone(), batches))
     }

@@ -6,7 +6,7 @@ use highwater_event::name::nearest;
 use highwater_event::{Column, StreamName, StreamSchema};
 
 use super::{Catalog, Planned, StreamEntry};
-use crate::dialect::{Alteration, Kind, SqlError, sql_type};
+use crate::dialect::{Alteration, Kind, SqlError, column_type};
 
 impl Catalog {
     /// Who reads a name: streams, tables and endpoints, in words.
@@ -194,7 +194,7 @@ impl Catalog {
 fn has_column(stream: &StreamName, known: &Column) -> SqlError {
     let declared = format!(
         "{}{}{}",
-        if known.json { "JSON".into() } else { sql_type(&known.data_type) },
+        column_type(known),
         if known.nullable { "" } else { " NOT NULL" },
         if known.sensitive { " SENSITIVE" } else { "" }
     );

@@ -25,4 +25,4 @@ pub use statement::{
     Again, Alteration, Answers, Declared, EndpointParameter, Kind, Method, RowChange, Rule, Statement, Takes,
     Window, WindowKind, Within, Writes,
 };
-pub use types::{arrow_type, sql_type, stored_type};
+pub use types::{arrow_type, column_type, sql_type, stored_type};

@@ -2,7 +2,7 @@
 
 use arrow::datatypes::{DataType, Field, Fields};
 use datafusion::sql::sqlparser::ast::{ArrayElemTypeDef, DataType as SqlType, ExactNumberInfo};
-use highwater_event::columns;
+use highwater_event::{Column, columns};
 
 /// The Arrow type of a declared type, and whether it is JSON text. `Err` says what is not supported.
 pub fn arrow_type(declared: &SqlType) -> Result<(DataType, bool), String> {
@@ -99,6 +99,11 @@ pub fn stored_type(data_type: &DataType) -> Option<DataType> {
         }
         _ => return None,
     })
+}
+
+/// The type of a column as SQL users write it.
+pub fn column_type(column: &Column) -> String {
+    if column.json { "JSON".to_owned() } else { sql_type(&column.data_type) }
 }
 
 /// A type as SQL users write it.

@@ -139,16 +139,6 @@ impl TableProgram {
         self.window
     }
 
-    /// Under which name readers see each group column as it is.
-    pub(crate) fn group_names(&self) -> impl Iterator<Item = Option<&str>> {
-        self.group_names.iter().map(Option::as_deref)
-    }
-
-    /// Under which name readers see the start of each window as it is.
-    pub(crate) fn window_name(&self) -> Option<&str> {
-        self.window_name.as_deref()
-    }
-
     /// How far event time has to go beyond the newest row until nothing of the table changes any more,
     /// microseconds; `None` for tables without a window.
     pub fn settles_after(&self) -> Option<i64> {
