@@ -21,7 +21,7 @@ use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
 use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
 use datafusion::logical_expr::{
     BinaryExpr, ColumnarValue, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
-    ScalarUDFImpl, Signature, Volatility,
+    ScalarUDFImpl, Signature, Volatility, WindowFunctionDefinition,
 };
 
 use super::window;
@@ -36,6 +36,8 @@ pub(super) const MOST_HELD: usize = 512 << 20;
 const WORTH: usize = 64 << 10;
 /// Longer constants are not repeated for every row without being weighed.
 const LONG: usize = 256;
+/// The longest constant that may say how to aggregate: an array is made of it for every batch of rows.
+const LONGEST_SETTING: usize = 4096;
 
 /// The account of one question.
 #[derive(Debug, Default)]
@@ -146,10 +148,14 @@ fn hold_constants(
         Expr::ScalarSubquery(_) if repeated => Ok(repeated_value(expression, meter)),
         // What comes after the first argument says how to aggregate, or how far to look.
         Expr::WindowFunction(mut call) => {
+            if let WindowFunctionDefinition::AggregateUDF(function) = &call.fun {
+                check_settings(function.name(), &call.params.args)?;
+            }
             let changed = hold_first(&mut call.params.args, meter)?;
             Ok(Transformed::new(Expr::WindowFunction(call), changed, TreeNodeRecursion::Continue))
         }
         Expr::AggregateFunction(mut call) => {
+            check_settings(call.func.name(), &call.params.args)?;
             let changed = hold_first(&mut call.params.args, meter)?;
             Ok(Transformed::new(Expr::AggregateFunction(call), changed, TreeNodeRecursion::Continue))
         }
@@ -160,6 +166,22 @@ fn hold_constants(
             expression.map_children(|child| hold_constants(child, true, meter))
         }
         other => other.map_children(|child| hold_constants(child, false, meter)),
+    }
+}
+
+/// Refuses what an aggregate would be given for every row, though it looks at it once.
+fn check_settings(function: &str, arguments: &[Expr]) -> Result<()> {
+    let long = arguments.iter().skip(1).find_map(|argument| match argument {
+        Expr::Literal(value, _) if size(value) > LONGEST_SETTING => Some(size(value)),
+        _ => None,
+    });
+    match long {
+        Some(bytes) => Err(too_much(format!(
+            "a constant of {} KiB can't be the second argument of {function}(); it takes up to {} KiB",
+            bytes >> 10,
+            LONGEST_SETTING >> 10
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ mod mask;
 mod matches;
 mod money;
 mod score;
+mod string_agg;
 mod sum;
 mod tokenize;
 mod weight;
@@ -61,5 +62,6 @@ pub fn scalar_functions(
 pub fn aggregate_functions(find: impl Fn(&str) -> Option<Arc<AggregateUDF>>) -> Vec<Arc<AggregateUDF>> {
     let mut functions = aggregate::functions();
     functions.extend(find("sum").map(|sum| Arc::new(sum::checked(sum))));
+    functions.extend(find("string_agg").map(|joined| Arc::new(string_agg::bounded(joined))));
     functions
 }
