@@ -22,7 +22,7 @@ for target in "$@"; do
     sql | plan)
         # One statement each: a text that is parsed in no time is changed a thousand times a second.
         rm -rf corpus/statements && mkdir -p corpus/statements
-        find ../packs ../crates/server/tests/scenarios -type f | sort | xargs cat |
+        find seeds/sql ../packs ../crates/server/tests/scenarios -type f | sort | xargs cat |
             awk -v RS=';' 'NF { file = sprintf("corpus/statements/%04d", NR); print > file; close(file) }'
         [ -f corpus/statements/0001 ] || { echo "no statements to begin with" >&2 && exit 1; }
         hints="corpus/statements -max_len=2000 -dict=dictionaries/sql.dict"
