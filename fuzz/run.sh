@@ -31,5 +31,5 @@ for target in "$@"; do
     esac
     # shellcheck disable=SC2086 # each word of the hints is an argument: a folder of seeds, or a dictionary
     cargo run --quiet --release --locked --features sql,credentials --bin "$target" -- "corpus/$target" $hints \
-        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -artifact_prefix="artifacts/$target/" -print_final_stats=1
+        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -artifact_prefix="artifacts/$target/" -print_final_stats=1 -print_pcs=1
 done

@@ -34,6 +34,7 @@ fn greedy() -> Vec<String> {
         "SELECT length(string_agg(id, repeat('-', 4000) ORDER BY n DESC)) AS n FROM big".into(),
         "SELECT string_agg(id, repeat('-', 1000000)) OVER (ORDER BY n ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS n FROM big".into(),
         "SELECT n % 7 AS k, length(string_agg(id, repeat('-', 4000))) AS n FROM big GROUP BY n % 7".into(),
+        "SELECT n / 50000 AS k, length(string_agg(id, repeat('-', 4000))) AS n FROM big GROUP BY n / 50000".into(),
         "SELECT sum(length(array_to_string(range(0, 500), repeat('x', 100000)))) AS n FROM big".into(),
         "SELECT max(length(array_to_string(array_repeat(id, 400), repeat('x', 10000)))) AS n FROM big".into(),
         "SELECT max(length(encode(encode(encode(encode(repeat(id, 400), 'hex'), 'hex'), 'hex'), 'hex'))) AS n FROM big".into(),

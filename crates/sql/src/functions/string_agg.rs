@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
-use arrow::datatypes::{DataType, FieldRef};
+use arrow::compute::cast;
+use arrow::compute::kernels::length::length;
+use arrow::datatypes::{DataType, FieldRef, Int64Type};
 use datafusion::common::{Result, ScalarValue, exec_err};
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{
@@ -57,7 +59,7 @@ impl AggregateUDFImpl for StringAgg {
     fn create_groups_accumulator(&self, arguments: AccumulatorArgs) -> Result<Box<dyn GroupsAccumulator>> {
         let separator = separator(&arguments);
         let inner = self.string_agg.create_groups_accumulator(arguments)?;
-        Ok(Box::new(Groups { inner, separator }))
+        Ok(Box::new(Groups { inner, separator, gathered: Vec::new() }))
     }
 
     fn reverse_expr(&self) -> ReversedUDAF {
@@ -133,15 +135,32 @@ impl Accumulator for One {
     }
 }
 
-/// A text for each group.
+/// A text for each group. All of them together are on the account of memory; one alone must not grow too long.
 struct Groups {
     inner: Box<dyn GroupsAccumulator>,
     separator: usize,
+    /// Bytes of each.
+    gathered: Vec<usize>,
 }
 
 impl Groups {
-    fn check(&self, texts: &ArrayRef) -> Result<()> {
-        check(self.inner.size().saturating_add(grown(texts, self.separator)))
+    fn gather(
+        &mut self,
+        texts: &ArrayRef,
+        groups: &[usize],
+        filter: Option<&BooleanArray>,
+        total: usize,
+    ) -> Result<()> {
+        self.gathered.resize(total, 0);
+        let lengths = cast(&length(texts.as_ref())?, &DataType::Int64)?;
+        for (row, (group, bytes)) in groups.iter().zip(lengths.as_primitive::<Int64Type>()).enumerate() {
+            let Some(bytes) = bytes else { continue };
+            if filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row)) {
+                self.gathered[*group] += bytes as usize + self.separator;
+                check(self.gathered[*group])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -153,20 +172,22 @@ impl GroupsAccumulator for Groups {
         filter: Option<&BooleanArray>,
         total: usize,
     ) -> Result<()> {
-        self.check(&values[0])?;
+        self.gather(&values[0], groups, filter, total)?;
         self.inner.update_batch(values, groups, filter, total)
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef], groups: &[usize], total: usize) -> Result<()> {
-        self.check(&states[0])?;
+        self.gather(&states[0], groups, None, total)?;
         self.inner.merge_batch(states, groups, total)
     }
 
     fn evaluate(&mut self, emit: EmitTo) -> Result<ArrayRef> {
+        emit.take_needed(&mut self.gathered);
         self.inner.evaluate(emit)
     }
 
     fn state(&mut self, emit: EmitTo) -> Result<Vec<ArrayRef>> {
+        emit.take_needed(&mut self.gathered);
         self.inner.state(emit)
     }
 
@@ -175,6 +196,6 @@ impl GroupsAccumulator for Groups {
     }
 
     fn size(&self) -> usize {
-        self.inner.size()
+        self.inner.size() + self.gathered.capacity() * size_of::<usize>()
     }
 }
