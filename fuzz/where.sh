@@ -1,5 +1,6 @@
 #!/bin/sh
-# Where the branches are that a run was the first to reach: in the project's own crates, or in the parsers under them. Whether a
+# Where the branches are that a run was the first to reach: in functions of the project's own crates, or elsewhere, which is the
+# parsers under them and what both use of the standard library. Whether a
 # target has gone quiet is a question about the first; a parser of all SQL dialects has branches for weeks.
 #
 #   setarch -R fuzz/run.sh 1800 sql 2>&1 | tee run.log; fuzz/where.sh sql run.log
@@ -7,8 +8,7 @@
 # `setarch -R` puts the program at the same address each time, which is what this reckons with.
 set -eu
 [ $# -eq 2 ] || { echo "which target, and the log of its run? for example: fuzz/where.sh sql run.log" >&2 && exit 1; }
-program=$(dirname "$0")/${CARGO_TARGET_DIR:-target}/release/$1
-[ -z "${CARGO_TARGET_DIR:-}" ] || program=$CARGO_TARGET_DIR/release/$1
+program=${CARGO_TARGET_DIR:-$(dirname "$0")/target}/release/$1
 [ -x "$program" ] || { echo "no program at $program; fuzz/run.sh builds it" >&2 && exit 1; }
 inputs=$(mktemp)
 trap 'rm -f "$inputs"' EXIT
@@ -23,5 +23,5 @@ done | addr2line --exe "$program" --functions --demangle | awk 'NR % 2' | paste 
     { other++ }
     END {
         for (name in names) printf "%5d %s\n", names[name], name
-        printf "%d inputs; new branches: %d in own crates, the last by input %d; %d in the parsers under them\n", inputs, own, last, other
+        printf "%d inputs; new branches: %d in own crates, the last by input %d; %d elsewhere\n", inputs, own, last, other
     }'
